@@ -1,0 +1,91 @@
+"""The architecture of a pooling encoder-decoder as plain values (no torch here, so that it loads at once)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+OPERATORS = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
+NORMS = ("pre", "post")
+POSITIONS = ("sinusoidal", "rotary")
+ACTIVATIONS = ("relu", "gelu", "swiglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingStage:
+    """One entry of the pooling schedule: pool what leaves encoder layer `after_layer`."""
+
+    after_layer: int
+    """1-based number of the encoder layer after which to pool."""
+    length: int | None = None
+    """Tokens kept of each document (shorter documents pass unchanged). Give this or `ratio`."""
+    ratio: float | None = None
+    """Share of the document's tokens kept, 1/2, 1/4, 1/8, ... Give this or `length`."""
+    operator: str = "successive_halving"
+    """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, iterative_softmax)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Dimensions and pooling schedule. Defaults are the paper's deep setting without pooling (= Blockwise)."""
+
+    d_model: int = 512
+    """Width."""
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    """Inner width of the feed-forward layers."""
+    activation: str = "relu"
+    """relu, gelu or swiglu (gated)."""
+    norm: str = "post"
+    """post (paper) or pre."""
+    positions: str = "sinusoidal"
+    """sinusoidal (paper; added to the embeddings) or rotary (follows the positions of pooled tokens)."""
+    block_size: int | None = 512
+    """Tokens per encoder attention block; null = full attention (the vanilla Transformer)."""
+    pooling: tuple[PoolingStage, ...] = field(default_factory=tuple)
+    """The pooling schedule, in order of layers; empty = no pooling."""
+    pooling_base: float = 20.0
+    """Base b of the pair softmax, softmax(b^s) (Successive Halving paper)."""
+    dropout: float = 0.1
+    init_std: float = 0.02
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        choices = (("activation", ACTIVATIONS), ("norm", NORMS), ("positions", POSITIONS))
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
+        for name in ("d_model", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim"):
+            if getattr(self, name) < 1:
+                yield name, f"is {getattr(self, name)}; must be at least 1"
+        if self.num_heads >= 1 and self.d_model % (2 * self.num_heads):
+            yield "d_model", f"is {self.d_model}; must be a multiple of 2 x num_heads = {2 * self.num_heads}"
+        if self.block_size is not None and self.block_size < 1:
+            yield "block_size", f"is {self.block_size}; must be at least 1, or null for full attention"
+        if not 0 <= self.dropout < 1:
+            yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
+        if self.pooling_base <= 1:
+            yield "pooling_base", f"is {self.pooling_base}; must be above 1"
+        yield from self._schedule_problems()
+
+    def _schedule_problems(self) -> Iterator[tuple[str, str]]:
+        previous: PoolingStage | None = None
+        for index, stage in enumerate(self.pooling):
+            key = f"pooling[{index}]"
+            if not 1 <= stage.after_layer <= self.encoder_layers:
+                yield f"{key}.after_layer", f"is {stage.after_layer}; must lie in 1..{self.encoder_layers}"
+            if (stage.length is None) == (stage.ratio is None):
+                yield key, "needs exactly one of length and ratio"
+            if stage.length is not None and stage.length < 1:
+                yield f"{key}.length", f"is {stage.length}; must be at least 1"
+            if stage.ratio is not None and (
+                stage.ratio <= 0 or stage.ratio >= 1 or not (1 / stage.ratio).is_integer()
+                or int(1 / stage.ratio) & (int(1 / stage.ratio) - 1)
+            ):
+                yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."
+            if stage.operator not in OPERATORS:
+                yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATORS)}"
+            if previous and stage.after_layer <= previous.after_layer:
+                yield f"{key}.after_layer", f"is {stage.after_layer}; must be above the stage before it"
+            if previous and previous.length and stage.length and stage.length >= previous.length:
+                yield f"{key}.length", f"is {stage.length}; must be below the stage before it ({previous.length})"
+            previous = stage

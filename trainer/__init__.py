@@ -1,0 +1,1 @@
+"""The training system: loop, DeepSpeed engine, checkpoints, evaluation, metrics, export, report."""
