@@ -78,7 +78,9 @@ class Architecture:
             if stage.length is not None and stage.length < 1:
                 yield f"{key}.length", f"is {stage.length}; must be at least 1"
             if stage.ratio is not None and (
-                stage.ratio <= 0 or stage.ratio >= 1 or not (1 / stage.ratio).is_integer()
+                stage.ratio <= 0
+                or stage.ratio >= 1
+                or not (1 / stage.ratio).is_integer()
                 or int(1 / stage.ratio) & (int(1 / stage.ratio) - 1)
             ):
                 yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."

@@ -82,7 +82,7 @@ class TrainConfig:
     init_from: str | None = None
     """Folder of an exported model whose weights start the run (fine-tuning); null starts from random weights."""
     resume: bool = True
-    """Continue from the newest valid checkpoint in the run folder, if there is one; false refuses to touch such a run."""
+    """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
     checkpoint_every_steps: int = 1000
     """Save a checkpoint every so many steps, and at the end."""
     keep_last_checkpoints: int = 2
@@ -167,7 +167,10 @@ class Config:
                 f"is {self.engine.micro_batch_size}, above data.batch_size = {self.data.batch_size}",
             )
         if self.data.objective == "summarize" and self.data.train_split == "pretrain":
-            yield "data.objective", "is 'summarize', but the pretrain split has no summaries; use denoise or gap_sentences"
+            yield (
+                "data.objective",
+                "is 'summarize', but split pretrain has no summaries; use denoise or gap_sentences",
+            )
         if self.optimizer.warmup_steps > self.train.steps:
             yield (
                 "optimizer.warmup_steps",

@@ -1,0 +1,47 @@
+# make demo   install, then the whole main job on real text (a few minutes on 2 cores)
+# make test   install, then lint, types and all tests
+# make lint   ruff and mypy alone
+# make clean  remove what make made
+#
+# Variables: PYTHON (3.11 or newer), DATA (your own documents for `make demo DATA=papers.jsonl`),
+#            TORCH (what to install first; where no GPU is visible a CPU build serves best), PYTEST (more pytest options).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DATA ?=
+PYTEST ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch goes first, by name: DeepSpeed's build looks for it, and a CPU build found by pip is kept.
+	$(BIN)/pip install --quiet -c constraints.txt "$(TORCH)"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/transpooler demo --output build/demo $(if $(DATA),--data "$(DATA)")
+
+test: lint
+	$(BIN)/pytest $(PYTEST)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
