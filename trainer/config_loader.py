@@ -58,7 +58,7 @@ def _merged(paths: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.create({})
+    merged: Any = OmegaConf.create({})
     try:
         for path in paths:
             merged = OmegaConf.merge(merged, _read_yaml(Path(path)))
