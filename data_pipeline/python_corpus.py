@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 400_000
 MIN_PAIR_WORDS = 1_000
 MIN_PRETRAIN_WORDS = 300
 DOCSTRING_WORDS = (15, 400)
+MAX_PRETRAIN_MODULES = 300
+"""Of one package, so that preparation stays quick and no package outweighs the rest; the choice is by hash of the id."""
 HELD_OUT_SHARE = 0.1
 MIN_HELD_OUT = 20
 MIN_STANDARD_LIBRARY_PAIRS, MIN_PAIRS = 100, 250
@@ -73,8 +75,10 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
         split = split_of.get(module.package, "train")
         if module.summary is not None:
             documents[split].append({"article": module.source, "abstract": module.summary, "id": module.id})
-        if split == "train":
-            documents["pretrain"].append({"text": module.text, "id": module.id})
+    training = [module for module in modules if split_of.get(module.package, "train") == "train"]
+    kept = _pretraining_ids(training)
+    documents["pretrain"] = [{"text": module.text, "id": module.id} for module in training if module.id in kept]
+    left_out["over_package_limit"] = len(training) - len(kept)
     for split, records in documents.items():
         with atomic_write(output / f"{split}.jsonl") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -84,6 +88,17 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
         "standard_library_pairs": num_standard,
         "left_out": dict(sorted(left_out.items())),
     }
+
+
+def _pretraining_ids(modules: list[Module]) -> set[str]:
+    """At most MAX_PRETRAIN_MODULES of each package."""
+    taken: Counter[str] = Counter()
+    kept = set()
+    for module in sorted(modules, key=lambda module: hashlib.sha256(module.id.encode()).digest()):
+        taken[module.package] += 1
+        if taken[module.package] <= MAX_PRETRAIN_MODULES:
+            kept.add(module.id)
+    return kept
 
 
 def split_packages(pairs_of_package: Counter[str]) -> dict[str, str]:
