@@ -27,9 +27,7 @@ class NearCopies:
         plain_summary = _NOT_LETTERS.sub(" ", (summary or "").lower())
         sketch = _sketch(text)
         shared = Counter(other for value in sketch for other in self._texts_with.get(value, ()))
-        copy = any(
-            count >= SAME_SHARE * min(len(sketch), self._sizes[other]) for other, count in shared.most_common(1)
-        )
+        copy = any(count >= SAME_SHARE * min(len(sketch), self._sizes[other]) for other, count in shared.most_common(1))
         if copy or plain_summary in self._summaries:
             return False
         for value in sketch:

@@ -75,7 +75,9 @@ def _prepare_into(work: Path, config: PrepareConfig, splits: Splits) -> dict[str
         "settings": _settings(config),
         "inputs": inputs,
         "tokenizer": {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
-        "splits": {split: _prepare_split(work / split, split, paths, config, tokenizer) for split, paths in splits.items()},
+        "splits": {
+            split: _prepare_split(work / split, split, paths, config, tokenizer) for split, paths in splits.items()
+        },
     }
     write_json(work / REPORT_NAME, report)
     return report
@@ -266,7 +268,9 @@ def _same_inputs(recorded: dict[str, list[dict[str, Any]]], splits: Splits) -> b
         split: [str(path) for path in paths] for split, paths in splits.items()
     }:
         return False
-    for item, path in ((item, path) for split in splits for item, path in zip(recorded[split], splits[split], strict=True)):
+    for item, path in (
+        (item, path) for split in splits for item, path in zip(recorded[split], splits[split], strict=True)
+    ):
         stamp = _stamp(path)
         if stamp["size_bytes"] != item["size_bytes"]:
             return False

@@ -36,10 +36,14 @@ _LEFT_OUT_FOLDERS = {
     *("_vendor", "vendor", "vendored", "_vendored", "extern", "externals", "third_party"),
 }
 _TEST_FILE = re.compile(r"(test_.*|.*_tests?|tests?|conftest)\.py")
-_GENERATED = re.compile(r"do not (edit|modify)|generated (by|from|using|with)|auto-?generated|automatically generated", re.I)
+_GENERATED = re.compile(
+    r"do not (edit|modify)|generated (by|from|using|with)|auto-?generated|automatically generated", re.I
+)
 _LICENCE = re.compile(r"licensed under|permission is hereby granted|redistribution and use|all rights reserved", re.I)
 # Comments and blank lines, then a triple-quoted string as the first statement.
-_DOCSTRING = re.compile(r"""\A(?:[ \t\f]*(?:\#[^\n]*)?\n)*[rRuU]?(?P<quote>\"\"\"|''')(?:[^\\]|\\.)*?(?P=quote)[^\n]*""", re.S)
+_DOCSTRING = re.compile(
+    r"""\A(?:[ \t\f]*(?:\#[^\n]*)?\n)*[rRuU]?(?P<quote>\"\"\"|''')(?:[^\\]|\\.)*?(?P=quote)[^\n]*""", re.S
+)
 
 
 @dataclass(frozen=True, slots=True)

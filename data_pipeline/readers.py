@@ -114,9 +114,7 @@ def _read_text(path: Path, require_target: bool) -> RawDocument | Dropped:
     return RawDocument(path.stem, text, None, str(path), 1)
 
 
-def _read_json_lines(
-    path: Path, sources: tuple[str, ...], targets: tuple[str, ...]
-) -> Iterator[RawDocument | Dropped]:
+def _read_json_lines(path: Path, sources: tuple[str, ...], targets: tuple[str, ...]) -> Iterator[RawDocument | Dropped]:
     counts: Counter[str] = Counter()
     first_bad = ""
     keys_seen: list[str] = []

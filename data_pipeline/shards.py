@@ -68,7 +68,9 @@ class ShardDataset:
             raise UserError(f"{self.folder}: no shards here (no {INDEX_NAME}); run `transpooler prepare` first")
         self.index: dict[str, Any] = read_json(self.folder / INDEX_NAME)
         if self.index.get("format") != FORMAT:
-            raise UserError(f"{self.folder / INDEX_NAME}: format {self.index.get('format')}, not {FORMAT}; prepare again")
+            raise UserError(
+                f"{self.folder / INDEX_NAME}: format {self.index.get('format')}, not {FORMAT}; prepare again"
+            )
         self._shards = [self.folder / shard["name"] for shard in self.index["shards"]]
         self._check_sizes()
         self._rows = self._open_documents()

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from data_pipeline.objectives import SentenceEnds, gap_sentences, split_units, text_infilling
-from data_pipeline.tokenizer import SpecialIds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from data_pipeline.objectives import SentenceEnds, gap_sentences, split_units, text_infilling
+from data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
 TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "Ċ", "Ġ(", *[f"Ġw{i}" for i in range(191)]]
@@ -18,9 +19,7 @@ def refill(corrupted: np.ndarray, blank: int, spans: list[list[int]]) -> list[in
 
 def infill(source, seed=0, limit=10**6, fraction=0.3, mean=3.0):
     rng = np.random.default_rng(seed)
-    return text_infilling(
-        source, SPECIAL, rng, mask_fraction=fraction, mean_span_tokens=mean, max_target_tokens=limit
-    )
+    return text_infilling(source, SPECIAL, rng, mask_fraction=fraction, mean_span_tokens=mean, max_target_tokens=limit)
 
 
 def test_bart_masks_the_fraction_in_poisson_spans_and_wants_the_document_back():
@@ -80,8 +79,15 @@ def test_sentences_end_at_newlines_and_at_full_stops_before_a_space():
 
 def test_the_sentence_most_like_the_rest_is_taken():
     unlike, like = list(range(50, 58)), list(range(60, 68))
-    source = np.array([*unlike, 7, *like, 7, *range(100, 108), 7, *like[:4], *range(120, 124), 7, *like[4:], *range(130, 134)])
+    source = np.array(
+        [*unlike, 7, *like, 7, *range(100, 108), 7, *like[:4], *range(120, 124), 7, *like[4:], *range(130, 134)]
+    )
     _, target = gap_sentences(
-        source, SPECIAL, np.random.default_rng(0), boundaries=SentenceEnds(TOKENS), gap_fraction=0.2, max_target_tokens=50
+        source,
+        SPECIAL,
+        np.random.default_rng(0),
+        boundaries=SentenceEnds(TOKENS),
+        gap_fraction=0.2,
+        max_target_tokens=50,
     )
     assert target.tolist() == [*like, 7]

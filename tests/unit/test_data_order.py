@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from data_pipeline.order import Order, global_batch, steps_per_epoch
 
 

@@ -4,6 +4,7 @@ import itertools
 import threading
 
 import pytest
+
 from data_pipeline.prefetch import prefetch
 
 

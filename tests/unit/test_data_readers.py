@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from common.errors import UserError
 from data_pipeline.readers import Dropped, RawDocument, read_documents, resolve_paths
 

@@ -1,10 +1,18 @@
 """Tokenizers: lossless, deterministic, with the special tokens at their ids and never made from text."""
 
 import pytest
-from common.errors import UserError
-from data_pipeline.tokenizer import SPECIAL_TOKENS, SpecialIds, fingerprint, load_tokenizer, special_ids, train_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from common.errors import UserError
+from data_pipeline.tokenizer import (
+    SPECIAL_TOKENS,
+    SpecialIds,
+    fingerprint,
+    load_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
 
 TEXTS = ["def f(x):\n    return x + 1\n", "The quick brown fox, again and again. " * 5, "été 漢字 \u200b"]
 
