@@ -6,7 +6,7 @@ that a full batch needs; where a rank has no document left it gets a dummy whose
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Loader:
                 "use data.objective=denoise or gap_sentences"
             )
         if config.objective == "gap_sentences":
-            vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+            vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
             self._boundaries = SentenceEnds([token or "" for token in vocabulary])
         self._order = Order(
             np.minimum(self.dataset.source_lengths, config.max_source_tokens),
@@ -83,7 +83,7 @@ class Loader:
         )
         self.steps_per_epoch = self._order.steps_per_epoch
 
-    def steps(self, start: int) -> Iterator[Step]:
+    def steps(self, start: int) -> Generator[Step, None, None]:
         """Endless from optimizer step `start` of the run, read ahead by a thread; close the iterator to stop it."""
         return prefetch((self._step(step) for step in itertools.count(start)), self.config.prefetch_steps)
 

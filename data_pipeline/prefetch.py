@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,7 +18,7 @@ class _Failure:
 _END = object()
 
 
-def prefetch(items: Iterable[Item], size: int) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], size: int) -> Generator[Item, None, None]:
     """Yield `items`, of which up to `size` are computed ahead by a thread.
 
     An exception of the producer is raised here, after the items before it. The thread ends when the iterator is closed

@@ -7,13 +7,9 @@ input files is left alone. Memory does not grow with the corpus.
 `workers` is the number of tokenizing threads of the `tokenizers` library (it releases Python's lock); 1 turns them off.
 """
 
-import errno
-import fcntl
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -22,9 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import INCOMPLETE_SUFFIX, fsync_folder, read_json, sha256_of, write_json
+from common.files import write_json
 from common.progress import progress, say
 from data_pipeline.config import SPLITS, PrepareConfig
+from data_pipeline.output import (
+    REPORT_FORMAT,
+    REPORT_NAME,
+    Splits,
+    describe_inputs,
+    finished_report,
+    user_errors,
+    workspace,
+)
 from data_pipeline.readers import Dropped, RawDocument, read_documents, resolve_paths
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
@@ -32,13 +37,9 @@ from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-REPORT_NAME = "report.json"
-REPORT_FORMAT = 1
 _BATCH_DOCUMENTS = 64
 _BATCH_CHARACTERS = 2_000_000
 _SHOWN_DROPS = 5  # lines printed for each reason; the rest is only counted
-
-Splits = dict[str, list[Path]]
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -54,12 +55,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if not splits:
         raise UserError("prepare.sources: no input; for example prepare.sources.train=[papers.jsonl]")
     output = Path(config.output).expanduser()
-    with _user_errors(output):
-        finished = _finished_report(output, config, splits)
+    with user_errors(output):
+        finished = finished_report(output, _settings(config), splits)
         if finished is not None:
             say(f"{output}: already prepared from the same files with the same settings; nothing to do")
             return finished
-        with _workspace(output) as work:
+        with workspace(output) as work:
             report = _prepare_into(work, config, splits)
     say(f"{output}: ready")
     return report
@@ -67,7 +68,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def _prepare_into(work: Path, config: PrepareConfig, splits: Splits) -> dict[str, Any]:
     _set_threads(config.workers)
-    inputs = _describe_inputs(splits)  # before reading: a file that changes meanwhile is noticed by the next run
+    inputs = describe_inputs(splits)  # before reading: a file that changes meanwhile is noticed by the next run
     tokenizer = _tokenizer(config, splits)
     tokenizer.save_pretrained(work / "tokenizer")
     report = {
@@ -231,88 +232,6 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     if config.tokenizer.path is not None:
         settings["tokenizer"] = {"fingerprint": fingerprint(load_tokenizer(config.tokenizer.path))}
     return settings
-
-
-def _describe_inputs(splits: Splits) -> dict[str, list[dict[str, Any]]]:
-    return {split: [{**_stamp(path), "sha256": sha256_of(path)} for path in paths] for split, paths in splits.items()}
-
-
-def _stamp(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"path": str(path), "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def _finished_report(output: Path, config: PrepareConfig, splits: Splits) -> dict[str, Any] | None:
-    """The report of a finished output of the same settings and inputs; None if there is no output yet."""
-    if not output.exists():
-        return None
-    if not output.is_dir():
-        raise UserError(f"{output}: is a file; choose another prepare.output")
-    if not any(output.iterdir()):
-        return None
-    remedy = "choose another prepare.output or remove this folder"
-    if not (output / REPORT_NAME).is_file():
-        raise UserError(f"{output}: holds files that `transpooler prepare` did not write; {remedy}")
-    report = read_json(output / REPORT_NAME)
-    changed = [name for name, value in _settings(config).items() if report.get("settings", {}).get(name) != value]
-    if report.get("format") != REPORT_FORMAT or changed:
-        raise UserError(f"{output}: was prepared with other settings ({', '.join(changed) or 'format'}); {remedy}")
-    if not _same_inputs(report["inputs"], splits):
-        raise UserError(f"{output}: was prepared from other input files, or they have changed; {remedy}")
-    return report
-
-
-def _same_inputs(recorded: dict[str, list[dict[str, Any]]], splits: Splits) -> bool:
-    """Same paths and sizes, and either untouched since or of the same content."""
-    if {split: [item["path"] for item in items] for split, items in recorded.items()} != {
-        split: [str(path) for path in paths] for split, paths in splits.items()
-    }:
-        return False
-    for item, path in (
-        (item, path) for split in splits for item, path in zip(recorded[split], splits[split], strict=True)
-    ):
-        stamp = _stamp(path)
-        if stamp["size_bytes"] != item["size_bytes"]:
-            return False
-        if stamp["mtime_ns"] != item["mtime_ns"] and sha256_of(path) != item["sha256"]:
-            return False
-    return True
-
-
-@contextmanager
-def _workspace(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output` that takes its place when the block succeeds, and goes away when it does not."""
-    work = output.with_name(output.name + INCOMPLETE_SUFFIX)
-    work.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another `transpooler prepare` is writing it; wait for it to end") from None
-        for leftover in work.iterdir():  # of a run that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        try:
-            yield work
-            os.replace(work, output)
-            fsync_folder(output.parent)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _user_errors(output: Path) -> Iterator[None]:
-    """Failures of the file system while writing are the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        with suppress(TypeError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{output}: the disk is full; free space or choose another prepare.output") from error
-        raise UserError(f"{output}: cannot write: {error}; choose another prepare.output") from error
 
 
 def _names(paths: list[Path]) -> str:

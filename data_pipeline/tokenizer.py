@@ -73,7 +73,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
-    settings = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
+    settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
     try:
         if (file.parent / "tokenizer_config.json").is_file():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **settings)
@@ -95,8 +95,9 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
     """The ids of the special tokens, whatever their names in this tokenizer."""
-    ids: list[Any] = [getattr(tokenizer, f"{role}_id") for role in _ROLES]
-    return SpecialIds(*ids, tokenizer.convert_tokens_to_ids(GAP_TOKEN))
+    ids = {role.removesuffix("_token"): getattr(tokenizer, f"{role}_id") for role in _ROLES}
+    gap: Any = tokenizer.convert_tokens_to_ids(GAP_TOKEN)
+    return SpecialIds(**ids, gap=gap)
 
 
 def _add_missing_tokens(tokenizer: "PreTrainedTokenizerFast") -> None:

@@ -150,7 +150,7 @@ def test_errors_of_the_thread_reach_the_caller(config, tmp_path):
     broken = loader(replace(config, shards=str(tmp_path / "copy")))
     for shard in (tmp_path / "copy/train").glob("*.tar"):
         shard.unlink()
-    with pytest.raises(UserError, match="train-000000.tar: damaged"):
+    with pytest.raises(UserError, match=r"train-000000.tar: damaged"):
         next(broken.steps(0))
 
 
@@ -162,5 +162,5 @@ def test_user_mistakes(config, tmp_path):
     shutil.copytree(config.shards, tmp_path / "copy")
     tokenizer = tmp_path / "copy/tokenizer/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"Ġ":', '"Ġzzz":', 1))
-    with pytest.raises(UserError, match="not the tokenizer of the shards|cannot load the tokenizer"):
+    with pytest.raises(UserError, match=r"not the tokenizer of the shards|cannot load the tokenizer"):
         loader(replace(config, shards=str(tmp_path / "copy")))

@@ -61,6 +61,7 @@ def test_documents_come_back_and_drops_are_counted(config, capsys):
     assert len(dataset.index["shards"]) > 2
     for i in (0, 7, 29, 3):
         document = dataset.read(i)
+        assert document.target is not None
         assert tokenizer.decode(document.source) == article(i)["article"]
         assert tokenizer.decode(document.target) == article(i)["abstract"]
         assert document.meta["id"] == f"doc-{i}"
@@ -99,7 +100,7 @@ def test_a_finished_output_is_left_alone_and_never_overwritten(config, capsys):
     os.utime(source, (1, 1))  # touched, same content
     assert prepare(changed(config, workers=1)) == json.loads(json.dumps(first))
     assert "already prepared" in capsys.readouterr().err
-    with pytest.raises(UserError, match="other settings .min_source_tokens."):
+    with pytest.raises(UserError, match=r"other settings .min_source_tokens."):
         prepare(changed(config, min_source_tokens=17))
     source.write_text(source.read_text() + "\n" + json.dumps(article(99)))
     with pytest.raises(UserError, match="other input files"):
@@ -124,6 +125,9 @@ def test_leftovers_of_a_killed_run_are_cleared(config, tmp_path):
     assert len(ShardDataset(tmp_path / "out/train")) == 30
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # tarfile flushes once more when collected
 def test_a_full_disk_leaves_nothing_behind(config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
