@@ -24,10 +24,12 @@ def text_infilling(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace spans by one <mask> each; generate what was there.
 
-    A document of at most `max_target_tokens` tokens: BART (Lewis et al. 2020): span lengths are Poisson, `mask_fraction` of
+    A document of at most `max_target_tokens` tokens: BART (Lewis et al. 2020): span lengths are Poisson,
+    `mask_fraction` of
     the tokens are masked, spans of length 0 insert a <mask>; the target is the whole document.
 
-    A longer one cannot be generated whole. Then as many spans as the target can hold (but not above `mask_fraction`) are
+    A longer one cannot be generated whole. Then as many spans as the target can hold (but not above `mask_fraction`)
+    are
     masked, spread evenly at random over the whole document, and the target is `<mask> span <mask> span ...` in order.
     """
     if len(source) <= max_target_tokens:
@@ -42,7 +44,8 @@ def text_infilling(
 
 
 def _span_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: int, shortest: int) -> np.ndarray:
-    """Poisson span lengths that use up `budget` tokens, each span costing its length + `cost`; the last is cut to fit."""
+    """Poisson span lengths that use up `budget` tokens, each span costing its length + `cost`; the last is cut to
+    fit."""
     drawn = np.maximum(rng.poisson(mean, size=max(8, int(2 * budget / mean))), shortest)
     used = np.cumsum(drawn + cost)
     num_whole = int(np.searchsorted(used, budget, side="right"))
@@ -112,7 +115,8 @@ def gap_sentences(
 class SentenceEnds:
     """Where sentences end, decided on ids: tables over the vocabulary, made once from its tokens' text.
 
-    A sentence ends after a token with a newline (so that lines of code are units), and after a token that ends in . ! or ?
+    A sentence ends after a token with a newline (so that lines of code are units), and after a token that ends in . !
+    or ?
     if the next one begins with white space.
     """
 

@@ -1,6 +1,7 @@
 """`transpooler prepare`: documents to a tokenizer, WebDataset shards and a report.
 
-Everything is written into `OUTPUT.incomplete` and renamed to `OUTPUT` at the end, so an output folder is either complete
+Everything is written into `OUTPUT.incomplete` and renamed to `OUTPUT` at the end, so an output folder is either
+complete
 or absent; what a killed run left behind is cleared by the next one. A finished output of the same settings and the same
 input files is left alone. Memory does not grow with the corpus.
 
@@ -190,7 +191,8 @@ def _tokenizer(config: PrepareConfig, splits: Splits) -> "PreTrainedTokenizerFas
         return load_tokenizer(config.tokenizer.path)
     if not splits.keys() & {"train", "pretrain"}:
         raise UserError(
-            "prepare.tokenizer.path: give the tokenizer of your model; one can be trained only on train or pretrain sources"
+            "prepare.tokenizer.path: give the tokenizer of your model; one can be trained only on train or pretrain "
+            "sources"
         )
     documents = islice(_training_documents(config, splits), config.tokenizer.max_training_documents)
     with progress("train the tokenizer (documents)") as bar:

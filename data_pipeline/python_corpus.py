@@ -1,6 +1,7 @@
 """A real, long corpus that is on every machine: installed Python modules and their docstrings.
 
-Source without its module docstring -> that docstring: "read the code, write its documentation". The standard library and
+Source without its module docstring -> that docstring: "read the code, write its documentation". The standard library
+and
 site-packages of the running interpreter are read; nothing is downloaded. The same installation gives the same bytes.
 """
 
@@ -25,7 +26,8 @@ MIN_PAIR_WORDS = 1_000
 MIN_PRETRAIN_WORDS = 300
 DOCSTRING_WORDS = (15, 400)
 MAX_PRETRAIN_MODULES = 300
-"""Of one package, so that preparation stays quick and no package outweighs the rest; the choice is by hash of the id."""
+"""Of one package, so that preparation stays quick and no package outweighs the rest; the choice is by hash of the
+id."""
 HELD_OUT_SHARE = 0.1
 MIN_HELD_OUT = 20
 MIN_STANDARD_LIBRARY_PAIRS, MIN_PAIRS = 100, 250
@@ -48,7 +50,8 @@ _DOCSTRING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: `source` is its text without the docstring; `summary` its docstring where that makes a usable pair."""
+    """One module: `source` is its text without the docstring; `summary` its docstring where that makes a usable
+    pair."""
 
     id: str
     package: str
@@ -61,7 +64,8 @@ class Module:
 def write_python_corpus(output: Path) -> dict[str, Any]:
     """Write train, validation, test (article, abstract, id) and pretrain (text, id) as .jsonl; return what was counted.
 
-    Split by package, so that no near-copy crosses; pretrain holds modules of training packages only. Raises UserError if
+    Split by package, so that no near-copy crosses; pretrain holds modules of training packages only. Raises UserError
+    if
     the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
     """
     left_out: Counter[str] = Counter()
@@ -71,7 +75,8 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
     if num_standard < MIN_STANDARD_LIBRARY_PAIRS or len(pairs) < MIN_PAIRS:
         raise UserError(
             f"this Python has {num_standard} documented standard modules (needs {MIN_STANDARD_LIBRARY_PAIRS}) and "
-            f"{len(pairs)} documented modules in all (needs {MIN_PAIRS}); use your own documents: make demo DATA=papers.jsonl"
+            f"{len(pairs)} documented modules in all (needs {MIN_PAIRS}); use your own documents: make demo "
+            f"DATA=papers.jsonl"
         )
     split_of = split_packages(Counter(module.package for module in pairs))
     documents: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": [], "pretrain": []}

@@ -1,7 +1,9 @@
 """Input files to raw documents: JSON Lines (.jsonl, .jsonl.gz) and text (.txt, one file = one document).
 
-Reads line by line, so memory does not grow with the corpus. A few bad records of a corpus are yielded as `Dropped`, each
-with its reason; a file that is bad as a whole is a `UserError` (missing, empty, cut short, none of the keys, mostly broken).
+Reads line by line, so memory does not grow with the corpus. A few bad records of a corpus are yielded as `Dropped`,
+each
+with its reason; a file that is bad as a whole is a `UserError` (missing, empty, cut short, none of the keys, mostly
+broken).
 """
 
 import glob
@@ -73,7 +75,8 @@ def read_documents(
 ) -> Iterator[RawDocument | Dropped]:
     """Yield every record of `paths` in order, as a document or with the reason why it is none.
 
-    A column of None recognises SOURCE_KEYS / TARGET_KEYS, first present wins. Without `require_target` summaries are not
+    A column of None recognises SOURCE_KEYS / TARGET_KEYS, first present wins. Without `require_target` summaries are
+    not
     read: `target` is None. Raises UserError, naming file and line, where a file is bad as a whole.
     """
     sources = (source_column,) if source_column else SOURCE_KEYS

@@ -33,7 +33,8 @@ DOCUMENT_DTYPE = np.dtype(
         ("meta_bytes", "<u4"),
     ]
 )
-"""A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON); no summary: both target fields 0."""
+"""A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON); no summary: both target
+fields 0."""
 
 _TAR_BLOCK = 512
 _NPY_HEADER_BYTES = 128  # of a one-dimensional array in .npy format 1.0
