@@ -31,8 +31,19 @@ _EXIT_CODES = "exit codes: 0 done, 2 a mistake in input or configuration, 75 pre
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
     return guarded(lambda: _run(parsed))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; settings may stand before and after options (argparse alone refuses that)."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (any(item.startswith("-") for item in rest) or not hasattr(parsed, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.settings += rest
+    return parsed
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
