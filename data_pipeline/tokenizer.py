@@ -1,0 +1,112 @@
+"""Tokenizers: train a byte-level BPE, or load any fast tokenizer and give it the special tokens that it lacks.
+
+No tokenizer of ours adds special tokens by itself: shards hold raw ids, the loader appends </s>. Text that happens to
+contain the letters of a special token (such as "<mask>" in source code) is encoded as those letters.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
+"""In a tokenizer trained here these have the ids 0 to 5."""
+GAP_TOKEN = "<gap>"
+_ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """Ids of the special tokens of one tokenizer."""
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+    gap: int
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE with at most `vocab_size` entries; the same texts give the same tokenizer.
+
+    Byte-level and without a prefix space: decode(encode(text)) == text for every text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend: Any = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        additional_special_tokens=[GAP_TOKEN],
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+        **dict(zip(_ROLES, SPECIAL_TOKENS, strict=False)),
+    )
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
+    """Load a saved fast tokenizer (a folder, or a bare tokenizer.json) and add the special tokens it lacks.
+
+    Raises UserError where there is none or it cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    path = Path(folder).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
+    settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
+    try:
+        if (file.parent / "tokenizer_config.json").is_file():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **settings)
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **settings)
+    except Exception as error:  # the tokenizers library raises bare Exception for a file that it cannot parse
+        raise UserError(f"{file}: cannot load the tokenizer: {str(error).splitlines()[0]}") from error
+    _add_missing_tokens(tokenizer)
+    return tokenizer
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """SHA-256 (hex) of what decides ids: the serialised tokenizer without its padding and truncation state."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
+    """The ids of the special tokens, whatever their names in this tokenizer."""
+    ids = {role.removesuffix("_token"): getattr(tokenizer, f"{role}_id") for role in _ROLES}
+    gap: Any = tokenizer.convert_tokens_to_ids(GAP_TOKEN)
+    return SpecialIds(**ids, gap=gap)
+
+
+def _add_missing_tokens(tokenizer: "PreTrainedTokenizerFast") -> None:
+    missing: dict[str, Any] = {
+        role: token
+        for role, token in zip(_ROLES, SPECIAL_TOKENS, strict=False)
+        if getattr(tokenizer, role, None) is None
+    }
+    if GAP_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([GAP_TOKEN], special_tokens=True)
+    if missing:
+        tokenizer.add_special_tokens(missing)

@@ -1,0 +1,30 @@
+"""The corpus of installed modules: big enough, reproducible in its parts, split by package."""
+
+import json
+
+from data_pipeline.python_corpus import cut_docstring, summary_of, write_python_corpus
+
+
+def test_docstring_lines_are_cut_and_nothing_else():
+    assert cut_docstring('# x\n"""One.\n\nTwo.\n"""\nimport os\n') == ("# x\nimport os\n", "One.\n\nTwo.")
+    assert cut_docstring('import os\n"""No."""\n') is None
+    assert summary_of("word " * 14) is None
+    assert summary_of("word " * 401) is None
+    assert summary_of("word " * 20 + "\n>>> 1 + 1\n2") == ("word " * 20).strip()
+
+
+def test_counts_and_split(tmp_path):
+    counts = write_python_corpus(tmp_path)
+    assert counts["standard_library_pairs"] >= 100
+    assert counts["pairs"] >= 250
+    splits = {
+        split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").open(encoding="utf-8")]
+        for split in ("train", "validation", "test", "pretrain")
+    }
+    packages = {split: {r["id"].split("/")[0].removesuffix(".py") for r in rows} for split, rows in splits.items()}
+    assert min(len(splits["validation"]), len(splits["test"])) >= 20
+    assert not packages["test"] & (packages["train"] | packages["pretrain"] | packages["validation"])
+    assert not packages["validation"] & (packages["train"] | packages["pretrain"])
+    for record in splits["test"]:
+        assert len(record["article"].split()) >= 1000
+        assert record["abstract"][:200] not in record["article"]
