@@ -152,7 +152,7 @@ def _documents(files: Sequence[str], column: str | None) -> Iterator[tuple[str, 
     for file in files:
         if file == "-":
             yield "-", _checked("standard input", _read(sys.stdin.buffer.read(), "standard input"))
-        elif Path(file).suffixes[-1:] == [".jsonl"] or file.endswith(".jsonl.gz"):
+        elif file.endswith((".jsonl", ".jsonl.gz")):
             yield from _json_documents(file, column)
         else:
             try:
@@ -162,9 +162,10 @@ def _documents(files: Sequence[str], column: str | None) -> Iterator[tuple[str, 
 
 
 def _json_documents(file: str, column: str | None) -> Iterator[tuple[str, str]]:
-    from data_pipeline.readers import Dropped, read_documents
+    from data_pipeline.readers import Dropped, read_documents, resolve_paths
 
-    for item in read_documents([file], source_column=column, target_column=None, require_target=False):
+    paths = resolve_paths([file], "FILE")
+    for item in read_documents(paths, source_column=column, target_column=None, require_target=False):
         where = f"{file}:{item.line}"
         if isinstance(item, Dropped):
             raise UserError(f"{where}: cannot be summarized ({item.reason})")

@@ -27,6 +27,7 @@ FORMAT = 1
 NUM_HIGHLIGHTED = 3
 LEAD_LENGTH_DOCUMENTS = 1000
 IGNORED = -100
+PLAIN_WIDTH = 120
 
 
 def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict[str, Any]:
@@ -99,25 +100,25 @@ def derangement(count: int, seed: int) -> list[int]:
     return partners.tolist()
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """Print the results as a table on standard output (plain text without a terminal)."""
+def print_table(*evaluations: dict[str, Any]) -> None:
+    """Print evaluations of one split as a table on standard output (plain text without a terminal)."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{results['split']}, {results['num_documents']} documents: ROUGE F1 in % (95 % interval)")
-    table.add_column("")
-    for name in (*ROUGE_TYPES, "words"):
-        table.add_column(name, justify="right")
-    lead_name = f"lead-{results['lead_words']}"
-    model_name = "model" if results["trained"] else "untrained model"
-    for label, scores, words in ((model_name, "rouge", "generated"), (lead_name, "lead_rouge", "lead")):
-        cells = [_percent(results[scores][name]) for name in ROUGE_TYPES]
-        table.add_row(label, *cells, f"{results['mean_words'][words]:.0f}")
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(table)
-    shuffled = results["shuffled_loss"]
-    beside = "" if shuffled is None else f"; with summaries shuffled among the documents {shuffled:.3f}"
-    console.print(f"held-out loss per token {results['loss']:.3f}{beside}", highlight=False)
+    first = evaluations[0]
+    table = Table(title=f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)")
+    for name in ("", *ROUGE_TYPES, "words", "loss", "shuffled"):
+        table.add_column(name, justify="right" if name else "left")
+    for results in evaluations:
+        shuffled = results["shuffled_loss"]
+        losses = (f"{results['loss']:.3f}", "" if shuffled is None else f"{shuffled:.3f}")
+        table.add_row("model" if results["trained"] else "untrained", *_cells(results, "rouge", "generated"), *losses)
+    table.add_row(f"lead-{first['lead_words']}", *_cells(first, "lead_rouge", "lead"))
+    Console(width=None if Console().is_terminal else PLAIN_WIDTH).print(table)
+
+
+def _cells(results: dict[str, Any], scores: str, text: str) -> list[str]:
+    return [*(_percent(results[scores][name]) for name in ROUGE_TYPES), f"{results['mean_words'][text]:.0f}"]
 
 
 def _percent(interval: dict[str, float]) -> str:
