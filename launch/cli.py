@@ -191,7 +191,10 @@ def _add_summarize(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-repeat-ngram-size", type=_positive, metavar="N", help="forbid repeated n-grams")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="documents generated together (default 8)")
     parser.add_argument(
-        "--max-source-tokens", type=_positive, metavar="N", help="cut documents to this many tokens (default: the model's)"
+        "--max-source-tokens",
+        type=_positive,
+        metavar="N",
+        help="cut documents to this many tokens (default: the model's)",
     )
     parser.add_argument("--column", metavar="KEY", help="key of the document in .jsonl lines (default: recognised)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of standard output")
@@ -237,7 +240,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         help="own documents instead of Python sources: a .jsonl or .jsonl.gz file of article/abstract pairs (split "
         "80/10/10), or a folder with train, validation and test files",
     )
-    parser.add_argument("--output", type=Path, default=Path("build/demo"), metavar="FOLDER", help="(default build/demo)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/demo"), metavar="FOLDER", help="(default build/demo)"
+    )
     parser.add_argument("--processes", type=_positive, default=2, metavar="N", help="training ranks (default 2)")
 
 

@@ -52,7 +52,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
     from trainer.evaluate import evaluate as evaluate_model
     from trainer.evaluate import print_table
 
-    print_table(evaluate_model(config, model_folder=model, output=parsed.output or Path(config.run) / "evaluation" / name))
+    print_table(
+        evaluate_model(config, model_folder=model, output=parsed.output or Path(config.run) / "evaluation" / name)
+    )
 
 
 def summarize(parsed: argparse.Namespace) -> None:
@@ -61,6 +63,7 @@ def summarize(parsed: argparse.Namespace) -> None:
     generation = generation_of(parsed)
     documents = list(_documents(parsed.files, parsed.column))
     from trainer.models import load_model
+
     from trainer.summarize import summarize as summarize_texts
 
     model, tokenizer = load_model(parsed.model)
@@ -168,7 +171,8 @@ def _json_documents(file: str, column: str | None) -> Iterator[tuple[str, str]]:
     for item in read_documents(paths, source_column=column, target_column=None, require_target=False):
         where = f"{file}:{item.line}"
         if isinstance(item, Dropped):
-            raise UserError(f"{where}: cannot be summarized ({item.reason})")
+            remedy = "; name the document's key with --column" if item.reason == "missing_source" else ""
+            raise UserError(f"{where}: cannot be summarized ({item.reason}){remedy}")
         yield where, _checked(where, item.source)
 
 

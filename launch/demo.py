@@ -98,8 +98,9 @@ def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, An
 
 def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     """Name, generated summary and reference of the first held-out document."""
-    from data_pipeline.shards import ShardDataset
     from trainer.models import load_model
+
+    from data_pipeline.shards import ShardDataset
     from trainer.summarize import summarize as summarize_texts
 
     config = _load(settings)
@@ -112,8 +113,9 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
 
 def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict[str, Any]) -> None:
     """Print losses, scores against the baselines and throughput."""
-    from trainer.evaluate import print_table
     from trainer.metrics import read_metrics
+
+    from trainer.evaluate import print_table
 
     print()
     for run in runs:

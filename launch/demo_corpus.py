@@ -26,7 +26,9 @@ def demo_sources(data: Path | None, folder: Path) -> dict[str, Path]:
     if not data.is_file():
         raise UserError(f"--data {data}: no such file or folder")
     if not data.name.endswith(SUFFIXES):
-        raise UserError(f"--data {data}: give a .jsonl or .jsonl.gz file of article/abstract pairs, or a folder of them")
+        raise UserError(
+            f"--data {data}: give a .jsonl or .jsonl.gz file of article/abstract pairs, or a folder of them"
+        )
     return split_file(data, folder)
 
 
@@ -46,7 +48,9 @@ def split_file(data: Path, folder: Path) -> dict[str, Path]:
                 files[split].write(line.rstrip(b"\r\n") + b"\n")
         if empty := [split for split in PAIR_SPLITS if not counts[split]]:
             total = sum(counts.values())
-            raise UserError(f"--data {data}: {total} documents leave none for {', '.join(empty)}; give at least about 50")
+            raise UserError(
+                f"--data {data}: {total} documents leave none for {', '.join(empty)}; give at least about 50"
+            )
     say("split by hash of the article: " + ", ".join(f"{split} {counts[split]}" for split in PAIR_SPLITS))
     return {**paths, "pretrain": paths["train"]}
 

@@ -7,7 +7,6 @@ Writes three files, each complete or absent: generated.jsonl (all texts), metric
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from data_pipeline.shards import ShardDataset
 from trainer.config import Config
 from trainer.highlights import highlight
 from trainer.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
-from trainer.summarize import generate, pad_batch
+from trainer.summarize import batches, generate, pad_batch
 
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
@@ -31,7 +30,7 @@ PLAIN_WIDTH = 120
 
 
 def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict[str, Any]:
-    """Evaluate an exported model (None: the untrained one) on `config.evaluation.split`; returns what metrics.json holds.
+    """Evaluate an exported model (None: the untrained one) on `config.evaluation.split`; returns the numbers.
 
     The lead-n baseline takes n = mean words of the references of data.validation_split (first 1,000 documents), so
     that it learns nothing from the evaluated split; without such a split, of the evaluated one.
@@ -66,9 +65,7 @@ _TEXTS = ("generated", "reference", "lead")
 
 
 @torch.no_grad()
-def held_out_losses(
-    model: Any, tokenizer: Any, documents: Sequence[Any], config: Config
-) -> tuple[float, float | None]:
+def held_out_losses(model: Any, tokenizer: Any, documents: Sequence[Any], config: Config) -> tuple[float, float | None]:
     """Mean loss per target token, and the same with every document given another document's summary.
 
     The second is None for a single document. A model that ignores its input has equal losses.
@@ -78,7 +75,7 @@ def held_out_losses(
     sums = np.zeros(2)
     num_tokens = sum(len(_target(document, tokenizer, config)) for document in documents)
     with progress("held-out loss", len(documents)) as bar:
-        for batch in batched(range(len(documents)), config.generation.batch_size):
+        for batch in batches(range(len(documents)), config.generation.batch_size):
             sources = [_source(documents[i], tokenizer, config) for i in batch]
             input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
             for column, chosen in enumerate((batch, [partners[i] for i in batch])):
@@ -146,7 +143,9 @@ def _documents(config: Config, tokenizer: Any, model_folder: Path | None) -> lis
     folder = Path(config.data.shards) / split
     dataset = ShardDataset(folder)
     if fingerprint(tokenizer) != dataset.index["tokenizer_fingerprint"]:
-        raise UserError(f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again")
+        raise UserError(
+            f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again"
+        )
     count = min(len(dataset), config.evaluation.max_documents or len(dataset))
     documents = [dataset.read(number) for number in range(count)]
     if not documents or any(document.target is None for document in documents):
@@ -170,7 +169,7 @@ def _generated(
 ) -> Iterator[dict[str, Any]]:
     """One row per document, in corpus order."""
     with progress("summaries", len(documents)) as bar:
-        for batch in batched(documents, config.generation.batch_size):
+        for batch in batches(documents, config.generation.batch_size):
             sources = [_source(document, tokenizer, config) for document in batch]
             texts = generate(model, tokenizer, sources, config.generation)
             for document, text in zip(batch, texts, strict=True):
@@ -203,9 +202,7 @@ def _highlights(model: Any, tokenizer: Any, documents: Sequence[Any], config: Co
 
 
 def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str, dict[str, float]]:
-    return {
-        name: dataclasses.asdict(bootstrap([row[key][name] for row in rows], seed=seed)) for name in ROUGE_TYPES
-    }
+    return {name: dataclasses.asdict(bootstrap([row[key][name] for row in rows], seed=seed)) for name in ROUGE_TYPES}
 
 
 def _source(document: Any, tokenizer: Any, config: Config) -> list[int]:

@@ -18,7 +18,7 @@ def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int) -
     input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
     model.eval()
     selection = model.select(input_ids, torch.ones_like(input_ids))
-    stages = [weights[0].float().cpu().numpy() for weights in selection.stage_weights]
+    stages = [weights[0].double().cpu().numpy() for weights in selection.stage_weights]
     spans = text_pieces(tokenizer, list(ids)[:-1])
     starts = [start for _, start in spans]
     return {

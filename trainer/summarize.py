@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import batched
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 
 from trainer.config import GenerationConfig
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +37,18 @@ def summarize(
 ) -> Iterator[Summary]:
     """Yield one summary per text, in order. `max_source_tokens` None reads as much as the tokenizer says fits."""
     limit = max_source_tokens or int(tokenizer.model_max_length)
-    for batch in batched(texts, generation.batch_size):
+    for batch in batches(texts, generation.batch_size):
         # Specials written in a text are text: `split_special_tokens` keeps a document from saying </s>.
-        sources = tokenizer(list(batch), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        sources = tokenizer(list(batch), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         cut = [[*source[: limit - 1], tokenizer.eos_token_id] for source in sources]
         for source, read, text in zip(sources, cut, generate(model, tokenizer, cut, generation), strict=True):
             yield Summary(text=text, num_source_tokens=len(source), num_read_tokens=len(read))
 
 
 @torch.no_grad()
-def generate(
-    model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], generation: GenerationConfig
-) -> list[str]:
+def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], generation: GenerationConfig) -> list[str]:
     """Beam search over one batch of token ids (</s> included); the decoded texts."""
     model.eval()
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
@@ -63,9 +65,7 @@ def generate(
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
 
-def pad_batch(
-    sequences: Sequence[Sequence[int]], fill: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_batch(sequences: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids padded at the end with `fill`, and the mask of what is real, both (B, longest) int64."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), fill, dtype=torch.int64)
@@ -74,3 +74,10 @@ def pad_batch(
         ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
         mask[row, : len(sequence)] = 1
     return ids.to(device), mask.to(device)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items in order; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

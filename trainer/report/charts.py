@@ -54,8 +54,8 @@ def line_chart(series: Sequence[Series], label: str) -> str:
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Four to seven round numbers that enclose low..high, evenly spaced."""
-    if high <= low:
-        spread = abs(low) * 0.1 or 1.0
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-9):  # equal, as far as tick labels can tell
+        spread = max(abs(low) * 0.1, 1e-3)
         low, high = low - spread, high + spread
     rough = (high - low) / 4
     magnitude = 10 ** math.floor(math.log10(rough))
@@ -93,5 +93,7 @@ def _drawn_line(
     mark = " dot" if line.dashed or len(places) == 1 else ""
     for (step, value), (x, y) in zip(points, places, strict=True):
         title = escape(f"{line.name}, step {step:,.0f}: {value:,.4g}")
-        parts.append(f'<circle class="hit {colour}{mark}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>')
+        parts.append(
+            f'<circle class="hit {colour}{mark}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
+        )
     return parts

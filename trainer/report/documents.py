@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from trainer.report.charts import short
@@ -39,7 +39,7 @@ def shares_per_tenth(weights: Sequence[float]) -> list[float]:
     """Share of the total weight that lies in each tenth of the document (sums to 1, or all 0)."""
     total = sum(weights)
     bounds = [len(weights) * tenth // NUM_TENTHS for tenth in range(NUM_TENTHS + 1)]
-    sums = [sum(weights[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    sums = [sum(weights[start:end]) for start, end in pairwise(bounds)]
     return [value / total if total else 0.0 for value in sums]
 
 

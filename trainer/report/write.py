@@ -1,4 +1,4 @@
-"""Gathers what runs left behind and fills the template. The file needs nothing else: no network, no model, no folder."""
+"""Gathers what runs left behind and fills the template. The file needs nothing else to be read."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -137,7 +137,15 @@ def score_rows(run: Run, several: bool) -> list[dict[str, Any]]:
             words = round(metrics["mean_words"]["lead"])
             name = f"{prefix}lead-{metrics['lead_words']}"
             rows.append(
-                {"name": name, "split": split, "main": False, "cells": cells, "words": words, "loss": "", "shuffled": ""}
+                {
+                    "name": name,
+                    "split": split,
+                    "main": False,
+                    "cells": cells,
+                    "words": words,
+                    "loss": "",
+                    "shuffled": "",
+                }
             )
     return rows
 
@@ -176,7 +184,9 @@ def preparations(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "documents": f"{counts['documents']:,}",
                     "source_tokens": short(float(f"{counts['source_tokens']:.3g}")),
                     "target_tokens": short(float(f"{counts['target_tokens']:.3g}")),
-                    "dropped": ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in sorted(counts["dropped"].items())),
+                    "dropped": ", ".join(
+                        f"{why.replace('_', ' ')} {n:,}" for why, n in sorted(counts["dropped"].items())
+                    ),
                 }
                 for split, counts in run.preparation.items()
             ]
