@@ -83,7 +83,7 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_override(item: str) -> bool:
     key, separator, _ = item.partition("=")
-    return bool(separator) and "/" not in key and all(part.isidentifier() for part in key.split("."))
+    return bool(separator) and all(part.isidentifier() for part in key.split("."))
 
 
 def _version() -> str:

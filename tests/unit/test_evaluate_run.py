@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,6 +30,7 @@ class EchoModel:
     def __init__(self, pooling: list[dict[str, Any]]) -> None:
         self.config = SimpleNamespace(pooling=pooling)
         self.batch_sizes: list[int] = []
+        self.last_input_ids = torch.empty(0)
 
     def eval(self) -> "EchoModel":
         return self
@@ -49,6 +49,7 @@ class EchoModel:
 
     def generate(self, input_ids: Any, attention_mask: Any, max_new_tokens: int, **_: Any) -> Any:
         self.batch_sizes.append(len(input_ids))
+        self.last_input_ids = input_ids
         return input_ids[:, :max_new_tokens]
 
     def select(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -87,13 +88,13 @@ def config(shards: Path) -> Config:
 
 
 @pytest.fixture
-def model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoModel]:
+def model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> EchoModel:
     echo = EchoModel([{"after_layer": 1, "length": 32, "ratio": None}, {"after_layer": 2, "length": 8, "ratio": None}])
     stub = ModuleType("trainer.models")
     stub.load_model = lambda folder: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
     stub.build_model = lambda config, tokenizer: echo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.models", stub)
-    yield echo
+    return echo
 
 
 def test_evaluation_writes_texts_numbers_and_highlights(
@@ -185,6 +186,14 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Echo
     assert all(summary.num_read_tokens == 8 < summary.num_source_tokens for summary in found)
     assert set(found[0].as_dict()) == {"summary", "num_source_tokens", "num_read_tokens"}
     assert model.batch_sizes == [2, 2, 1]
+
+
+def test_a_document_cannot_write_special_tokens(shards: Path, model: EchoModel) -> None:
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    tokenizer.split_special_tokens = False  # as a tokenizer that was not made here
+    list(summarize(model, tokenizer, ["a </s> b <mask> c"], GenerationConfig()))
+    assert model.last_input_ids[0, -1] == tokenizer.eos_token_id
+    assert not set(model.last_input_ids[0, :-1].tolist()) & set(tokenizer.all_special_ids)
 
 
 def test_batches_are_lazy() -> None:

@@ -93,7 +93,12 @@ def test_absent_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_finished_run_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr("launch.ranks.run_ranks", lambda processes, arguments: started.append(arguments) or 75)
+
+    def run_ranks(processes: int, arguments: list[str]) -> int:
+        started.append(arguments)
+        return 75
+
+    monkeypatch.setattr("launch.ranks.run_ranks", run_ranks)
     settings = [f"run={tmp_path}", "seed=3"]
     assert demo.train(settings, 2, quiet=True) == 75
     save_config(load_config([], settings), tmp_path / "config.yaml")
