@@ -113,9 +113,8 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
 
 def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict[str, Any]) -> None:
     """Print losses, scores against the baselines and throughput."""
-    from trainer.metrics import read_metrics
-
     from trainer.evaluate import print_table
+    from trainer.metrics import read_metrics
 
     print()
     for run in runs:
