@@ -45,7 +45,9 @@ def run_demo(data: Path | None, output: Path, *, processes: int = 2, quiet: bool
 
     write_report([runs["pretrain"], runs["finetune"]], output / "report.html")
     print_outcome(list(runs.values()), untrained, trained)
-    print(f"\nheld-out document: {name}\n  generated: {summary}\n  reference: {' '.join(reference.split())}")
+    print(
+        f"\nheld-out document: {name}\n  generated: {' '.join(summary.split())}\n  reference: {' '.join(reference.split())}"
+    )
     print(f"\nreport: {output / 'report.html'}")
     return None
 
@@ -125,10 +127,9 @@ def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict
             f"{run.name}: training loss {first['loss']:.3f} (step {first['step']}) -> {last['loss']:.3f} "
             f"(step {last['step']}), {speed:,.0f} source tokens/s"
         )
-    print(
-        f"held-out loss: untrained {untrained['loss']:.3f}, fine-tuned {trained['loss']:.3f}, fine-tuned with the "
-        f"summaries shuffled among the documents {trained['shuffled_loss']:.3f}"
-    )
+    print(f"held-out loss: untrained {untrained['loss']:.3f}, fine-tuned {trained['loss']:.3f}", end="")
+    shuffled = trained["shuffled_loss"]  # None for a single document
+    print("" if shuffled is None else f", with the summaries shuffled among the documents {shuffled:.3f}")
     print_table(trained, untrained)
 
 

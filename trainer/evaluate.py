@@ -56,7 +56,8 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     }
     with atomic_write(output / "generated.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_json(output / "highlights.json", _highlights(model, tokenizer, documents, config))
+    with atomic_write(output / "highlights.json") as file:
+        json.dump(_highlights(model, tokenizer, documents, config), file, ensure_ascii=False)
     write_json(output / "metrics.json", results)
     return results
 
@@ -99,11 +100,16 @@ def derangement(count: int, seed: int) -> list[int]:
 
 def print_table(*evaluations: dict[str, Any]) -> None:
     """Print evaluations of one split as a table on standard output (plain text without a terminal)."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     first = evaluations[0]
-    table = Table(title=f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)")
+    console = Console(width=None if Console().is_terminal else PLAIN_WIDTH)
+    frame = box.HEAVY_HEAD if console.is_terminal else box.ASCII2
+    table = Table(
+        box=frame, title=f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)"
+    )
     for name in ("", *ROUGE_TYPES, "words", "loss", "shuffled"):
         table.add_column(name, justify="right" if name else "left")
     for results in evaluations:
@@ -111,7 +117,7 @@ def print_table(*evaluations: dict[str, Any]) -> None:
         losses = (f"{results['loss']:.3f}", "" if shuffled is None else f"{shuffled:.3f}")
         table.add_row("model" if results["trained"] else "untrained", *_cells(results, "rouge", "generated"), *losses)
     table.add_row(f"lead-{first['lead_words']}", *_cells(first, "lead_rouge", "lead"))
-    Console(width=None if Console().is_terminal else PLAIN_WIDTH).print(table)
+    console.print(table)
 
 
 def _cells(results: dict[str, Any], scores: str, text: str) -> list[str]:
