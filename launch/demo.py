@@ -45,9 +45,9 @@ def run_demo(data: Path | None, output: Path, *, processes: int = 2, quiet: bool
 
     write_report([runs["pretrain"], runs["finetune"]], output / "report.html")
     print_outcome(list(runs.values()), untrained, trained)
-    print(
-        f"\nheld-out document: {name}\n  generated: {' '.join(summary.split())}\n  reference: {' '.join(reference.split())}"
-    )
+    print(f"\nheld-out document: {name}")
+    print(f"  generated: {' '.join(summary.split())}")
+    print(f"  reference: {' '.join(reference.split())}")
     print(f"\nreport: {output / 'report.html'}")
     return None
 
