@@ -1,0 +1,36 @@
+"""Exit codes, and the one place that turns exceptions into them."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from common.errors import UserError
+
+DONE = 0
+USER_ERROR = 2
+PREEMPTED = 75
+"""Temporary failure (sysexits.h): the run is saved and continues when started again."""
+INTERRUPTED = 130
+
+
+def guarded(action: Callable[[], int | None]) -> int:
+    """Run `action`; its exit code, with a user's mistakes printed as one line each. Bugs keep their traceback."""
+    try:
+        return action() or DONE
+    except UserError as error:
+        print_user_error(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("transpooler: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our standard output (head, less) went away: not an error. Point stdout elsewhere, so that
+        # the interpreter's flush at exit does not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def print_user_error(error: UserError) -> None:
+    """Print each line of the message as `transpooler: error: ...` on standard error."""
+    for line in str(error).splitlines():
+        print(f"transpooler: error: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""Local ranks through DeepSpeed's launcher: exit codes, signals, and user errors printed once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+START = (
+    "import sys; from launch import ranks; ranks.RANK_MODULE = sys.argv[1]; sys.exit(ranks.run_ranks(2, sys.argv[2:]))"
+)
+
+
+def start(module: str, *arguments: str, path: Path = ROOT) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", START, module, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_environment_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(ranks, "_has_cuda", lambda: False)
+    environment = ranks.rank_environment(3)
+    assert (environment["OMP_NUM_THREADS"], environment["DS_ACCELERATOR"]) == ("2", "cpu")
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    monkeypatch.setattr(ranks, "_has_cuda", lambda: True)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert "DS_ACCELERATOR" not in ranks.rank_environment(3)
+
+
+def test_a_mistake_that_every_rank_sees_is_printed_once(tmp_path: Path) -> None:
+    process = start("launch.train", str(tmp_path / "absent.yaml"))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.count("absent.yaml: no such configuration file") == 1
+    assert "Traceback" not in err
+
+
+def test_sigterm_reaches_the_ranks_and_their_code_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "stub_rank.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def stop(*_):\n"
+        "    (folder / f'stopped{os.environ[\"RANK\"]}').touch()\n"
+        "    time.sleep(1)\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        '(folder / f\'ready{os.environ["RANK"]}-of-{os.environ["WORLD_SIZE"]}\').touch()\n'
+        "time.sleep(100)\n"
+    )
+    process = start("stub_rank", str(tmp_path), path=tmp_path)
+    try:
+        while process.poll() is None and len(list(tmp_path.glob("ready*-of-2"))) < 2:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]

@@ -1,0 +1,87 @@
+"""Charts, marked documents and names: the pure parts of the report."""
+
+import math
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.report.charts import Series, line_chart, short, thin, ticks
+from trainer.report.documents import LEVELS, level, marked_text, shares_per_tenth
+from trainer.report.runs import run_names
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_enclose_the_values(low: float, spread: float) -> None:
+    found = ticks(low, low + spread)
+    slack = 1e-6 * max(1.0, abs(low), spread)
+    assert found[0] <= low + slack
+    assert found[-1] >= low + spread - slack
+    assert 2 <= len(found) <= 8
+    assert found == sorted(set(found))
+
+
+def test_ticks_are_round_and_whole_for_steps() -> None:
+    assert ticks(0.3, 9.7) == [0, 2.5, 5, 7.5, 10]
+    assert ticks(1, 3, whole=True) == [1, 2, 3]
+    assert ticks(5, 5)[0] < 5 < ticks(5, 5)[-1]
+
+
+def test_numbers_are_short() -> None:
+    assert [short(value) for value in (0.25, 12, 1500, 3e6, 0)] == ["0.25", "12", "1.5k", "3M", "0"]
+
+
+def test_a_chart_places_points_and_escapes_names() -> None:
+    svg = line_chart([Series(name="<a>", points=[(0, 0.0), (100, 4.0), (200, math.nan)])], "loss & more")
+    assert "&lt;a&gt;, step 100: 4" in svg
+    assert "nan" not in svg
+    assert 'aria-label="loss &amp; more"' in svg
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert places[0][0] < places[1][0]  # later is further right
+    assert places[0][1] > places[1][1]  # more is further up
+    assert line_chart([Series(name="a", points=[])], "empty") == ""
+
+
+def test_thinning_takes_means_of_neighbours() -> None:
+    points = [(float(step), float(step % 2)) for step in range(1000)]
+    thinned = thin(points, 100)
+    assert len(thinned) == 100
+    assert thinned[-1] == (999.0, 0.5)
+    assert thin(points[:100], 100) == points[:100]
+
+
+def text_of(html: str) -> str:
+    return unescape(re.sub(r"<[^>]*>", "", html))
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.floats(0, 1), st.floats(0, 1)), max_size=30))
+def test_marked_text_keeps_every_character(items: list[tuple[str, float, float]]) -> None:
+    pieces = [text for text, _, _ in items]
+    stages = [[first for _, first, _ in items], [second for _, _, second in items]]
+    assert text_of(marked_text(pieces, stages)) == "".join(pieces)
+
+
+def test_marked_text_escapes_merges_and_names_shades() -> None:
+    html = marked_text(["</script>", "<b>", "  x", " y", "z"], [[0.0, 0.0, 1.0, 0.99, 0.5], [0, 0, 0, 0, 1]])
+    assert html == f'&lt;/script&gt;&lt;b&gt;  <span class="s0-9">x y</span><span class="s0-{level(0.5)} s1-9">z</span>'
+    assert marked_text(["a", "b"], []) == "ab"
+
+
+def test_shades_grow_with_weight() -> None:
+    shades = [level(weight / 100) for weight in range(101)]
+    assert shades == sorted(shades)
+    assert (shades[0], shades[-1]) == (0, LEVELS)
+
+
+def test_shares_per_tenth() -> None:
+    assert shares_per_tenth([1.0] * 10 + [0.0] * 10) == pytest.approx([0.2] * 5 + [0.0] * 5)
+    assert shares_per_tenth([0.0] * 20) == [0.0] * 10
+    assert sum(shares_per_tenth([0.5, 0.5, 1.0])) == pytest.approx(1)
+
+
+def test_run_names_are_short_where_unique() -> None:
+    assert run_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert run_names([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]

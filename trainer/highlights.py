@@ -1,0 +1,61 @@
+"""Which parts of a document the poolers kept: pieces of text with the weight of each after every stage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+DIGITS = 3
+
+
+def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int) -> dict[str, Any]:
+    """Weights of one document's tokens for a report, which then needs no model.
+
+    `ids` is what the model reads, </s> included; `num_tokens` the document's whole length. Returns pieces (their
+    concatenation is the text that was read), one list of weights in 0..1 per stage, and a name per stage.
+    """
+    input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
+    model.eval()
+    selection = model.select(input_ids, torch.ones_like(input_ids))
+    stages = [weights[0].double().cpu().numpy() for weights in selection.stage_weights]
+    spans = text_pieces(tokenizer, list(ids)[:-1])
+    starts = [start for _, start in spans]
+    return {
+        "pieces": [text for text, _ in spans],
+        "stages": [np.maximum.reduceat(row[:-1], starts).round(DIGITS).tolist() if starts else [] for row in stages],
+        "stage_names": stage_names(model.config.pooling, len(ids)),
+        "num_tokens": num_tokens,
+        "num_read_tokens": len(ids) - 1,
+    }
+
+
+def stage_names(pooling: Sequence[Any], length: int) -> list[str]:
+    """Such as "after layer 2: 512 of 2,048 tokens", per stage, for a document of `length` tokens."""
+    names, current = [], length
+    for stage in pooling:
+        entry = stage if isinstance(stage, dict) else vars(stage)
+        target = entry.get("length") or max(1, int(np.ceil(length * entry["ratio"])))
+        current = min(current, target)
+        names.append(f"after layer {entry['after_layer']}: {current:,} of {length:,} tokens")
+    return names
+
+
+def text_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """(text, first token) of the shortest runs of tokens that decode to whole characters.
+
+    A token may hold half a character and may decode differently on its own than after another (leading spaces), so
+    each piece is what decoding grows by when its tokens are added to the piece before.
+    """
+    pieces: list[tuple[str, int]] = []
+    previous = start = 0
+    for end in range(1, len(ids) + 1):
+        before, after = _decode(tokenizer, ids[previous:start]), _decode(tokenizer, ids[previous:end])
+        if len(after) > len(before) and not (after.endswith("\ufffd") and end < len(ids) and end - start < 8):
+            pieces.append((after[len(before) :], start))
+            previous, start = start, end
+    return pieces
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,65 @@
+"""A document as HTML with every token's weight as the darkness of its background."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby, pairwise
+from typing import Any
+
+from trainer.report.charts import short
+
+LEVELS = 9
+"""Shades; level 0 has no background."""
+NUM_TENTHS = 10
+
+
+def marked_text(pieces: Sequence[str], stages: Sequence[Sequence[float]]) -> str:
+    """The text, escaped, its whitespace kept; neighbours of equal shade in all stages share one span.
+
+    A span's classes name its shade per stage: `s0-4 s1-9`; the stylesheet shows those of the stage that is chosen.
+    """
+    shades = list(zip(*([level(weight) for weight in row] for row in stages), strict=True)) or [()] * len(pieces)
+    parts = []
+    for shade, group in groupby(zip(shades, pieces, strict=True), key=lambda item: item[0]):
+        text = escape("".join(piece for _, piece in group), quote=False)
+        classes = " ".join(f"s{stage}-{value}" for stage, value in enumerate(shade) if value)
+        visible = text.lstrip()  # indentation belongs to the token after it, but shading it only draws boxes
+        if classes and visible:
+            parts.append(f'{text[: len(text) - len(visible)]}<span class="{classes}">{visible}</span>')
+        else:
+            parts.append(text)
+    return "".join(parts)
+
+
+def level(weight: float) -> int:
+    """Weight in 0..1 as a shade 0..LEVELS; any visible weight (half a shade) gets at least a faint one."""
+    return min(LEVELS, max(0, round(weight * LEVELS)))
+
+
+def shares_per_tenth(weights: Sequence[float]) -> list[float]:
+    """Share of the total weight that lies in each tenth of the document (sums to 1, or all 0)."""
+    total = sum(weights)
+    bounds = [len(weights) * tenth // NUM_TENTHS for tenth in range(NUM_TENTHS + 1)]
+    sums = [sum(weights[start:end]) for start, end in pairwise(bounds)]
+    return [value / total if total else 0.0 for value in sums]
+
+
+def document_view(highlight: dict[str, Any], row: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    """What the template shows of one document: texts, stages with their tenths, and the marked document."""
+    stages = highlight["stages"]
+    return {
+        "name": name,
+        "html": marked_text(highlight["pieces"], stages),
+        "stages": [
+            {"name": stage_name, "tenths": shares_per_tenth(weights)}
+            for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
+        ],
+        "row": row,
+        "cut": highlight["num_read_tokens"] < highlight["num_tokens"],
+        "num_tokens": f"{highlight['num_tokens']:,}",
+        "num_read_tokens": f"{highlight['num_read_tokens']:,}",
+    }
+
+
+def percent(share: float) -> str:
+    """0.123 as 12.3 %."""
+    return f"{short(round(100 * share, 1))} %"

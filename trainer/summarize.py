@@ -1,0 +1,83 @@
+"""Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.config import GenerationConfig
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One generated summary."""
+
+    text: str
+    num_source_tokens: int
+    """Tokens of the document, before cutting."""
+    num_read_tokens: int
+    """Tokens that the model read, </s> included."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the text under `summary`, and the lengths."""
+        values = asdict(self)
+        return {"summary": values.pop("text"), **values}
+
+
+def summarize(
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[str],
+    generation: GenerationConfig,
+    max_source_tokens: int | None = None,
+) -> Iterator[Summary]:
+    """Yield one summary per text, in order. `max_source_tokens` None reads as much as the tokenizer says fits."""
+    limit = max_source_tokens or int(tokenizer.model_max_length)
+    for batch in batches(texts, generation.batch_size):
+        # Specials written in a text are text: `split_special_tokens` keeps a document from saying </s>.
+        sources = tokenizer(list(batch), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
+        cut = [[*source[: limit - 1], tokenizer.eos_token_id] for source in sources]
+        for source, read, text in zip(sources, cut, generate(model, tokenizer, cut, generation), strict=True):
+            yield Summary(text=text, num_source_tokens=len(source), num_read_tokens=len(read))
+
+
+@torch.no_grad()
+def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], generation: GenerationConfig) -> list[str]:
+    """Beam search over one batch of token ids (</s> included); the decoded texts."""
+    model.eval()
+    input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        num_beams=generation.num_beams,
+        max_new_tokens=generation.max_new_tokens,
+        min_new_tokens=generation.min_new_tokens,
+        length_penalty=generation.length_penalty,
+        no_repeat_ngram_size=generation.no_repeat_ngram_size,
+        do_sample=False,
+    )
+    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+def pad_batch(sequences: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids padded at the end with `fill`, and the mask of what is real, both (B, longest) int64."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), fill, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
+        mask[row, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items in order; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
