@@ -63,7 +63,6 @@ def summarize(parsed: argparse.Namespace) -> None:
     generation = generation_of(parsed)
     documents = list(_documents(parsed.files, parsed.column))
     from trainer.models import load_model
-
     from trainer.summarize import summarize as summarize_texts
 
     model, tokenizer = load_model(parsed.model)

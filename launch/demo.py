@@ -100,9 +100,8 @@ def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, An
 
 def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     """Name, generated summary and reference of the first held-out document."""
-    from trainer.models import load_model
-
     from data_pipeline.shards import ShardDataset
+    from trainer.models import load_model
     from trainer.summarize import summarize as summarize_texts
 
     config = _load(settings)

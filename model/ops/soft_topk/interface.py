@@ -84,9 +84,7 @@ def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> Sof
     groups_BN = torch.where(mask_BN, positions_BN, -1)
     embeddings_BND = torch.where(mask_BN[..., None], embeddings_BND, 0)
     scores_BN = torch.where(mask_BN, scores_BN, 0)
-    return SoftTopK(
-        embeddings_BND, mask_BN, scores_BN, groups_BN.clamp(min=0), groups_BN, mask_BN.to(scores_BN.dtype)
-    )
+    return SoftTopK(embeddings_BND, mask_BN, scores_BN, groups_BN.clamp(min=0), groups_BN, mask_BN.to(scores_BN.dtype))
 
 
 def _check(embeddings, scores, k, mask, base, slots, backend) -> Tensor:

@@ -62,7 +62,9 @@ def tournament(
     return Plan(groups_BN, weights_BN, torch.where(mask_BS, scores, 0), torch.where(mask_BS, positions, 0), mask_BS)
 
 
-def _play_round(scores, positions, count_B1, size_B1, slot_BN, weights_BN, next_width: int, base: float, sort_back: bool):
+def _play_round(
+    scores, positions, count_B1, size_B1, slot_BN, weights_BN, next_width: int, base: float, sort_back: bool
+):
     """One round: sort, pair best with worst, merge, sort back; survivors shrink to `next_width` columns."""
     width = scores.shape[1]
     filled = torch.arange(width, device=scores.device) < count_B1

@@ -20,9 +20,7 @@ def reference_row(
     """
     num_tokens = scores_N.shape[0]
     # A survivor is (winner's position, score, embedding, {input position: weight}); padding never enters.
-    survivors = [
-        (i, scores_N[i], embeddings_ND[i], {i: scores_N.new_ones(())}) for i in range(num_tokens) if mask_N[i]
-    ]
+    survivors = [(i, scores_N[i], embeddings_ND[i], {i: scores_N.new_ones(())}) for i in range(num_tokens) if mask_N[i]]
     while len(survivors) > k:
         # "Any n and k": pad with empty slots to the next k * 2^r.
         size = k * 2 ** math.ceil(math.log2(len(survivors) / k))
