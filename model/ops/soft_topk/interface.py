@@ -40,20 +40,20 @@ def soft_topk(
     slots: int | None = None,
     backend: str = "auto",
 ) -> SoftTopK:
-    """Differentiable top-k by Successive Halving (arXiv 2010.15552), as a plan on the scores and one pass over the embeddings.
+    """Differentiable top-k by Successive Halving (arXiv 2010.15552), in plan form.
 
     Args:
         embeddings_BND: (B, N, D), any floating dtype.
-        scores_BN: (B, N) in (0, 1] (+ 1e-5); computed in float32 at least, whatever autocast says. Values are not checked:
-            that would make a GPU wait.
+        scores_BN: (B, N) in (0, 1] (+ 1e-5); computed in float32 at least, whatever autocast says. Values are not
+            checked: that would make a GPU wait.
         k: slots to keep; or int64 (B,), one for each document, with `slots` as their upper bound.
         mask_BN: (B, N) bool, False = padding: weight and gradient exactly 0, never selected. None: no padding.
         base: b of the pair softmax, above 1.
-        keep_order: slots in the document order of their winners (the paper's "sort back"), else best first.
+        keep_order: slots in document order of their winners (the paper's "sort back"), else best pooled score first.
         backend: "torch" (plan form), "reference" (step by step), "auto" (the fastest that runs here).
 
     Returns:
-        SoftTopK. N <= k is the identity; a document with at most k valid tokens keeps them unchanged, moved to the front.
+        SoftTopK. N <= k is the identity; a document with at most k valid tokens keeps them unchanged, at the front.
 
     Raises:
         ValueError: names the argument, its value and what was expected.
@@ -72,7 +72,7 @@ def soft_topk(
         return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
     k_B1 = torch.full((batch, 1), k, device=scores_BN.device) if isinstance(k, int) else k.view(batch, 1)
     rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
-    groups, weights, scores, positions, mask = tournament_op(
+    weights, scores, groups, positions, mask = tournament_op(
         scores_BN, mask_BN, k_B1, bound, rounds, float(base), keep_order
     )
     return SoftTopK(group_sum_op(embeddings_BND, weights, groups, bound), mask, scores, positions, groups, weights)

@@ -1,21 +1,24 @@
 """The two operators behind soft_topk, registered with torch.library: opaque, deterministic, cheap to save for.
 
-`transpooler::tournament` turns scores into a plan; `transpooler::group_sum` reads the embeddings once. autograd saves the
-embeddings and O(N) numbers a document, nothing else: the tournament's backward pass plays it again.
+`transpooler::tournament` turns scores into a plan; `transpooler::group_sum` reads the embeddings once. autograd saves
+the embeddings and O(N) numbers a document, nothing else.
 """
 
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk.plan import Plan, tournament
+from model.ops.soft_topk.plan import tournament, tournament_backward
 
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
 def tournament_op(
     scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, keep_order: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`plan.tournament`: (groups, weights, pooled scores, positions, mask)."""
-    return tuple(part.clone() for part in tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order))
+    """`plan.tournament`: (weights, pooled scores, groups, positions, mask)."""
+    plan = tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
+    # An operator's outputs must not be its inputs, nor each other (mask and positions can be, without rounds).
+    weights, scores, groups, positions, mask = (part.clone() for part in plan)
+    return weights, scores, groups, positions, mask
 
 
 @tournament_op.register_fake
@@ -23,9 +26,9 @@ def _(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order):
     batch, num_tokens = scores_BN.shape
     integer, width = {"dtype": torch.int64}, min(slots, num_tokens)
     return (
-        scores_BN.new_empty((batch, num_tokens), **integer),
         scores_BN.new_empty((batch, num_tokens)),
         scores_BN.new_empty((batch, width)),
+        scores_BN.new_empty((batch, num_tokens), **integer),
         scores_BN.new_empty((batch, width), **integer),
         scores_BN.new_empty((batch, width), dtype=torch.bool),
     )
@@ -43,16 +46,10 @@ def tournament_backward_op(
     base: float,
     keep_order: bool,
 ) -> Tensor:
-    """Chain rule through the rounds of scalars, by playing the tournament again with autograd on."""
-    with torch.enable_grad():
-        scores = scores_BN.detach().requires_grad_()
-        plan: Plan = tournament(scores, mask_BN, k_B1, slots, rounds, base, keep_order)
-        outputs = [(plan.weights_BN, grad_weights_BN), (plan.scores_BS, grad_scores_BS)]
-        used = [(output, grad) for output, grad in outputs if output.requires_grad]
-        if not used:
-            return torch.zeros_like(scores_BN)
-        tensors, grads = zip(*used, strict=True)
-        return torch.autograd.grad(tensors, scores, grads)[0].clone()
+    """`plan.tournament_backward`: gradient of the scores."""
+    return tournament_backward(
+        grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order
+    )
 
 
 @tournament_backward_op.register_fake
@@ -65,7 +62,7 @@ def _tournament_setup(ctx, inputs, output):
     ctx.settings = inputs[3:]
 
 
-def _tournament_backward(ctx, grad_groups, grad_weights_BN, grad_scores_BS, grad_positions, grad_mask):
+def _tournament_backward(ctx, grad_weights_BN, grad_scores_BS, grad_groups, grad_positions, grad_mask):
     grad = tournament_backward_op(grad_weights_BN, grad_scores_BS, *ctx.saved_tensors, *ctx.settings)
     return grad, None, None, None, None, None, None
 
@@ -75,7 +72,7 @@ tournament_op.register_autograd(_tournament_backward, setup_context=_tournament_
 
 @torch.library.custom_op("transpooler::group_sum", mutates_args=())
 def group_sum_op(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
-    """out_j = sum of w_i e_i over the inputs i of group j, accumulated in float32 (float64), in the embeddings' dtype."""
+    """out_j = sum of w_i e_i over the inputs i of group j, accumulated in float32 (float64)."""
     batch, num_tokens, dim = embeddings_BND.shape
     # One bag per (document, slot) and one more per document for what is masked, which is then left out.
     bags_BN = torch.where(groups_BN < 0, slots, groups_BN)

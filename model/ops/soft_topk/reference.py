@@ -1,7 +1,7 @@
-"""Successive Halving top-k, step by step as in the paper: slow, obvious, any float dtype. The oracle of tests and benchmarks.
+"""Successive Halving top-k, step by step as in the paper: slow, obvious. The oracle of tests and benchmarks.
 
-Pietruszka, Borchmann, Graliński: Successive Halving Top-k Operator (arXiv 2010.15552), section 2. One document at a time, one
-pair at a time, embeddings averaged in every round. Everything is differentiable by plain autograd.
+Pietruszka, Borchmann, Graliński: Successive Halving Top-k Operator (arXiv 2010.15552), section 2. One document at a
+time, one pair at a time, embeddings averaged in every round. Everything is differentiable by plain autograd.
 """
 
 import math
@@ -31,8 +31,9 @@ def reference_row(
         pairs = [(padded[i], padded[size - 1 - i]) for i in range(size // 2)]
         survivors = [_merge(a, c, base) for a, c in pairs]
         # 5. Sort back: survivors in the order of their winners in the document. (Between rounds it changes nothing.)
-        if keep_order:
-            survivors.sort(key=lambda item: item[0])
+        survivors.sort(key=lambda item: item[0])
+    if not keep_order:
+        survivors.sort(key=lambda item: -item[1].item())
     slots, weights_N = [-1] * num_tokens, scores_N.new_zeros(num_tokens)
     for slot, (_, _, _, members) in enumerate(survivors):
         for position, weight in members.items():
@@ -55,7 +56,7 @@ def _merge(a, c, base: float):
 def reference_soft_topk(
     embeddings_BND: Tensor, scores_BN: Tensor, k: int, mask_BN: Tensor, base: float = 20.0, keep_order: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The whole batch, in the fields of `SoftTopK`: embeddings (B, m, D), mask, scores, positions (B, m), groups, weights (B, N).
+    """The whole batch, in the fields of `SoftTopK` with m slots.
 
     m = min(k, N); slots beyond a document's survivors are zero and masked.
     """
