@@ -1,0 +1,82 @@
+"""`TranspoolerConfig`: the architecture as `transformers` wants it. Defaults and rules are those of `Architecture`."""
+
+from dataclasses import asdict, fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from model.architecture import Architecture, PoolingStage
+
+
+@strict
+class TranspoolerConfig(PreTrainedConfig):
+    """Dimensions, block size and pooling schedule of a pooling encoder-decoder; see `Architecture` for each field.
+
+    `pooling` is a list of dicts with the fields of `PoolingStage`. Vanilla, Blockwise, Transpooler, Pyramidion and
+    DeepPyramidion are values of this one class (configs/). Raises ValueError naming every bad field.
+    """
+
+    model_type = "transpooler"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {  # noqa: RUF012 (transformers' own convention)
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "encoder_layers",
+        "initializer_range": "init_std",
+    }
+
+    vocab_size: int = 32_000
+    d_model: int = Architecture.d_model
+    encoder_layers: int = Architecture.encoder_layers
+    decoder_layers: int = Architecture.decoder_layers
+    num_heads: int = Architecture.num_heads
+    ffn_dim: int = Architecture.ffn_dim
+    activation: str = Architecture.activation
+    norm: str = Architecture.norm
+    positions: str = Architecture.positions
+    block_size: int | None = Architecture.block_size
+    pooling: list | tuple = ()
+    pooling_base: float = Architecture.pooling_base
+    dropout: float | int = Architecture.dropout
+    init_std: float = Architecture.init_std
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 0
+    pad_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs):
+        stages = [stage if isinstance(stage, PoolingStage) else _stage(stage) for stage in self.pooling]
+        self.pooling = [asdict(stage) for stage in stages]
+        if problems := [f"{key} {message}" for key, message in self.architecture.problems()]:
+            raise ValueError("; ".join(problems))
+        super().__post_init__(**kwargs)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The fields that `Architecture` has."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(Architecture)}
+        return Architecture(**values | {"pooling": tuple(_stage(stage) for stage in self.pooling)})
+
+    @classmethod
+    def from_architecture(
+        cls, architecture: Architecture, *, vocab_size: int, pad_token_id: int, bos_token_id: int, eos_token_id: int
+    ) -> "TranspoolerConfig":
+        """The configuration of `architecture` over a vocabulary; decoding starts with the bos token."""
+        return cls(
+            **asdict(architecture),
+            vocab_size=vocab_size,
+            pad_token_id=pad_token_id,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            decoder_start_token_id=bos_token_id,
+        )
+
+
+def _stage(values: dict) -> PoolingStage:
+    known = {entry.name for entry in fields(PoolingStage)}
+    if "after_layer" not in values or not set(values) <= known:
+        raise ValueError(f"pooling: stage {values} needs after_layer and may have {', '.join(sorted(known))}")
+    return PoolingStage(**values)
