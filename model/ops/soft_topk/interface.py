@@ -38,6 +38,7 @@ def soft_topk(
     base: float = 20.0,
     keep_order: bool = True,
     slots: int | None = None,
+    rounds: int | None = None,
     backend: str = "auto",
 ) -> SoftTopK:
     """Differentiable top-k by Successive Halving (arXiv 2010.15552), in plan form.
@@ -46,7 +47,8 @@ def soft_topk(
         embeddings_BND: (B, N, D), any floating dtype.
         scores_BN: (B, N) in (0, 1] (+ 1e-5); computed in float32 at least, whatever autocast says. Values are not
             checked: that would make a GPU wait.
-        k: slots to keep; or int64 (B,), one for each document, with `slots` as their upper bound.
+        k: slots to keep; or int64 (B,), one for each document, with `slots` as their upper bound and, to save work,
+            `rounds` of halving that suffice for every document (default: enough for any).
         mask_BN: (B, N) bool, False = padding: weight and gradient exactly 0, never selected. None: no padding.
         base: b of the pair softmax, above 1.
         keep_order: slots in document order of their winners (the paper's "sort back"), else best pooled score first.
@@ -71,7 +73,8 @@ def soft_topk(
             raise ValueError("backend 'reference' takes one k for the whole batch, an int")
         return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
     k_B1 = torch.full((batch, 1), k, device=scores_BN.device) if isinstance(k, int) else k.view(batch, 1)
-    rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
+    if rounds is None:
+        rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
     weights, scores, groups, positions, mask = tournament_op(
         scores_BN, mask_BN, k_B1, bound, rounds, float(base), keep_order
     )

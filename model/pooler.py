@@ -1,0 +1,72 @@
+"""One stage of the pooling schedule: score every token, keep the few that matter."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from model.architecture import PoolingStage
+from model.config import TranspoolerConfig
+from model.ops import baselines
+from model.ops.soft_topk import SoftTopK, soft_topk
+
+SCORE_FLOOR = 1e-5
+SCORED = ("successive_halving", "hard", "iterative_softmax")
+"""Operators that read scores; the others have no scorer."""
+
+
+class Scorer(nn.Linear):
+    """Linear(D, 1), sigmoid, + 1e-5, in float32 whatever autocast says: bfloat16 scores would lose the order."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 1)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) -> float32 (B, N) in (0, 1]."""
+        with torch.autocast(x_BND.device.type, enabled=False):
+            logits = F.linear(x_BND.float(), self.weight.float(), self.bias.float())
+        return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
+
+
+class Pooler(GradientCheckpointingLayer):
+    """Pools what leaves an encoder layer; a document's result depends on that document alone."""
+
+    def __init__(self, config: TranspoolerConfig, stage: PoolingStage) -> None:
+        super().__init__()
+        self.stage, self.base = stage, config.pooling_base
+        self.scorer = Scorer(config.d_model) if stage.operator in SCORED else None
+
+    def forward(self, x_BND: Tensor, mask_BN: Tensor) -> SoftTopK:
+        """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, S the longest that a document can need."""
+        slots, k_B, rounds = self._lengths(mask_BN)
+        if self.scorer is None:
+            return self._unscored(x_BND, k_B, slots, mask_BN)
+        scores_BN = self.scorer(x_BND)
+        if self.stage.operator == "hard":
+            return baselines.hard(x_BND, scores_BN, k_B, slots, mask_BN)
+        if self.stage.operator == "iterative_softmax":
+            return baselines.iterative_softmax(x_BND, scores_BN, k_B, slots, mask_BN)
+        if self.stage.length is None:
+            return soft_topk(x_BND, scores_BN, k_B, mask_BN=mask_BN, base=self.base, slots=slots, rounds=rounds)
+        pooled = soft_topk(x_BND, scores_BN, self.stage.length, mask_BN=mask_BN, base=self.base)
+        # Where nothing is to be pooled the scorer has no part in the result. It takes part with zero all the same:
+        # ranks whose documents are short must reduce the same gradients as the others.
+        return pooled._replace(embeddings=pooled.embeddings + 0 * scores_BN.sum().to(x_BND.dtype))
+
+    def _unscored(self, x_BND: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> SoftTopK:
+        if self.stage.operator == "random":
+            return baselines.random(x_BND, k_B, slots, mask_BN, training=self.training)
+        return baselines.strided_mean(x_BND, k_B, slots, mask_BN)
+
+    def _lengths(self, mask_BN: Tensor) -> tuple[int, Tensor, int]:
+        """Slots for the batch, slots of each document (B,), rounds of halving that suffice."""
+        batch, num_tokens = mask_BN.shape
+        if self.stage.length is not None:
+            slots = min(self.stage.length, num_tokens)
+            return slots, torch.full((batch,), slots, device=mask_BN.device), 0
+        assert self.stage.ratio is not None  # Architecture.problems
+        shrink = round(1 / self.stage.ratio)
+        k_B = (mask_BN.sum(1) + shrink - 1) // shrink
+        return -(-num_tokens // shrink), k_B.clamp(min=1), int(math.log2(shrink))
