@@ -3,7 +3,7 @@
 hard: top-k by score, gated by the score (its gradient reaches the scorer straight through the choice).
 random: k tokens drawn evenly, again at every call in training, always the same ones in evaluation.
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
-iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al., AAAI 2018; arXiv 1708.00111).
+iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 """
 
 import torch
