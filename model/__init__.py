@@ -1,1 +1,19 @@
 """The pooling encoder-decoder and its operators. Knows tensors; nothing of files, clusters or DeepSpeed."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.config import TranspoolerConfig
+    from model.encoder import TranspoolerEncoder
+    from model.modeling import TranspoolerForConditionalGeneration, TranspoolerModel
+
+__all__ = ["TranspoolerConfig", "TranspoolerEncoder", "TranspoolerForConditionalGeneration", "TranspoolerModel"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers load when a class is first asked for: the command line's --help needs neither.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("model.modeling"), name)

@@ -3,6 +3,8 @@
 B batch, N queries, M keys, D width, H heads, K head width, m block size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,7 +84,7 @@ class CrossAttention(Attention):
         """memory_mask_BM: bool, True = holds something."""
         q = self.split(self.q_proj(x_BND))
         if cache is not None and cache.is_updated.get(self.layer):
-            stored = cache.cross_attention_cache.layers[self.layer]
+            stored: Any = cache.cross_attention_cache.layers[self.layer]
             k, v = stored.keys, stored.values
         else:
             k, v = self.split(self.k_proj(memory_BMD)), self.split(self.v_proj(memory_BMD))

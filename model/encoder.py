@@ -25,8 +25,8 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = (EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = [EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
 
 class Embedder(nn.Module):
@@ -79,9 +79,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         """input_ids int64 (B, N) or inputs_embeds (B, N, D); attention_mask (B, N), 0 = padding, on either side."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        mask = torch.ones(embeddings.shape[:2]) if attention_mask is None else attention_mask
-        embeddings, mask = to_the_front(embeddings, mask.to(embeddings.device).bool())
+        embeddings, mask = self._embed(input_ids, attention_mask, inputs_embeds)
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         x = self.embedder(embeddings, positions)
         positions = positions.expand(mask.shape)
@@ -99,6 +97,16 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
+    def _embed(self, input_ids, attention_mask, inputs_embeds) -> tuple[Tensor, Tensor]:
+        """Embeddings and bool mask with real tokens at the front, so that the side of the padding changes nothing."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        mask = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+        if attention_mask is not None:
+            order = front_order(attention_mask.bool())
+            mask = attention_mask.bool().gather(1, order)
+            given = given.gather(1, order if inputs_embeds is None else order[..., None].expand_as(given))
+        return (self.embed_tokens(given) if inputs_embeds is None else given), mask
+
     def _cos_sin(self, positions: Tensor, x: Tensor):
         if self.config.positions != "rotary":
             return None
@@ -110,13 +118,6 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         return pooled.embeddings, pooled.mask, positions.gather(1, pooled.positions)
 
 
-def to_the_front(embeddings_BND: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Real tokens moved to the front of each row, in order, so that the side of the padding changes nothing."""
-    order_BN = front_order(mask_BN)
-    embeddings_BND = embeddings_BND.gather(1, order_BN[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    return embeddings_BND, mask_BN.gather(1, order_BN)
-
-
 def front_order(mask_BN: Tensor) -> Tensor:
-    """(B, N) int64: column of the input that stands at each place of `to_the_front`."""
+    """int64 (B, N): columns of each row with its real tokens first, in order."""
     return (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices

@@ -1,4 +1,4 @@
-"""Transformer layers with either place of the norm: post (after the sum, as in the paper) or pre (before the sublayer)."""
+"""Transformer layers with the norm after the sum (post, as in the paper) or before the sublayer (pre)."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[config.activation]
+        functions: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+        self.activation = functions[config.activation]
         self.fc_in = nn.Linear(config.d_model, config.ffn_dim)
         self.gate = nn.Linear(config.d_model, config.ffn_dim) if config.activation == "swiglu" else None
         self.fc_out = nn.Linear(config.ffn_dim, config.d_model)

@@ -1,0 +1,61 @@
+"""What the poolers chose: each token's weight through all stages, and statistics of the last batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.encoder import PooledStage, TranspoolerEncoder, front_order
+from model.outputs import Selection
+
+NUM_TENTHS = 10
+
+
+@torch.no_grad()
+def select(encoder: TranspoolerEncoder, input_ids_BN: Tensor, attention_mask_BN: Tensor | None) -> Selection:
+    """Run the encoder in evaluation mode and follow each token through its stages."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        encoder(input_ids_BN, attention_mask_BN)
+    finally:
+        encoder.train(training)
+    mask = torch.ones_like(input_ids_BN) if attention_mask_BN is None else attention_mask_BN
+    order = front_order(mask.bool())
+    slots = torch.arange(input_ids_BN.shape[1], device=input_ids_BN.device).expand_as(order)
+    slots = torch.where(mask.bool().gather(1, order), slots, -1)
+    weights, stage_weights = (slots >= 0).float(), []
+    for stage in encoder.last_pooling:
+        at = slots.clamp(min=0)
+        weights = torch.where(slots >= 0, weights * stage.weights_BN.gather(1, at), 0)
+        slots = torch.where(slots >= 0, stage.groups_BN.gather(1, at), -1)
+        stage_weights.append(_to_the_input(weights, order))
+    return Selection(_to_the_input(weights, order), _to_the_input(slots, order), stage_weights)
+
+
+@torch.no_grad()
+def pooling_statistics(stages: Sequence[PooledStage]) -> dict[str, float]:
+    """Per stage i: `pool{i}_mean_top_weight` and `pool{i}_share_tenth0` to `9`.
+
+    The first is the mean over filled slots of the largest weight that flowed into one; the others are the shares of
+    these winners that stood in each tenth of their document, as it was before the stage. Costs nothing until it is called; then one transfer to the host.
+    """
+    numbers = {}
+    for index, (groups_BN, weights_BN, mask_BN) in enumerate(stages):
+        num_slots = int(groups_BN.max().clamp(min=0)) + 1
+        at_BN = groups_BN.clamp(min=0)
+        real_BN = torch.where(groups_BN < 0, 0, weights_BN)
+        top_BS = real_BN.new_zeros(len(real_BN), num_slots).scatter_reduce(1, at_BN, real_BN, "amax")
+        winner_BN = (real_BN > 0) & (real_BN == top_BS.gather(1, at_BN))
+        rank_BN = mask_BN.cumsum(1) - 1
+        tenth_BN = rank_BN * NUM_TENTHS // mask_BN.sum(1, keepdim=True).clamp(min=1)
+        counts = torch.bincount(tenth_BN[winner_BN], minlength=NUM_TENTHS).float()
+        numbers[f"pool{index}_mean_top_weight"] = float(top_BS[top_BS > 0].mean()) if (top_BS > 0).any() else 0.0
+        shares = (counts / counts.sum().clamp(min=1)).tolist()
+        numbers |= {f"pool{index}_share_tenth{tenth}": share for tenth, share in enumerate(shares)}
+    return numbers
+
+
+def _to_the_input(x_BN: Tensor, order_BN: Tensor) -> Tensor:
+    """Undo `front_order`."""
+    return torch.empty_like(x_BN).scatter_(1, order_BN, x_BN)
