@@ -38,7 +38,8 @@ def pooling_statistics(stages: Sequence[PooledStage]) -> dict[str, float]:
     """Per stage i: `pool{i}_mean_top_weight` and `pool{i}_share_tenth0` to `9`.
 
     The first is the mean over filled slots of the largest weight that flowed into one; the others are the shares of
-    these winners that stood in each tenth of their document, as it was before the stage. Costs nothing until it is called; then one transfer to the host.
+    these winners that stood in each tenth of their document, as it was before the stage. Costs nothing until it is
+    called; then a few transfers to the host.
     """
     numbers = {}
     for index, (groups_BN, weights_BN, mask_BN) in enumerate(stages):

@@ -35,8 +35,9 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.shared
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.shared = self.encoder.embed_tokens = self.decoder.embed_tokens = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        for owner, name in ((self, "shared"), (self.encoder, "embed_tokens"), (self.decoder, "embed_tokens")):
+            setattr(owner, name, value)
 
     def forward(
         self,
