@@ -67,6 +67,8 @@ class EngineConfig:
             yield "zero_stage", f"is {self.zero_stage}; DeepSpeed knows 0, 1, 2 and 3"
         if self.precision not in PRECISIONS:
             yield "precision", f"is {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
+        elif self.precision != "fp32" and self.zero_stage == 0:
+            yield "zero_stage", f"is 0, where DeepSpeed keeps no float32 weights beside {self.precision}; use 1"
         if self.micro_batch_size < 1:
             yield "micro_batch_size", f"is {self.micro_batch_size}; must be at least 1"
         if self.collective_timeout_s <= 0:

@@ -1,0 +1,33 @@
+"""What a run remembers beside weights and optimizer: a few numbers, small enough for JSON."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Everything that resumes and is not a tensor. The loader's position is `step`: order is a pure function of it."""
+
+    step: int = 0
+    """Optimizer steps done (skipped ones included)."""
+    skipped_steps: int = 0
+    """Steps without an update, because the loss or a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    source_tokens: int = 0
+    """Real source tokens read so far, over all ranks."""
+    target_tokens: int = 0
+    """Target tokens trained on so far, over all ranks."""
+    ledger: str = ""
+    """SHA-256 chained over the keys of every global batch: equal ledgers, equal data in equal order."""
+    window_loss: float = 0.0
+    """Summed loss since the last line of metrics, so that a resumed run writes the lines of an undisturbed one."""
+    window_target_tokens: int = 0
+
+    def record(self, keys: Sequence[str]) -> None:
+        """Chain the documents of one global batch into the ledger."""
+        self.ledger = hashlib.sha256("\n".join([self.ledger, *keys]).encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
