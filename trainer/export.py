@@ -1,0 +1,112 @@
+"""Checkpoints to folders that `transformers` loads: config, safetensors, tokenizer, model card."""
+
+import contextlib
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import INCOMPLETE_SUFFIX, fsync_folder
+from trainer import checkpoint
+from trainer.config import Config
+
+CARD = """---
+library_name: transformers
+tags: [summarization, long-documents, transpooler]
+---
+# {name}
+
+A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens that matter
+({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps ({objective}).
+
+```python
+import model.modeling  # registers the architecture; from the transpooler package
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_source}).input_ids
+print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
+```
+"""
+
+
+def export_run(run: Path, output: Path, step: int | None = None) -> None:
+    """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
+    from data_pipeline.tokenizer import load_tokenizer
+    from trainer.config_loader import load_config
+    from trainer.models import build_model
+
+    config = load_config([run / "config.yaml"])
+    chosen = _chosen_step(run, step)
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    model = build_model(config, tokenizer)
+    model.load_state_dict(consolidated_weights(run, chosen))
+    export_model(model, tokenizer, output, config, step=chosen)
+
+
+def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, step: int) -> None:
+    """Write model, tokenizer and model card; the folder appears complete or not at all.
+
+    An export that is there already is replaced; any other folder that is not empty is a UserError.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
+    incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
+    shutil.rmtree(incomplete, ignore_errors=True)
+    tokenizer.model_max_length = config.data.max_source_tokens
+    try:
+        model.save_pretrained(incomplete)
+        tokenizer.save_pretrained(incomplete)
+        (incomplete / "README.md").write_text(_card(model, config, step), encoding="utf-8")
+        for path in incomplete.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(incomplete, folder)
+        fsync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
+
+
+def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
+    """The checkpoint's weights by name, in float32: of ZeRO's shards, or as they were where nothing was sharded."""
+    import torch
+
+    folder = checkpoint.folder_of(run, step)
+    if not list(folder.glob("*_optim_states.pt")):
+        # Stage 0 trains in float32 alone: nothing is sharded.
+        return torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+
+
+def _chosen_step(run: Path, step: int | None) -> int:
+    steps = checkpoint.checkpoint_steps(run)
+    if step is None:
+        newest = checkpoint.newest_valid(run)
+        if newest is None:
+            raise UserError(f"{run}: has no checkpoint yet; train first")
+        return newest
+    if step not in steps:
+        raise UserError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+    for problem in checkpoint.problems(checkpoint.folder_of(run, step)):
+        raise UserError(f"{checkpoint.folder_of(run, step)}: {problem}; choose another step of {steps}")
+    return step
+
+
+def _card(model: Any, config: Config, step: int) -> str:
+    stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
+    return CARD.format(
+        name=Path(config.run).resolve().name,
+        block=config.model.block_size or "any number of",
+        schedule=", ".join(stages) or "no pooling: it keeps all of them",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        step=step,
+        objective=config.data.objective,
+        max_source=config.data.max_source_tokens,
+        max_target=config.data.max_target_tokens,
+    )
