@@ -18,8 +18,9 @@ tags: [summarization, long-documents, transpooler]
 ---
 # {name}
 
-A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens that matter
-({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps ({objective}).
+A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens
+that matter ({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps
+({objective}).
 
 ```python
 import model.modeling  # registers the architecture; from the transpooler package

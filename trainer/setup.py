@@ -1,0 +1,147 @@
+"""From a configuration to a run that is ready to take its next step: checks first, then folders, then the engine."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.progress import say, set_quiet
+from data_pipeline.loader import Loader
+from data_pipeline.tokenizer import fingerprint, load_tokenizer
+from trainer import checkpoint
+from trainer.config import Config
+from trainer.config_loader import load_config, save_config
+from trainer.engine import check_precision, create_engine, init_distributed
+from trainer.metrics import MetricsWriter
+from trainer.models import build_model, load_model
+from trainer.state import TrainState
+
+RANK_SEED_STRIDE = 1_000_003
+FREE_TO_CHANGE = ("data.shards", "data.prefetch_steps", "model.dropout", "model.init_std")
+"""Keys of the fixed sections that a resumed run may change: they do not decide what it is."""
+FREE_TO_FINE_TUNE = ("dropout", "init_std", "block_size", "pooling")
+"""Fields of the architecture in which fine-tuning may differ from the weights that it starts from."""
+
+
+@dataclass
+class Job:
+    """One rank's part of a run."""
+
+    config: Config
+    run: Path
+    rank: int
+    world_size: int
+    loader: Loader
+    validation: Loader | None
+    engine: Any
+    state: TrainState
+    facts: dict[str, Any]
+    metrics: MetricsWriter | None
+    """On rank 0 alone."""
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if checkpoint.folder_of(self.run, self.state.step).is_dir() and self.state.step:
+            return
+        checkpoint.save(self.engine, self.state, self.run, self.facts, self.config.train.keep_last_checkpoints)
+
+
+def prepare_job(config: Config) -> Job:
+    """Check everything that can be checked, join the other ranks, build or resume."""
+    check_precision(config.engine)
+    run = Path(config.run)
+    check_run_folder(config, run)
+    rank, world_size = init_distributed(config)
+    if rank:
+        set_quiet(True)
+    loader = _loader(config, config.data.train_split, rank, world_size)
+    evaluates = config.train.evaluate_every_steps and config.data.validation_split
+    validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    step = _agreed_step(run, rank)
+    model = build_model(config, tokenizer)
+    if config.train.init_from is not None and step is None:
+        start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
+    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
+    engine = create_engine(model, config, num_micro_batches, world_size)
+    facts = {
+        "world_size": world_size,
+        "zero_stage": config.engine.zero_stage,
+        "precision": config.engine.precision,
+        "tokenizer_fingerprint": loader.tokenizer_fingerprint,
+    }
+    if step is None:
+        torch.manual_seed(config.seed * RANK_SEED_STRIDE + rank)  # dropout differs between ranks
+        state = TrainState()
+    else:
+        state = checkpoint.load(engine, run, step, facts)
+        say(f"{run}: resumed at step {step}")
+    torch.distributed.barrier()  # nobody reads config.yaml any more
+    metrics = None
+    if rank == 0:
+        save_config(config, run / "config.yaml")
+        metrics = MetricsWriter(run, step=state.step, tensorboard=config.train.tensorboard)
+    return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics)
+
+
+def check_run_folder(config: Config, run: Path) -> None:
+    """UserError where the folder holds a run that this configuration must not continue."""
+    if not checkpoint.checkpoint_steps(run):
+        return
+    if not config.train.resume:
+        raise UserError(f"{run}: holds a run already, and train.resume is false; choose another folder (run=...)")
+    before = load_config([run / "config.yaml"])
+    changed = [key for key, old, new in _fixed_differences(before, config) if old != new]
+    if changed:
+        raise UserError(
+            f"{run}: holds a run with other values of {', '.join(changed)}; choose another folder (run=...) "
+            f"or the values in {run / 'config.yaml'}"
+        )
+
+
+def start_from(model: Any, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
+    """Copy the weights of an exported model; UserError where tokenizer or architecture are not those of this run."""
+    source, tokenizer = load_model(folder)
+    if fingerprint(tokenizer) != tokenizer_fingerprint:
+        raise UserError(
+            f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
+            f"with prepare.tokenizer.path={folder}"
+        )
+    for entry in dataclasses.fields(config.model):
+        old, new = getattr(source.config.architecture, entry.name), getattr(config.model, entry.name)
+        if old != new and entry.name not in FREE_TO_FINE_TUNE:
+            raise UserError(f"model.{entry.name} is {new!r}, but train.init_from {folder} was trained with {old!r}")
+    missing, unused = model.load_state_dict(source.state_dict(), strict=False)
+    for names, what in ((missing, "start from random weights"), (unused, "are left out")):
+        if names:
+            say(f"train.init_from {folder}: {', '.join(names)} {what}, since the pooling schedule differs")
+
+
+def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+    pairs = [("seed", before.seed, after.seed), ("train.init_from", before.train.init_from, after.train.init_from)]
+    for section in ("model", "data"):
+        old, new = getattr(before, section), getattr(after, section)
+        for entry in dataclasses.fields(old):
+            pairs.append((f"{section}.{entry.name}", getattr(old, entry.name), getattr(new, entry.name)))
+    return [pair for pair in pairs if pair[0] not in FREE_TO_CHANGE]
+
+
+def _loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
+    return Loader(
+        config.data,
+        split=split,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        micro_batch_size=config.engine.micro_batch_size,
+    )
+
+
+def _agreed_step(run: Path, rank: int) -> int | None:
+    """The checkpoint to resume, as rank 0 finds it (verifying reads every byte, so one rank does it)."""
+    found = [checkpoint.newest_valid(run) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]

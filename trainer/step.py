@@ -1,0 +1,79 @@
+"""One optimizer step, and the held-out loss: exact means over all target tokens of all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.loader import IGNORED_LABEL, Step
+from trainer.engine import reduced
+from trainer.optimizer import learning_rate, set_learning_rate
+from trainer.setup import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    loss_sum: float
+    """Summed cross entropy of all target tokens."""
+    target_tokens: int
+    source_tokens: int
+    padded_tokens: int
+    """Source tokens computed, padding included."""
+    gradient_norm: float
+    """Before clipping."""
+    skipped: bool
+    """No update, because a gradient was not finite."""
+
+
+def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
+    """Forward, backward, update on one global batch; None, and nothing done, if any rank was asked to stop."""
+    engine, device = job.engine, job.engine.device
+    counts = [
+        sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
+        step.num_source_tokens,
+        sum(batch["input_ids"].numel() for batch in step.micro_batches),
+        int(stop),
+    ]
+    targets, sources, padded, stops = (int(count) for count in reduced(counts, device))
+    if stops:
+        return None
+    rate = learning_rate(job.state.step, job.config.optimizer, job.config.train.steps)
+    set_learning_rate(engine.optimizer.param_groups, rate)
+    loss_share = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in step.micro_batches:
+        loss = engine(**_to(batch, device), num_items_in_batch=max(1, targets)).loss
+        loss_share += loss.detach()
+        # DeepSpeed averages gradients over ranks; the loss is a share of the global mean, so they must be summed.
+        engine.backward(loss * job.world_size, scale_wrt_gas=False)
+        engine.step()
+    torch.distributed.all_reduce(loss_share)
+    return StepResult(
+        loss_sum=float(loss_share) * targets,
+        target_tokens=targets,
+        source_tokens=sources,
+        padded_tokens=padded,
+        gradient_norm=float(engine.get_global_grad_norm() or 0.0),
+        skipped=not engine.was_step_applied(),
+    )
+
+
+@torch.no_grad()
+def held_out_loss(job: Job) -> tuple[float, int]:
+    """Mean loss per target token over the validation documents, and the number of these tokens."""
+    assert job.validation is not None
+    device, engine = job.engine.device, job.engine
+    engine.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for step in job.validation.evaluation_steps(job.config.train.max_validation_documents):
+        for batch in step.micro_batches:
+            totals[0] += engine(**_to(batch, device), num_items_in_batch=1).loss
+            totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
+    engine.train()
+    torch.distributed.all_reduce(totals)
+    loss_sum, num_tokens = totals.tolist()
+    return loss_sum / max(1.0, num_tokens), int(num_tokens)
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

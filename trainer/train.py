@@ -1,0 +1,201 @@
+"""The training loop: one for pretraining and fine-tuning, run by each rank."""
+
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.progress import progress, say
+from data_pipeline.loader import Step
+from trainer.config import Config
+from trainer.export import export_run
+from trainer.optimizer import learning_rate
+from trainer.setup import Job, prepare_job
+from trainer.step import StepResult, held_out_loss, train_step
+
+PREEMPTED = 75
+"""Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
+MAX_SKIPPED_IN_A_ROW = 20
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def train(config: Config) -> None:
+    """Train from the newest checkpoint, or from the start, to `train.steps`; then export to RUN/export.
+
+    RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM or
+    SIGUSR1 all ranks finish the step together, save a checkpoint and exit with code 75.
+    """
+    with _stop_signals() as stop:
+        job = prepare_job(config)
+        if job.state.step >= config.train.steps and (job.run / "export" / "config.json").is_file():
+            say(f"{job.run}: trained already, {job.state.step} steps")
+        elif _loop(job, stop):
+            _finish(job)
+        else:
+            job.save()
+            say(f"{job.run}: stopped at step {job.state.step} and saved; run the same command again to continue")
+        if job.metrics is not None:
+            job.metrics.close()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        if job.state.step < config.train.steps:
+            raise SystemExit(PREEMPTED)
+
+
+def _loop(job: Job, stop: threading.Event) -> bool:
+    """Take steps until the run is complete (True) or asked to stop (False)."""
+    state, settings = job.state, job.config.train
+    clock = _Clock()
+    with (
+        closing(job.loader.steps(state.step)) as steps,
+        progress(f"train {job.run.name}", settings.steps - state.step) as bar,
+    ):
+        while state.step < settings.steps:
+            step = clock.waited_for(steps)
+            result = train_step(job, step, stop.is_set())
+            if result is None:
+                return False
+            _record(job, step, result)
+            clock.count(result)
+            bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
+            if _due(state.step, settings.log_every_steps, settings.steps):
+                _log(job, step, result, clock)
+            if job.validation is not None and _due(state.step, settings.evaluate_every_steps, settings.steps):
+                _evaluate(job)
+            if _due(state.step, settings.checkpoint_every_steps, settings.steps):
+                job.save()
+    return True
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _record(job: Job, step: Step, result: StepResult) -> None:
+    """Update the state; stop a run whose gradients are not finite step after step."""
+    state = job.state
+    state.step += 1
+    state.source_tokens += result.source_tokens
+    state.target_tokens += result.target_tokens
+    state.record(step.keys)
+    if not result.skipped:
+        state.skipped_in_a_row = 0
+        state.window_loss += result.loss_sum
+        state.window_target_tokens += result.target_tokens
+        return
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    say(f"step {state.step}: loss or gradient not finite, no update (documents {', '.join(step.keys)})")
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"{job.run}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite, the last on documents "
+            f"{', '.join(step.keys)}; lower optimizer.learning_rate or look at these documents"
+        )
+
+
+def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
+    """One line of metrics; the loss is the mean over the window since the last line."""
+    state = job.state
+    loss = state.window_loss / max(1, state.window_target_tokens)
+    state.window_loss, state.window_target_tokens = 0.0, 0
+    if job.metrics is None:
+        return
+    row: dict[str, Any] = {
+        "step": state.step,
+        "split": "train",
+        "loss": loss,
+        "learning_rate": learning_rate(state.step - 1, job.config.optimizer, job.config.train.steps),
+        "grad_norm": result.gradient_norm,
+        **clock.window(),
+        "epoch": step.epoch,
+        "skipped_steps": state.skipped_steps,
+        "source_tokens": state.source_tokens,
+        "target_tokens": state.target_tokens,
+        "peak_memory_mib": _peak_memory_mib(),
+        "ledger": state.ledger,
+        **job.engine.module.pooling_statistics(),
+    }
+    job.metrics.write(row)
+
+
+def _evaluate(job: Job) -> None:
+    loss, num_tokens = held_out_loss(job)
+    say(f"step {job.state.step}: held-out loss {loss:.4f}")
+    if job.metrics is not None:
+        row = {"step": job.state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
+        job.metrics.write(row)
+
+
+def _finish(job: Job) -> None:
+    """Export the complete run; the other ranks wait."""
+    job.save()
+    if job.rank == 0:
+        export_run(job.run, job.run / "export")
+        say(f"{job.run}: done, {job.state.step} steps; model in {Path(job.run) / 'export'}")
+
+
+def _peak_memory_mib() -> float:
+    """Of this rank: device memory on CUDA, else resident memory of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGUSR1 set."""
+    event = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Times and token counts of this process since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._started, self._waited_s = time.perf_counter(), 0.0
+        self._steps = self._source_tokens = self._padded_tokens = 0
+
+    def waited_for(self, steps: Iterator[Step]) -> Step:
+        """The next step of the loader, with the wait for it measured."""
+        started = time.perf_counter()
+        step = next(steps)
+        self._waited_s += time.perf_counter() - started
+        return step
+
+    def count(self, result: StepResult) -> None:
+        """Add one step."""
+        self._steps += 1
+        self._source_tokens += result.source_tokens
+        self._padded_tokens += result.padded_tokens
+
+    def window(self) -> dict[str, float]:
+        """Means since the last call (evaluation and checkpoints in between included)."""
+        elapsed_s = time.perf_counter() - self._started
+        values = {
+            "step_time_s": elapsed_s / max(1, self._steps),
+            "source_tokens_per_s": self._source_tokens / elapsed_s,
+            "data_wait_share": self._waited_s / elapsed_s,
+            "padding_share": 1 - self._source_tokens / max(1, self._padded_tokens),
+        }
+        self._reset()
+        return values
