@@ -1,7 +1,10 @@
 """DeepSpeed: distributed set-up, its configuration from ours, the engine."""
 
+import logging
 import os
 import socket
+import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -27,12 +30,15 @@ def init_distributed(config: Config) -> tuple[int, int]:
     _prepare_environment()
     import deepspeed
 
+    # DeepSpeed calls collectives by names that newer torch versions deprecate; users can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # The shared-memory collectives serve inference only, and compiling them would cost the first run a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=config.engine.collective_timeout_s)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(
         dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=True, verbose=False, timeout=timeout
     )
@@ -72,7 +78,9 @@ def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) ->
     }
     if engine.precision == "bf16":
         ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        if engine.zero_stage > 1:
+            # At stage 1 DeepSpeed would take its BF16_Optimizer, whose checkpoints its own zero_to_fp32 cannot read.
+            ours["data_types"] = {"grad_accum_dtype": "fp32"}
     elif engine.precision == "fp16":
         ours["fp16"] = {"enabled": True}
     return _merged(ours, engine.deepspeed, "engine.deepspeed")
@@ -104,8 +112,7 @@ _OWNED = {
 
 def _prepare_environment() -> None:
     """What must be set before deepspeed is imported, and what a job of one process lacks."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
     if "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -115,8 +122,14 @@ def _prepare_environment() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
 
 
-def reduced(values: list[float], device: torch.device) -> list[float]:
+def choose_accelerator() -> None:
+    """Say what DeepSpeed would find out loudly; before it is imported."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def reduced(values: Sequence[float], device: torch.device) -> list[float]:
     """Sums over all ranks, in float64."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(tensor)
     return tensor.tolist()

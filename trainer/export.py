@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import INCOMPLETE_SUFFIX, fsync_folder
 from trainer import checkpoint
 from trainer.config import Config
+from trainer.engine import choose_accelerator
 
 CARD = """---
 library_name: transformers
@@ -53,6 +54,9 @@ def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, st
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
     tokenizer.model_max_length = config.data.max_source_tokens
@@ -79,9 +83,11 @@ def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
     if not list(folder.glob("*_optim_states.pt")):
         # Stage 0 trains in float32 alone: nothing is sharded.
         return torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    choose_accelerator()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    # It reports its every step to the terminal.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
 
 

@@ -1,0 +1,92 @@
+"""A run that is killed, preempted or damaged, and resumed, equals the undisturbed one to the bit. Two real ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.checkpoint import checkpoint_steps, folder_of
+from trainer.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMING = {"step_time_s", "source_tokens_per_s", "data_wait_share", "peak_memory_mib"}
+DEADLINE_S = 120
+
+
+@pytest.fixture
+def settings(tiny_settings):
+    return [*tiny_settings, "engine.zero_stage=2", "model.dropout=0.1"]
+
+
+def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, tmp_path):
+    expected = tmp_path / "undisturbed"
+    assert _start(settings, expected).wait(DEADLINE_S) == 0
+
+    killed = tmp_path / "killed"
+    launcher = _start(settings, killed)
+    _wait_for_step(killed, 19)
+    _ranks_below(launcher)[-1].kill()
+    assert launcher.wait(DEADLINE_S) not in (0, 2)
+    assert checkpoint_steps(killed)[-1] in (16, 24, 32)
+    # What was being written when the power went: neither is taken for good.
+    (killed / "checkpoints" / ".incomplete" / "global_step40").mkdir(parents=True, exist_ok=True)
+    with open(killed / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 39, "split": "tra')
+    assert _start(settings, killed).wait(DEADLINE_S) == 0
+    _assert_same(killed, expected)
+
+    preempted = tmp_path / "preempted"
+    launcher = _start(settings, preempted)
+    _wait_for_step(preempted, 10)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(DEADLINE_S) == 75
+    stopped_at = checkpoint_steps(preempted)[-1]
+    assert 10 <= stopped_at < 40
+    assert read_metrics(preempted)[-1]["step"] == stopped_at
+    # The newest checkpoint loses a byte: the one before it serves.
+    assert len(checkpoint_steps(preempted)) == 2
+    path = folder_of(preempted, stopped_at) / "mp_rank_00_model_states.pt"
+    os.truncate(path, path.stat().st_size - 1)
+    resumed = _start(settings, preempted)
+    _, errors = resumed.communicate(timeout=DEADLINE_S)
+    assert resumed.returncode == 0, errors
+    assert f"global_step{stopped_at} is broken (mp_rank_00_model_states.pt has" in errors
+    _assert_same(preempted, expected)
+
+
+def _start(settings: list[str], run: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "launch", "train", *settings, f"run={run}", "--processes", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_step(run: Path, step: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not any(row["step"] >= step for row in read_metrics(run)):
+        assert time.monotonic() < deadline, f"{run} never reached step {step}"
+        time.sleep(0.01)
+
+
+def _ranks_below(launcher: subprocess.Popen) -> list[psutil.Process]:
+    below = psutil.Process(launcher.pid).children(recursive=True)
+    return [process for process in below if process.cmdline()[2:4] == ["-m", "launch.train"]]
+
+
+def _assert_same(run: Path, expected: Path) -> None:
+    rows, expected_rows = (
+        [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(folder)]
+        for folder in (run, expected)
+    )
+    assert rows == expected_rows
+    assert len({row["ledger"] for row in rows if row["split"] == "train"}) == 40
+    weights, expected_weights = (load_file(folder / "export" / "model.safetensors") for folder in (run, expected))
+    assert weights.keys() == expected_weights.keys()
+    for name, value in expected_weights.items():
+        assert torch.equal(weights[name], value), name
