@@ -84,7 +84,7 @@ class DataConfig:
     objective: str = "summarize"
     """summarize (source -> target), denoise (BART text infilling) or gap_sentences (PEGASUS)."""
     max_source_tokens: int = 8192
-    """Sources are cut to this many tokens, </s> included."""
+    """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""
     max_target_tokens: int = 1024
     """Targets are cut to this many tokens, </s> included."""
     batch_size: int = 32

@@ -1,8 +1,7 @@
 """Shards to batches for one rank. The whole state is the step number: resuming is `steps(start)`.
 
 A global batch is decided by `order` alone. Its documents are sorted by length, longest first, and dealt to micro steps
-and ranks, so that what runs at the same time has like lengths. Every rank gets the same number of micro batches, the
-one
+and ranks, so that what runs at the same time has like lengths. Every rank gets the same number of micro batches, the one
 that a full batch needs; where a rank has no document left it gets a dummy whose labels are all ignored.
 """
 
@@ -116,15 +115,17 @@ class Loader:
     def _pair(self, number: int, noise_epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Source and target of one document under the objective, cut to their limits, </s> at their ends."""
         document = self.dataset.read(number)
-        room = self.config.max_target_tokens - 1
-        source = document.source[: self.config.max_source_tokens - 1].astype(np.int64)
+        limit, room = self.config.max_source_tokens - 1, self.config.max_target_tokens - 1
         if self.config.objective == "summarize":
             assert document.target is not None  # __init__ looked at all of them
-            target = document.target
+            source, target = document.source[:limit], document.target
         else:
             rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, noise_epoch, number]))
-            source, target = self._noisy(source, rng, room)
-        return self._ended(source[: self.config.max_source_tokens - 1]), self._ended(target[:room])
+            # A window from anywhere: epochs see different parts, and not only how documents begin.
+            start = int(rng.integers(max(1, len(document.source) - limit + 1)))
+            window = document.source[start : start + limit].astype(np.int64)
+            source, target = self._noisy(window, rng, room)
+        return self._ended(source[:limit]), self._ended(target[:room])
 
     def _noisy(self, source: np.ndarray, rng: np.random.Generator, room: int) -> tuple[np.ndarray, np.ndarray]:
         if self.config.objective == "denoise":

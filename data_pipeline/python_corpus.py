@@ -1,8 +1,8 @@
 """A real, long corpus that is on every machine: installed Python modules and their docstrings.
 
 Source without its module docstring -> that docstring: "read the code, write its documentation". The standard library
-and
-site-packages of the running interpreter are read; nothing is downloaded. The same installation gives the same bytes.
+and site-packages of the running interpreter are read; nothing is downloaded. The same installation gives the same
+bytes.
 """
 
 import ast
@@ -25,9 +25,10 @@ MAX_FILE_BYTES = 400_000
 MIN_PAIR_WORDS = 1_000
 MIN_PRETRAIN_WORDS = 300
 DOCSTRING_WORDS = (15, 400)
+MIN_PART_WORDS, MAX_PARTS = 60, 12
+"""Classes and functions of a training module that become pairs of their own: words at least, number at most."""
 MAX_PRETRAIN_MODULES = 300
-"""Of one package, so that preparation stays quick and no package outweighs the rest; the choice is by hash of the
-id."""
+"""Of one package, so that preparation stays quick and no package outweighs the rest; chosen by hash of the id."""
 HELD_OUT_SHARE = 0.1
 MIN_HELD_OUT = 20
 MIN_STANDARD_LIBRARY_PAIRS, MIN_PAIRS = 100, 250
@@ -50,8 +51,7 @@ _DOCSTRING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: `source` is its text without the docstring; `summary` its docstring where that makes a usable
-    pair."""
+    """One module under its path as title; `source` lacks the docstring, which is `summary` where it makes a pair."""
 
     id: str
     package: str
@@ -65,8 +65,7 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
     """Write train, validation, test (article, abstract, id) and pretrain (text, id) as .jsonl; return what was counted.
 
     Split by package, so that no near-copy crosses; pretrain holds modules of training packages only. Raises UserError
-    if
-    the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
+    if the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
     """
     left_out: Counter[str] = Counter()
     modules = list(_modules(left_out))
@@ -84,6 +83,8 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
         split = split_of.get(module.package, "train")
         if module.summary is not None:
             documents[split].append({"article": module.source, "abstract": module.summary, "id": module.id})
+            if split == "train":
+                documents["train"] += parts_of(module)
     training = [module for module in modules if split_of.get(module.package, "train") == "train"]
     kept = _pretraining_ids(training)
     documents["pretrain"] = [{"text": module.text, "id": module.id} for module in training if module.id in kept]
@@ -146,6 +147,28 @@ def cut_docstring(text: str) -> tuple[str, str] | None:
     return "\n".join(lines), docstring
 
 
+def parts_of(module: Module) -> list[dict[str, str]]:
+    """Documented classes and functions of a module as pairs: short, many, and like the whole in kind."""
+    try:
+        tree = ast.parse(module.source)
+    except (SyntaxError, ValueError):
+        return []
+    lines, parts = module.source.split("\n"), []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        summary = summary_of(ast.get_docstring(node) or "")
+        first = node.body[0]
+        assert node.end_lineno is not None
+        assert first.end_lineno is not None
+        rest = [*lines[node.lineno - 1 : first.lineno - 1], *lines[first.end_lineno : node.end_lineno]]
+        source = "\n".join([f"# {module.id} {node.name}", *rest])
+        if summary is not None and len(source.split()) >= MIN_PART_WORDS:
+            parts.append({"article": source, "abstract": summary, "id": f"{module.id}:{node.name}"})
+    parts.sort(key=lambda part: hashlib.sha256(part["id"].encode()).digest())
+    return parts[:MAX_PARTS]
+
+
 def summary_of(docstring: str) -> str | None:
     """The prose of a docstring, up to its first doctest; None if it is too short, too long or a licence."""
     prose = re.split(r"^\s*>>> ", docstring, maxsplit=1, flags=re.M)[0].strip()
@@ -203,5 +226,6 @@ def _read_module(root: Path, path: Path, standard: bool, left_out: Counter[str])
     if summary is None:
         left_out["no_pair"] += 1  # without a docstring that tells enough, or too short without it: pretraining only
     parts = path.relative_to(root).parts
-    package = parts[0].removesuffix(".py")
-    return Module("/".join(parts), package, standard, text, source, summary)
+    name, package = "/".join(parts), parts[0].removesuffix(".py")
+    title = f"# {name}\n"  # a document has a title, and a module's is its path
+    return Module(name, package, standard, title + text, title + source, summary)

@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.architecture import PoolingStage
 from model.config import TranspoolerConfig
+from model.layers import FinalNorm
 from model.ops import baselines
 from model.ops.soft_topk import SoftTopK, soft_topk
 
@@ -37,13 +38,15 @@ class Pooler(GradientCheckpointingLayer):
         super().__init__()
         self.stage, self.base = stage, config.pooling_base
         self.scorer = Scorer(config.d_model) if stage.operator in SCORED else None
+        # Between pre-norm layers the residual stream has no fixed scale; the score should not depend on it.
+        self.score_norm = FinalNorm(config) if self.scorer is not None else None
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor) -> SoftTopK:
         """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, S the longest that a document can need."""
         slots, k_B, rounds = self._lengths(mask_BN)
-        if self.scorer is None:
+        if self.scorer is None or self.score_norm is None:
             return self._unscored(x_BND, k_B, slots, mask_BN)
-        scores_BN = self.scorer(x_BND)
+        scores_BN = self.scorer(self.score_norm(x_BND))
         if self.stage.operator == "hard":
             return baselines.hard(x_BND, scores_BN, k_B, slots, mask_BN)
         if self.stage.operator == "iterative_softmax":
