@@ -83,31 +83,32 @@ def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) ->
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     elif engine.precision == "fp16":
         ours["fp16"] = {"enabled": True}
-    return _merged(ours, engine.deepspeed, "engine.deepspeed")
+    return _merged(ours, engine.deepspeed, "")
+
+
+OWNED = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
+    "gradient_accumulation_steps": "data.batch_size and engine.micro_batch_size",
+    "gradient_clipping": "optimizer.max_grad_norm",
+    "zero_optimization.stage": "engine.zero_stage",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+    "optimizer": "the optimizer section",
+    "scheduler": "optimizer.schedule",
+}
+"""Keys of DeepSpeed's configuration that are ours, and where a user sets them."""
 
 
 def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
     merged = dict(ours)
     for key, value in fragment.items():
-        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
-            merged[key] = _merged(ours.get(key, {}), value, f"{prefix}.{key}")
-        elif key in ours or key in _OWNED:
-            raise UserError(f"{prefix}.{key} is set by {_OWNED.get(key, 'the engine section')}; remove it here")
-        else:
-            merged[key] = value
+        path = f"{prefix}{key}"
+        if path in OWNED:
+            raise UserError(f"engine.deepspeed.{path} is set by {OWNED[path]}; remove it here")
+        inner = ours.get(key, {})
+        merged[key] = _merged(inner, value, f"{path}.") if isinstance(value, dict) else value
     return merged
-
-
-_OWNED = {
-    "train_batch_size": "data.batch_size",
-    "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
-    "gradient_accumulation_steps": "data.batch_size and engine.micro_batch_size",
-    "gradient_clipping": "optimizer.max_grad_norm",
-    "stage": "engine.zero_stage",
-    "enabled": "engine.precision",
-    "optimizer": "the optimizer section",
-    "scheduler": "optimizer.schedule",
-}
 
 
 def _prepare_environment() -> None:
