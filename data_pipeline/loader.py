@@ -1,8 +1,8 @@
 """Shards to batches for one rank. The whole state is the step number: resuming is `steps(start)`.
 
 A global batch is decided by `order` alone. Its documents are sorted by length, longest first, and dealt to micro steps
-and ranks, so that what runs at the same time has like lengths. Every rank gets the same number of micro batches, that of a full
-batch; where a rank has no document left it gets a dummy whose labels are all ignored.
+and ranks, so that what runs at the same time has like lengths. Every rank gets the same number of micro batches, that
+of a full batch; where a rank has no document left it gets a dummy whose labels are all ignored.
 """
 
 import itertools
