@@ -25,12 +25,10 @@ def text_infilling(
     """Replace spans by one <mask> each; generate what was there.
 
     A document of at most `max_target_tokens` tokens: BART (Lewis et al. 2020): span lengths are Poisson,
-    `mask_fraction` of
-    the tokens are masked, spans of length 0 insert a <mask>; the target is the whole document.
+    `mask_fraction` of the tokens are masked, spans of length 0 insert a <mask>; the target is the whole document.
 
     A longer one cannot be generated whole. Then as many spans as the target can hold (but not above `mask_fraction`)
-    are
-    masked, spread evenly at random over the whole document, and the target is `<mask> span <mask> span ...` in order.
+    are masked, spread evenly at random over the document; the target is `<mask> span <mask> span ...` in order.
     """
     if len(source) <= max_target_tokens:
         lengths = _span_lengths(rng, mean_span_tokens, round(mask_fraction * len(source)), cost=0, shortest=0)
@@ -44,8 +42,7 @@ def text_infilling(
 
 
 def _span_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: int, shortest: int) -> np.ndarray:
-    """Poisson span lengths that use up `budget` tokens, each span costing its length + `cost`; the last is cut to
-    fit."""
+    """Poisson span lengths that use up `budget` tokens, each span costing its length + `cost`; the last is cut."""
     drawn = np.maximum(rng.poisson(mean, size=max(8, int(2 * budget / mean))), shortest)
     used = np.cumsum(drawn + cost)
     num_whole = int(np.searchsorted(used, budget, side="right"))
@@ -115,9 +112,8 @@ def gap_sentences(
 class SentenceEnds:
     """Where sentences end, decided on ids: tables over the vocabulary, made once from its tokens' text.
 
-    A sentence ends after a token with a newline (so that lines of code are units), and after a token that ends in . !
-    or ?
-    if the next one begins with white space.
+    A sentence ends after a token with a newline (so that lines of code are units), and after a token that ends in
+    . ! or ? if the next one begins with white space.
     """
 
     def __init__(self, tokens: list[str]) -> None:

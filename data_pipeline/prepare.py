@@ -1,9 +1,8 @@
 """`transpooler prepare`: documents to a tokenizer, WebDataset shards and a report.
 
 Everything is written into `OUTPUT.incomplete` and renamed to `OUTPUT` at the end, so an output folder is either
-complete
-or absent; what a killed run left behind is cleared by the next one. A finished output of the same settings and the same
-input files is left alone. Memory does not grow with the corpus.
+complete or absent; what a killed run left behind is cleared by the next one. A finished output of the same settings and
+the same input files is left alone. Memory does not grow with the corpus.
 
 `workers` is the number of tokenizing threads of the `tokenizers` library (it releases Python's lock); 1 turns them off.
 """

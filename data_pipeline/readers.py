@@ -1,9 +1,8 @@
 """Input files to raw documents: JSON Lines (.jsonl, .jsonl.gz) and text (.txt, one file = one document).
 
 Reads line by line, so memory does not grow with the corpus. A few bad records of a corpus are yielded as `Dropped`,
-each
-with its reason; a file that is bad as a whole is a `UserError` (missing, empty, cut short, none of the keys, mostly
-broken).
+each with its reason; a file that is bad as a whole is a `UserError` (missing, empty, cut short, none of the keys,
+mostly broken).
 """
 
 import glob
@@ -76,8 +75,7 @@ def read_documents(
     """Yield every record of `paths` in order, as a document or with the reason why it is none.
 
     A column of None recognises SOURCE_KEYS / TARGET_KEYS, first present wins. Without `require_target` summaries are
-    not
-    read: `target` is None. Raises UserError, naming file and line, where a file is bad as a whole.
+    not read: `target` is None. Raises UserError, naming file and line, where a file is bad as a whole.
     """
     sources = (source_column,) if source_column else SOURCE_KEYS
     targets = ((target_column,) if target_column else TARGET_KEYS) if require_target else ()

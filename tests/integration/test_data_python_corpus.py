@@ -2,7 +2,7 @@
 
 import json
 
-from data_pipeline.python_corpus import cut_docstring, summary_of, write_python_corpus
+from data_pipeline.python_corpus import Module, cut_docstring, parts_of, summary_of, write_python_corpus
 
 
 def test_docstring_lines_are_cut_and_nothing_else():
@@ -11,6 +11,19 @@ def test_docstring_lines_are_cut_and_nothing_else():
     assert summary_of("word " * 14) is None
     assert summary_of("word " * 401) is None
     assert summary_of("word " * 20 + "\n>>> 1 + 1\n2") == ("word " * 20).strip()
+
+
+def test_documented_parts_of_a_module_are_pairs_without_their_docstring():
+    documentation = " ".join(f"word{number}" for number in range(20))
+    body = "\n".join(f"    value_{number} = compute({number})  # step" for number in range(40))
+    source = f'# pkg/a.py\nimport os\n\ndef long():\n    """{documentation}"""\n{body}\n\ndef short():\n    pass\n'
+    (part,) = parts_of(Module("pkg/a.py", "pkg", False, source, source, None))
+    assert part == {
+        "article": f"# pkg/a.py long\ndef long():\n{body}",
+        "abstract": documentation,
+        "id": "pkg/a.py:long",
+    }
+    assert parts_of(Module("pkg/b.py", "pkg", False, "def (", "def (", None)) == []
 
 
 def test_counts_and_split(tmp_path):
@@ -25,6 +38,8 @@ def test_counts_and_split(tmp_path):
     assert min(len(splits["validation"]), len(splits["test"])) >= 20
     assert not packages["test"] & (packages["train"] | packages["pretrain"] | packages["validation"])
     assert not packages["validation"] & (packages["train"] | packages["pretrain"])
+    assert any(":" in record["id"] for record in splits["train"])
     for record in splits["test"]:
+        assert record["article"].startswith(f"# {record['id']}\n")
         assert len(record["article"].split()) >= 1000
         assert record["abstract"][:200] not in record["article"]

@@ -164,3 +164,19 @@ def test_user_mistakes(config, tmp_path):
     tokenizer.write_text(tokenizer.read_text().replace('"Ġ":', '"Ġzzz":', 1))
     with pytest.raises(UserError, match=r"not the tokenizer of the shards|cannot load the tokenizer"):
         loader(replace(config, shards=str(tmp_path / "copy")))
+
+
+def test_pretraining_reads_windows_from_anywhere(config):
+    """Over epochs the windows of one long document begin at many places, and each is a part of it."""
+    short = replace(config, objective="gap_sentences", max_source_tokens=20)
+    source = loader(short, split="pretrain")
+    number = int(np.argmax(source.dataset.source_lengths))
+    whole = source.dataset.read(number).source.tolist()
+    starts = set()
+    for epoch in range(20):
+        ids, target = (part[:-1].tolist() for part in source._pair(number, epoch))
+        gap = source.special.gap
+        assert gap in ids
+        first = list(itertools.takewhile(lambda token: token != gap, ids)) or target
+        starts.add(next(i for i in range(len(whole)) if whole[i : i + len(first)] == first))
+    assert len(starts) > 3
