@@ -175,8 +175,7 @@ def test_pretraining_reads_windows_from_anywhere(config):
     starts = set()
     for epoch in range(20):
         ids, target = (part[:-1].tolist() for part in source._pair(number, epoch))
-        gap = source.special.gap
-        assert gap in ids
-        first = list(itertools.takewhile(lambda token: token != gap, ids)) or target
+        assert source.special.gap in ids
+        first = list(itertools.takewhile(source.special.gap.__ne__, ids)) or target
         starts.add(next(i for i in range(len(whole)) if whole[i : i + len(first)] == first))
     assert len(starts) > 3
