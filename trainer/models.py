@@ -31,6 +31,7 @@ def build_model(config: Config, tokenizer: Any) -> Any:
 def load_model(folder: Path) -> tuple[Any, Any]:
     """Model and tokenizer of an exported folder, in evaluation mode (UserError if it holds none)."""
     import transformers
+    from safetensors import SafetensorError
 
     from data_pipeline.tokenizer import load_tokenizer
     from model import TranspoolerForConditionalGeneration
@@ -41,6 +42,6 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         model = TranspoolerForConditionalGeneration.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot load the model: {str(error).splitlines()[0]}; export it again") from error
     return model.eval(), load_tokenizer(folder)
