@@ -82,7 +82,7 @@ def test_presets_load_and_share_data_and_model(tmp_path: Path, monkeypatch: pyte
     first, second = load_config([shared, pretrain]), load_config([shared, finetune])
     assert replace(first.model, dropout=second.model.dropout) == second.model
     assert first.prepare == second.prepare
-    assert (first.data.objective, second.data.objective) == ("denoise", "summarize")
+    assert (first.data.objective, second.data.objective) == ("gap_sentences", "summarize")
     assert first.engine.zero_stage == 1
 
 
