@@ -43,6 +43,7 @@ _GENERATED = re.compile(
     r"do not (edit|modify)|generated (by|from|using|with)|auto-?generated|automatically generated", re.I
 )
 _LICENCE = re.compile(r"licensed under|permission is hereby granted|redistribution and use|all rights reserved", re.I)
+_NO_PROSE = re.compile(r"^\s*(?:>>> |:(?:copyright|license|author)s?:)", re.M | re.I)
 # Comments and blank lines, then a triple-quoted string as the first statement.
 _DOCSTRING = re.compile(
     r"""\A(?:[ \t\f]*(?:\#[^\n]*)?\n)*[rRuU]?(?P<quote>\"\"\"|''')(?:[^\\]|\\.)*?(?P=quote)[^\n]*""", re.S
@@ -170,8 +171,8 @@ def parts_of(module: Module) -> list[dict[str, str]]:
 
 
 def summary_of(docstring: str) -> str | None:
-    """The prose of a docstring, up to its first doctest; None if it is too short, too long or a licence."""
-    prose = re.split(r"^\s*>>> ", docstring, maxsplit=1, flags=re.M)[0].strip()
+    """The prose of a docstring, up to its first doctest or notice; None if too short, too long or a licence."""
+    prose = _NO_PROSE.split(docstring, maxsplit=1)[0].strip()
     low, high = DOCSTRING_WORDS
     return prose if low <= len(prose.split()) <= high and not _LICENCE.search(prose) else None
 

@@ -11,6 +11,7 @@ def test_docstring_lines_are_cut_and_nothing_else():
     assert summary_of("word " * 14) is None
     assert summary_of("word " * 401) is None
     assert summary_of("word " * 20 + "\n>>> 1 + 1\n2") == ("word " * 20).strip()
+    assert summary_of("word " * 20 + "\n\n  :copyright: 2006 somebody") == ("word " * 20).strip()
 
 
 def test_documented_parts_of_a_module_are_pairs_without_their_docstring():
