@@ -136,6 +136,14 @@ def test_ratios_follow_each_document(batch):
     assert (outputs.positions[1, :4].diff() > 0).all()
 
 
+def test_each_slot_carries_the_position_of_a_token_that_flowed_into_it(batch):
+    model = build(pooling=FIXED)
+    outputs = model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    slots = model.select(batch["input_ids"], batch["attention_mask"]).slots_BN
+    for row, count in enumerate(outputs.attention_mask.sum(1).tolist()):
+        assert slots[row, outputs.positions[row, :count]].tolist() == list(range(count))
+
+
 def test_selected_weights_sum_to_one_in_each_slot(batch):
     model = build(pooling=FIXED)
     selection = model.select(batch["input_ids"], batch["attention_mask"])
