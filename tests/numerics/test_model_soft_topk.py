@@ -21,13 +21,20 @@ def _inputs(seed: int, num_tokens: int, ties: bool = False, masked: float = 0.2)
     return embeddings.requires_grad_(), scores.requires_grad_(), mask
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 12), st.booleans(), st.booleans())
-def test_equals_the_reference(seed, num_tokens, k, ties, keep_order):
+@given(
+    seed=st.integers(0, 2**31),
+    num_tokens=st.integers(1, 40),
+    k=st.integers(1, 12),
+    ties=st.booleans(),
+    keep_order=st.booleans(),
+)
+def test_equals_the_reference(backend, seed, num_tokens, k, ties, keep_order):
     embeddings, scores, mask = _inputs(seed, num_tokens, ties)
     fast, slow = (
-        soft_topk(embeddings, scores, k, mask_BN=mask, keep_order=keep_order, backend=backend)
-        for backend in ("torch", "reference")
+        soft_topk(embeddings, scores, k, mask_BN=mask, keep_order=keep_order, backend=name)
+        for name in (backend, "reference")
     )
     for name in fast._fields:
         torch.testing.assert_close(getattr(fast, name), getattr(slow, name), atol=TOLERANCE, rtol=0, msg=name)
@@ -81,22 +88,24 @@ def test_a_k_for_each_document_equals_documents_alone():
         assert torch.equal(together.positions[row, : k[row]], alone.positions[0])
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_gradcheck(backend):
     embeddings, scores, mask = _inputs(5, 21)
 
     def pooled(e, s):
-        result = soft_topk(e, s, 5, mask_BN=mask)
+        result = soft_topk(e, s, 5, mask_BN=mask, backend=backend)
         return result.embeddings, result.scores, result.weights
 
     assert torch.autograd.gradcheck(pooled, (embeddings, scores))
 
 
-def test_opcheck():
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_opcheck(backend):
     embeddings, scores, mask = _inputs(6, 33)
     k = torch.full((2, 1), 5)
-    torch.library.opcheck(tournament_op, (scores, mask, k, 5, 3, 20.0, True))
+    torch.library.opcheck(tournament_op, (scores, mask, k, 5, 3, 20.0, True, backend))
     plan = soft_topk(embeddings, scores, 5, mask_BN=mask)
-    torch.library.opcheck(group_sum_op, (embeddings, plan.weights.detach().requires_grad_(), plan.groups, 5))
+    torch.library.opcheck(group_sum_op, (embeddings, plan.weights.detach().requires_grad_(), plan.groups, 5, backend))
 
 
 def test_low_precision_keeps_dtypes_and_order():

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.ops.soft_topk.backends import BACKENDS, kernels
 from model.ops.soft_topk.ops import group_sum_op, tournament_op
 from model.ops.soft_topk.plan import num_rounds
 from model.ops.soft_topk.reference import reference_soft_topk
-
-BACKENDS = ("auto", "reference", "torch")
 
 
 class SoftTopK(NamedTuple):
@@ -52,7 +51,8 @@ def soft_topk(
         mask_BN: (B, N) bool, False = padding: weight and gradient exactly 0, never selected. None: no padding.
         base: b of the pair softmax, above 1.
         keep_order: slots in document order of their winners (the paper's "sort back"), else best pooled score first.
-        backend: "torch" (plan form), "reference" (step by step), "auto" (the fastest that runs here).
+        backend: "cpp" (CPU), "triton" (CUDA), "torch" (anywhere), "reference" (step by step, slow), or "auto": the
+            fastest that runs here, which is logged once.
 
     Returns:
         SoftTopK. N <= k is the identity; a document with at most k valid tokens keeps them unchanged, at the front.
@@ -76,9 +76,10 @@ def soft_topk(
     if rounds is None:
         rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
     weights, scores, groups, positions, mask = tournament_op(
-        scores_BN, mask_BN, k_B1, bound, rounds, float(base), keep_order
+        scores_BN, mask_BN, k_B1, bound, rounds, float(base), keep_order, backend
     )
-    return SoftTopK(group_sum_op(embeddings_BND, weights, groups, bound), mask, scores, positions, groups, weights)
+    pooled = group_sum_op(embeddings_BND, weights, groups, bound, backend)
+    return SoftTopK(pooled, mask, scores, positions, groups, weights)
 
 
 def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> SoftTopK:
@@ -113,7 +114,9 @@ def _check(embeddings, scores, k, mask, base, slots, backend) -> Tensor:
     if not base > 1:
         raise ValueError(f"base: {base}; expected a number above 1")
     if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r}; this build has {', '.join(BACKENDS)}")
+        raise ValueError(f"backend: {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if backend in ("cpp", "triton"):
+        kernels(backend, embeddings.device, scores.dtype == torch.float64)
     return mask
 
 

@@ -1,0 +1,6 @@
+"""`python -m model.ops.soft_topk`: compile the C++ kernels now, rather than when they are first used."""
+
+from model.ops.soft_topk.cpu import extension
+
+module = extension()
+print(module.__file__ if module else "no C++ kernels; plain torch serves")

@@ -1,0 +1,57 @@
+"""Which kernels run: four functions each, in plain torch, C++ (CPU) or Triton (CUDA).
+
+tournament, tournament_backward, group_sum, group_sum_backward: contracts in ops.py.
+"""
+
+import functools
+import importlib.util
+import logging
+from types import ModuleType
+
+import torch
+
+from model.ops.soft_topk import cpu, plain
+
+logger = logging.getLogger(__name__)
+BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
+
+
+def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
+    """The module of kernels for tensors on `device`; `wide`: float64 scores, which Triton's kernels do not take.
+
+    Raises ValueError where `backend` was asked for by name and cannot run here.
+    """
+    if backend == "auto":
+        return _fastest(device.type, wide)
+    if backend == "cpp":
+        if device.type != "cpu" or cpu.extension() is None:
+            raise ValueError(f"backend: 'cpp' on {device.type}; it needs CPU tensors, g++ and ninja")
+        return cpu
+    if backend == "triton":
+        module = _triton()
+        if module is None or not module.runs_on(device) or wide:
+            raise ValueError(
+                f"backend: 'triton' on {device.type}; it needs the triton package, CUDA tensors and float32 scores"
+            )
+        return module
+    return plain
+
+
+@functools.cache
+def _fastest(device_type: str, wide: bool) -> ModuleType:
+    module = plain
+    if device_type == "cpu" and cpu.extension() is not None:
+        module = cpu
+    elif device_type == "cuda" and not wide:
+        module = _triton() or plain
+    logger.info("soft_topk on %s%s: %s", device_type, " (float64)" if wide else "", module.__name__)
+    return module
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from model.ops.soft_topk import triton_kernels
+
+    return triton_kernels

@@ -1,0 +1,83 @@
+"""The C++ kernels for CPUs (cpu.cpp), compiled once per machine type and torch version; None where that is impossible.
+
+`python -m model.ops.soft_topk` compiles them ahead of the first use.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+"""By instruction set, not -march=native: the compiled file may lie on a disk that unlike machines share."""
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled kernels. Where they cannot be built, None, and one warning that says why and what it costs."""
+    try:
+        return _load()
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"soft_topk: no C++ kernels ({str(error).splitlines()[0]}); plain torch serves, about five times slower. "
+            "A C++ compiler (g++) and the ninja package mend that",
+            stacklevel=2,
+        )
+        return None
+
+
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+    """(weights, pooled scores, groups, positions, mask); plays as many rounds as each document needs."""
+    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base, keep_order)
+
+
+def tournament_backward(
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool
+) -> Tensor:
+    """Gradient of the scores."""
+    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base, keep_order)
+
+
+def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
+    """out_j = sum of w_i e_i over the inputs i of group j; every embedding is read once."""
+    return _built().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
+
+
+def group_sum_backward(
+    grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>, in one pass."""
+    return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
+
+
+def _built() -> ModuleType:
+    module = extension()
+    assert module is not None  # backends.kernels
+    return module
+
+
+def _load() -> ModuleType:
+    """Build if need be, import. One process at a time: torch's own lock outlives a process that is killed."""
+    from torch.utils.cpp_extension import get_default_build_root, load
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
+    identity = "".join([SOURCE.read_text(), torch.__version__, *flags])
+    name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)  # torch's, left by a killed build
+        return load(name, [str(SOURCE)], extra_cflags=flags, build_directory=str(folder))
