@@ -39,7 +39,7 @@ def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
 
 @functools.cache
 def _fastest(device_type: str, wide: bool) -> ModuleType:
-    module = plain
+    module: ModuleType = plain
     if device_type == "cpu" and cpu.extension() is not None:
         module = cpu
     elif device_type == "cuda" and not wide:

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <numeric>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -278,6 +279,25 @@ struct Members {
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kSlotsPerTask = 8, kTokensPerTask = 64;
 
+// To and from the type of sums. bfloat16 is spelt out, for c10's own conversion keeps loops from being vectorised.
+template <typename T, typename E>
+inline T widen(E value) {
+  if constexpr (std::is_same_v<E, c10::BFloat16>) return c10::bit_cast<float>(static_cast<uint32_t>(value.x) << 16);
+  else return static_cast<T>(value);
+}
+
+template <typename E, typename T>
+inline E narrow(T value) {
+  if constexpr (std::is_same_v<E, c10::BFloat16>) {
+    const uint32_t bits = c10::bit_cast<uint32_t>(static_cast<float>(value));
+    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return E(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), E::from_bits());
+  } else {
+    return static_cast<E>(value);
+  }
+}
+
 // Embeddings are read in the order of slots, which no hardware prefetcher guesses.
 template <typename E>
 inline void prefetch_row(const E* row, int64_t dim) {
@@ -305,10 +325,10 @@ void group_sum_rows(const Tensor& embeddings, const Tensor& weights, const Tenso
         if (i + 1 < start[slots - slot]) prefetch_row(base + member[i + 1] * dim, dim);  // also the next slot's first
         const E* __restrict e = base + member[i] * dim;
         const T w = all_weights[row * num_tokens + member[i]];
-        for (int64_t d = 0; d < dim; ++d) acc[d] += w * static_cast<T>(e[d]);
+        for (int64_t d = 0; d < dim; ++d) acc[d] += w * widen<T>(e[d]);
       }
       E* __restrict o = result + task * dim;
-      for (int64_t d = 0; d < dim; ++d) o[d] = static_cast<E>(acc[d]);
+      for (int64_t d = 0; d < dim; ++d) o[d] = narrow<E>(acc[d]);
     }
   });
 }
@@ -336,8 +356,8 @@ void group_sum_backward_rows(const Tensor& grad, const Tensor& embeddings, const
       T product = 0;
 #pragma omp simd reduction(+ : product)
       for (int64_t d = 0; d < dim; ++d) {
-        product += static_cast<T>(e[d]) * static_cast<T>(g[d]);
-        o[d] = static_cast<E>(w * static_cast<T>(g[d]));
+        product += widen<T>(e[d]) * widen<T>(g[d]);
+        o[d] = narrow<E>(w * widen<T>(g[d]));
       }
       grad_weights.mutable_data_ptr<T>()[i] = product;
     }

@@ -12,7 +12,14 @@ from model.ops.soft_topk.backends import kernels
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
 def tournament_op(
-    scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, keep_order: bool, backend: str
+    scores_BN: Tensor,
+    mask_BN: Tensor,
+    k_B1: Tensor,
+    slots: int,
+    rounds: int,
+    base: float,
+    keep_order: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`plan.tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
