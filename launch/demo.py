@@ -133,7 +133,7 @@ def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict
 
 
 def _load(settings: Sequence[str]) -> Config:
-    from launch.cli import split_settings
+    from launch.arguments import split_settings
     from trainer.config_loader import load_config
 
     return load_config(*split_settings(settings))

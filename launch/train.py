@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from common.errors import UserError
-from launch.cli import split_settings
+from launch.arguments import split_settings
 from launch.exits import guarded
 
 OTHER_RANKS_WAIT_S = 5.0

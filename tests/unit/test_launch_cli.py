@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from launch import commands
-from launch.cli import main, parse, split_settings
+from launch.arguments import config_settings, split_settings
+from launch.cli import COMMANDS, main, parse
 from launch.exits import guarded
 
-COMMANDS = ("prepare", "train", "evaluate", "summarize", "report", "export", "demo")
 HEAVY = ("torch", "transformers", "deepspeed", "numpy", "pydantic", "omegaconf", "rich", "jinja2", "webdataset")
 
 
@@ -97,7 +96,7 @@ def test_every_configuration_problem_is_printed(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_run_folder_stands_for_its_config(tmp_path: Path) -> None:
-    assert commands.config_settings([str(tmp_path), "seed=1"]) == [str(tmp_path / "config.yaml"), "seed=1"]
+    assert config_settings([str(tmp_path), "seed=1"]) == [str(tmp_path / "config.yaml"), "seed=1"]
 
 
 @pytest.mark.parametrize("arguments", [("report", "RUN"), ("export", "RUN", "--output", "RUN/x")])

@@ -1,0 +1,50 @@
+"""What the parsers of several commands share. Imports nothing heavy."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIGURATION = """\
+CONFIG files are YAML and hold what differs from the defaults; later files win over earlier ones, and key=value
+over all files. A RUN folder's config.yaml is such a file, too. --print-config shows the result."""
+
+
+def add_command(commands: argparse._SubParsersAction, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress; errors and results still print")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.description = f"{parser.description}\n\n{CONFIGURATION}"
+    parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value", help="YAML files and single settings")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments as (configuration files, overrides): what looks like key=value is an override."""
+    overrides = [item for item in settings if _is_override(item)]
+    return [item for item in settings if not _is_override(item)], overrides
+
+
+def config_settings(settings: Sequence[str]) -> list[str]:
+    """Settings with each run folder replaced by its config.yaml."""
+    paths, overrides = split_settings(settings)
+    return [str(Path(path) / "config.yaml") if Path(path).is_dir() else path for path in paths] + overrides
+
+
+def _is_override(item: str) -> bool:
+    key, separator, _ = item.partition("=")
+    return bool(separator) and all(part.isidentifier() for part in key.split("."))

@@ -1,0 +1,4 @@
+"""The commands, a module each: `add` describes its arguments, `run` does it.
+
+Modules import at once what is light; torch, transformers and their like are imported inside `run`.
+"""

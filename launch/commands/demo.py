@@ -1,0 +1,35 @@
+"""`transpooler demo`: the whole job."""
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import add_command, positive
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Its arguments."""
+    parser = add_command(
+        commands,
+        "demo",
+        "prepare, pretrain, fine-tune, evaluate, summarize and report, on real text and within minutes; "
+        "started again, it skips what is done",
+        "  transpooler demo\n  transpooler demo --data papers.jsonl --output build/papers",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="own documents instead of Python sources: a .jsonl or .jsonl.gz file of article/abstract pairs (split "
+        "80/10/10), or a folder with train, validation and test files",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/demo"), metavar="FOLDER", help="(default build/demo)"
+    )
+    parser.add_argument("--processes", type=positive, default=2, metavar="N", help="training ranks (default 2)")
+
+
+def run(parsed: argparse.Namespace) -> int | None:
+    """`transpooler demo`."""
+    from launch.demo import run_demo
+
+    return run_demo(parsed.data, parsed.output, processes=parsed.processes, quiet=parsed.quiet)

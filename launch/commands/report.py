@@ -1,0 +1,30 @@
+"""`transpooler report`: run folders to one HTML file."""
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import add_command
+from launch.checks import require_run
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Its arguments."""
+    parser = add_command(
+        commands,
+        "report",
+        "write one self-contained HTML file about one or more run folders",
+        "  transpooler report runs/finetune\n  transpooler report runs/a runs/b --output compare.html",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the last run folder")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """`transpooler report`."""
+    for run in parsed.runs:
+        require_run(run)
+    from trainer.report import write_report
+
+    output = parsed.output or parsed.runs[-1] / "report.html"
+    write_report(parsed.runs, output)
+    print(output)
