@@ -31,7 +31,7 @@ from data_pipeline.output import (
     workspace,
 )
 from data_pipeline.readers import Dropped, RawDocument, read_documents, resolve_paths
-from data_pipeline.shards import ShardWriter
+from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:

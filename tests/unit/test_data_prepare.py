@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_nothing_behind(config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("data_pipeline.shards._HashingFile.write", full)
+    monkeypatch.setattr("data_pipeline.shard_writer._HashingFile.write", full)
     with pytest.raises(UserError, match="disk is full"):
         prepare(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
