@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 
 SPLITS = ("train", "validation", "test", "pretrain")
 OBJECTIVES = ("summarize", "denoise", "gap_sentences")
+GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
+MAX_CORPORA = 256
+_NOT_NEGATIVE = ("short_first_epochs", "gap_noise", "workers", "fetch_ahead_steps", "fetch_retries") + (
+    "max_damaged_documents",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +78,27 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """One corpus of a mixture."""
+
+    name: str
+    """Stands before the document keys, as name/key."""
+    shards: str
+    """Folder or URL written by `transpooler prepare`, with the tokenizer of data.shards."""
+    split: str | None = None
+    """null takes data.train_split."""
+    weight: float = 1.0
+    """Share of the micro batches (with batch_tokens) or documents, relative to the other weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Shards to batches."""
 
     shards: str = "shards"
-    """Folder written by `transpooler prepare`."""
+    """Folder or URL (s3://, gs://, ...) written by `transpooler prepare`."""
+    mixture: tuple[CorpusConfig, ...] = ()
+    """Corpora to train on together, each in epochs of its own; `shards` then serves tokenizer and validation alone."""
     train_split: str = "train"
     validation_split: str | None = "validation"
     """Split for evaluation in the loop; null turns it off."""
@@ -88,29 +109,104 @@ class DataConfig:
     max_target_tokens: int = 1024
     """Targets are cut to this many tokens, </s> included."""
     batch_size: int = 32
-    """Documents per optimizer step over all ranks (the global batch)."""
-    bucket_batches: int = 32
-    """Documents of like length share a batch: sorted by length within windows of this many batches; 1 = no buckets."""
+    """Documents per optimizer step over all ranks (the global batch); evaluation's too. Not used with batch_tokens."""
+    batch_tokens: int | None = None
+    """Source tokens per optimizer step over all ranks, padding included: as many documents as fit. null: batch_size."""
+    micro_batch_tokens: int | None = None
+    """Source tokens of one forward pass on one rank, padding included, with batch_tokens; null = max_source_tokens."""
+    length_bucket_width: float | None = 0.05
+    """Documents that share a (micro) batch differ in length by at most this share; null turns buckets off."""
+    shuffle_shards: int | None = None
+    """Shards whose documents are mixed with each other; null = all. Few keep remote reading local, many mix better."""
+    short_first_epochs: int = 0
+    """Curriculum: in the first so many epochs batches come in order of length, shortest first."""
     mask_fraction: float = 0.3
     """denoise: share of tokens inside masked spans."""
     mean_span_tokens: float = 3.0
     """denoise: mean length of a masked span (Poisson)."""
+    permute_sentences: bool = False
+    """denoise: shuffle the sentences of the source, as BART's large models did."""
     gap_fraction: float = 0.2
     """gap_sentences: share of sentences taken out and generated."""
+    gap_selection: str = "ind_orig"
+    """gap_sentences: ind_orig, ind_uniq, seq_orig, seq_uniq (principal by ROUGE-1), lead or random."""
+    gap_noise: float = 0.2
+    """gap_sentences: scores are multiplied by 1 to 1 + this at random, so that epochs differ."""
+    gap_kept_fraction: float = 0.0
+    """gap_sentences: share of the selected sentences that stay in the source, too (PEGASUS-large: 0.2)."""
     prefetch_steps: int = 2
-    """Global batches read ahead by a background thread."""
+    """Global batches read ahead; per worker process, if there are any."""
+    workers: int = 0
+    """Processes per rank that make batches; 0 = a thread. Batches do not depend on it."""
+    cache: str = "~/.cache/transpooler"
+    """Folder for shards fetched from a URL; processes of one machine share it."""
+    cache_gib: float = 64.0
+    """The cache is kept below this size; the shards used least recently go first."""
+    fetch_ahead_steps: int = 16
+    """Shards of the next so many steps are fetched in the background."""
+    fetch_retries: int = 5
+    """Further attempts after a failed or damaged transfer, with growing pauses."""
+    max_damaged_documents: int = 0
+    """Documents that cannot be read are left out and counted, up to so many per rank and start; one more is an error."""
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Chunks (see data_pipeline.order) of one global batch."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens // (self.micro_batch_tokens or self.max_source_tokens)
+        return self.batch_size if self.mixture else 1
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.objective not in OBJECTIVES:
-            yield "objective", f"is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}"
+        for name, choices in (("objective", OBJECTIVES), ("gap_selection", GAP_SELECTIONS)):
+            if getattr(self, name) not in choices:
+                yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
         for name in ("max_source_tokens", "max_target_tokens"):
             if getattr(self, name) < 2:
                 yield name, f"is {getattr(self, name)}; must be at least 2 (one token and </s>)"
-        for name in ("batch_size", "bucket_batches", "prefetch_steps"):
-            if getattr(self, name) < 1:
-                yield name, f"is {getattr(self, name)}; must be at least 1"
+        for name in ("batch_size", "prefetch_steps", "shuffle_shards"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield name, f"is {value}; must be at least 1"
+        for name in (*_NOT_NEGATIVE, "length_bucket_width"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                yield name, f"is {value}; must not be negative"
         for name in ("mask_fraction", "gap_fraction"):
             if not 0 < getattr(self, name) < 1:
                 yield name, f"is {getattr(self, name)}; must lie between 0 and 1"
+        if not 0 <= self.gap_kept_fraction <= 1:
+            yield "gap_kept_fraction", f"is {self.gap_kept_fraction}; must lie in [0, 1]"
         if self.mean_span_tokens < 1:
             yield "mean_span_tokens", f"is {self.mean_span_tokens}; must be at least 1"
+        if self.cache_gib <= 0:
+            yield "cache_gib", f"is {self.cache_gib}; must be positive"
+        yield from self._batch_problems()
+        yield from self._mixture_problems()
+
+    def _batch_problems(self) -> Iterator[tuple[str, str]]:
+        micro = self.micro_batch_tokens
+        if micro is not None and self.batch_tokens is None:
+            yield "micro_batch_tokens", f"is {micro}, which needs data.batch_tokens"
+        if micro is not None and micro < self.max_source_tokens:
+            yield (
+                "micro_batch_tokens",
+                f"is {micro}; one document may have max_source_tokens = {self.max_source_tokens}",
+            )
+        elif self.batch_tokens is not None and self.batch_tokens < (micro or self.max_source_tokens):
+            yield (
+                "batch_tokens",
+                f"is {self.batch_tokens}, less than one micro batch of {micro or self.max_source_tokens}",
+            )
+        if self.short_first_epochs and self.shuffle_shards is not None:
+            yield (
+                "short_first_epochs",
+                f"is {self.short_first_epochs}, which needs all shards at once: shuffle_shards=null",
+            )
+
+    def _mixture_problems(self) -> Iterator[tuple[str, str]]:
+        names = [corpus.name for corpus in self.mixture]
+        if len(set(names)) < len(names):
+            yield "mixture", f"has corpora of the same name ({', '.join(names)}); names must differ"
+        if len(names) > MAX_CORPORA:
+            yield "mixture", f"has {len(names)} corpora; at most {MAX_CORPORA}"
+        for corpus in self.mixture:
+            if not corpus.weight > 0:
+                yield "mixture", f"gives {corpus.name} the weight {corpus.weight}; must be positive"

@@ -1,28 +1,37 @@
 """Shards to batches for one rank. The whole state is the step number: resuming is `steps(start)`.
 
-A global batch is decided by `order` alone. Its documents are sorted by length, longest first, and dealt to micro steps
-and ranks, so that what runs at the same time has like lengths. Every rank gets the same number of micro batches, that
-of a full batch; where a rank has no document left it gets a dummy whose labels are all ignored.
+A global batch is decided by the order alone. With a fixed number of documents they are sorted by length, longest first,
+and dealt to micro steps and ranks, so that what runs at the same time has like lengths. With a token budget the order
+gives whole micro batches, which are dealt. Every rank gets the same number of micro batches in every step; where none
+is left it gets a dummy whose labels are all ignored.
+
+Documents that cannot be read are left out and counted. Above `data.max_damaged_documents` the step carries the error
+instead of raising it: the trainer asks all ranks before any of them leaves, so that none waits for a rank that is gone.
 """
 
 import itertools
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from common.errors import UserError
+from common.progress import say
+from data_pipeline.collate import IGNORED_LABEL, collate, dummy
 from data_pipeline.config import DataConfig
-from data_pipeline.objectives import SentenceEnds, gap_sentences, text_infilling
-from data_pipeline.order import Order
-from data_pipeline.prefetch import prefetch
-from data_pipeline.shards import ShardDataset
-from data_pipeline.tokenizer import fingerprint, load_tokenizer, special_ids
+from data_pipeline.corpus import batch_keys, batch_order, open_corpora, tokenizer_folder
+from data_pipeline.examples import Example, ExampleMaker
+from data_pipeline.mixture import Chunk
+from data_pipeline.prefetch import in_processes, prefetch
+from data_pipeline.shards import DamagedShardError
+from data_pipeline.tokenizer import fingerprint, load_tokenizer
 
-IGNORED_LABEL = -100
+__all__ = ["IGNORED_LABEL", "Loader", "Step"]
 EVALUATION_EPOCH = 0  # noise of evaluation; training epoch e draws from e + 1
+
+Item = tuple[int, int, int]
+"""(corpus, document number, epoch of the noise)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,10 @@ class Step:
     epoch: int
     num_source_tokens: int
     """Real source tokens in this rank's micro batches (padding and dummies left out)."""
+    damage: list[str] = field(default_factory=list)
+    """Why documents of this rank's share could not be read: one message each; they are left out."""
+    error: UserError | None = None
+    """More documents are damaged than data.max_damaged_documents allows: training must end, on all ranks together."""
 
 
 class Loader:
@@ -57,111 +70,133 @@ class Loader:
         self.config, self.split, self.seed = config, split, seed
         self.rank, self.world_size, self.micro_batch_size = rank, world_size, micro_batch_size
         self.pad_multiple = pad_multiple
-        shards = Path(config.shards).expanduser()
-        self.dataset = ShardDataset(shards / split)
-        tokenizer = load_tokenizer(shards / "tokenizer")
-        self.special = special_ids(tokenizer)
+        self.corpora = open_corpora(config, split)
+        self.dataset = self.corpora[0].dataset
+        self.tokenizer = load_tokenizer(tokenizer_folder(config))
         self.tokenizer_fingerprint: str = self.dataset.index["tokenizer_fingerprint"]
-        if fingerprint(tokenizer) != self.tokenizer_fingerprint:
-            raise UserError(f"{shards / 'tokenizer'}: is not the tokenizer of the shards beside it; prepare again")
-        self.vocab_size: int = self.dataset.index["vocab_size"]
-        self.num_documents = len(self.dataset)
-        if config.objective == "summarize" and not self.dataset.target_lengths.all():
-            missing = int((self.dataset.target_lengths == 0).sum())
+        if fingerprint(self.tokenizer) != self.tokenizer_fingerprint:
             raise UserError(
-                f"{self.dataset.folder}: {missing} of {self.num_documents} documents have no summary; "
-                "use data.objective=denoise or gap_sentences"
+                f"{config.shards}: its tokenizer is not the tokenizer of the shards in {self.dataset.folder}; "
+                "prepare again"
             )
-        if config.objective == "gap_sentences":
-            vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-            self._boundaries = SentenceEnds([token or "" for token in vocabulary])
-        self._order = Order(
-            np.minimum(self.dataset.source_lengths, config.max_source_tokens),
-            batch_size=config.batch_size,
-            bucket_batches=config.bucket_batches,
-            seed=seed,
-        )
+        self.vocab_size: int = self.dataset.index["vocab_size"]
+        self.num_documents = sum(len(corpus.dataset) for corpus in self.corpora)
+        if config.objective == "summarize":
+            self._require_summaries()
+        self._examples = ExampleMaker(config, self.tokenizer, seed)
+        self.special = self._examples.special
+        self._order = batch_order(config, self.corpora, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
+        chunks = config.chunks_per_step if config.batch_tokens else -(-config.batch_size // micro_batch_size)
+        self.num_micro_batches = -(-chunks // world_size)
+        """Micro batches of every training step, on every rank."""
+        self._remote = any(corpus.dataset.remote_bytes for corpus in self.corpora)
+        self._looked_ahead = -1
+        self.damaged_documents = 0
+        """Left out by this process's `steps` and `evaluation_steps` so far."""
 
     def steps(self, start: int) -> Generator[Step, None, None]:
-        """Endless from optimizer step `start` of the run, read ahead by a thread; close the iterator to stop it."""
-        return prefetch((self._step(step) for step in itertools.count(start)), self.config.prefetch_steps)
+        """Endless from optimizer step `start` of the run, read ahead; close the iterator to stop that."""
+        config = self.config
+        self._looked_ahead = -1
+        if config.workers:
+            ahead: Iterable[Step] = in_processes(self._step, start, config.workers, config.prefetch_steps)
+        else:
+            ahead = prefetch((self._step(step) for step in itertools.count(start)), config.prefetch_steps)
+        try:
+            for step in ahead:
+                yield self._judged(step)
+        finally:
+            ahead.close()  # type: ignore[attr-defined]
 
     def evaluation_steps(self, max_documents: int | None = None) -> Iterator[Step]:
         """One pass in corpus order over the first `max_documents`; noise, if any, is the same each time."""
-        numbers = np.arange(self.num_documents)[:max_documents]
-        for start in range(0, len(numbers), self.config.batch_size):
-            batch = numbers[start : start + self.config.batch_size]
+        items = [
+            (corpus, number, EVALUATION_EPOCH)
+            for corpus in range(len(self.corpora))
+            for number in range(len(self.corpora[corpus].dataset))[:max_documents]
+        ][:max_documents]
+        for start in range(0, len(items), self.config.batch_size):
+            batch = items[start : start + self.config.batch_size]
+            keys = [self.corpora[corpus].key(number) for corpus, number, _ in batch]
             num_micro_steps = -(-len(batch) // (self.world_size * self.micro_batch_size))
-            yield self._deal(batch, num_micro_steps, epoch=0, noise_epoch=EVALUATION_EPOCH)
+            yield self._judged(self._made(self._dealt(batch, num_micro_steps), keys, 0))
 
     def _step(self, step: int) -> Step:
-        epoch = self._order.epoch(step)
-        num_micro_steps = -(-self.config.batch_size // (self.world_size * self.micro_batch_size))
-        return self._deal(self._order.batch(step), num_micro_steps, epoch=epoch, noise_epoch=epoch + 1)
+        """The share of this rank in one training step; pure, but for the cache of remote shards."""
+        if self._remote:
+            self._fetch_ahead(step)
+        chunks = self._order.batch(step)
+        return self._made(self._share(chunks), batch_keys(self.corpora, chunks), self._order.epoch(step))
 
-    def _deal(self, numbers: np.ndarray, num_micro_steps: int, *, epoch: int, noise_epoch: int) -> Step:
-        keys = [self.dataset.key(int(number)) for number in numbers]
-        by_length = numbers[np.argsort(-self._order.lengths[numbers], kind="stable")]
+    def _share(self, chunks: list[Chunk]) -> list[list[Item]]:
+        """This rank's micro batches of a global batch."""
+        items = [[(chunk.corpus, int(n), chunk.epoch + 1) for n in chunk.numbers] for chunk in chunks]
+        if self.config.batch_tokens is None:
+            return self._dealt(list(itertools.chain(*items)), self.num_micro_batches)
+        alike = sorted(items, key=lambda chunk: -len(chunk) * max(map(self._length, chunk)))
+        own = alike[self.rank :: self.world_size]
+        return own + [[] for _ in range(self.num_micro_batches - len(own))]
+
+    def _fetch_ahead(self, step: int) -> None:
+        """Begin to fetch the remote shards of the next steps that were not looked at yet."""
+        last = step + self.config.fetch_ahead_steps
+        for ahead in range(max(step, self._looked_ahead + 1), last + 1):
+            for corpus, number, _ in itertools.chain(*self._share(self._order.batch(ahead))):
+                self.corpora[corpus].dataset.fetch_ahead(number)
+        self._looked_ahead = last
+
+    def _dealt(self, items: list[Item], num_micro_steps: int) -> list[list[Item]]:
+        """This rank's micro batches of a fixed number of documents, of like length at the same time on all ranks."""
+        by_length = sorted(items, key=lambda item: -self._length(item))
         per_step = self.world_size * self.micro_batch_size
-        micro_batches, num_source_tokens = [], 0
-        for first in range(0, num_micro_steps * per_step, per_step):
-            own = by_length[first : first + per_step][self.rank :: self.world_size]
-            pairs = [self._pair(int(number), noise_epoch) for number in own]
-            num_source_tokens += sum(len(source) for source, _ in pairs)
-            micro_batches.append(self._collate(pairs) if pairs else self._dummy())
-        return Step(micro_batches, keys, epoch, num_source_tokens)
+        return [
+            by_length[first : first + per_step][self.rank :: self.world_size]
+            for first in range(0, num_micro_steps * per_step, per_step)
+        ]
 
-    def _pair(self, number: int, noise_epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target of one document under the objective, cut to their limits, </s> at their ends."""
-        document = self.dataset.read(number)
-        limit, room = self.config.max_source_tokens - 1, self.config.max_target_tokens - 1
-        if self.config.objective == "summarize":
-            assert document.target is not None  # __init__ looked at all of them
-            source, target = document.source[:limit], document.target
-        else:
-            rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, noise_epoch, number]))
-            # A window from anywhere: epochs see different parts, and not only how documents begin.
-            start = int(rng.integers(max(1, len(document.source) - limit + 1)))
-            window = document.source[start : start + limit].astype(np.int64)
-            source, target = self._noisy(window, rng, room)
-        return self._ended(source[:limit]), self._ended(target[:room])
+    def _length(self, item: Item) -> int:
+        return min(int(self.corpora[item[0]].dataset.source_lengths[item[1]]) + 1, self.config.max_source_tokens)
 
-    def _noisy(self, source: np.ndarray, rng: np.random.Generator, room: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.objective == "denoise":
-            return text_infilling(
-                source,
-                self.special,
-                rng,
-                mask_fraction=self.config.mask_fraction,
-                mean_span_tokens=self.config.mean_span_tokens,
-                max_target_tokens=room,
+    def _made(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
+        batches, damage, num_source_tokens = [], list[str](), 0
+        for items in micro_batches:
+            examples = [example for item in items if (example := self._example(item, damage)) is not None]
+            num_source_tokens += sum(len(source) for source, _ in examples)
+            batches.append(
+                collate(examples, self.special.pad, self.pad_multiple)
+                if examples
+                else dummy(self.special.eos, self.special.pad, self.pad_multiple)
             )
-        return gap_sentences(
-            source,
-            self.special,
-            rng,
-            boundaries=self._boundaries,
-            gap_fraction=self.config.gap_fraction,
-            max_target_tokens=room,
-        )
+        return Step(batches, keys, epoch, num_source_tokens, damage)
 
-    def _ended(self, tokens: np.ndarray) -> np.ndarray:
-        return np.append(tokens.astype(np.int64), self.special.eos)
+    def _example(self, item: Item, damage: list[str]) -> Example | None:
+        corpus, number, epoch = item
+        try:
+            document = self.corpora[corpus].dataset.read(number)
+        except DamagedShardError as error:
+            damage.append(str(error))
+            return None
+        return self._examples.example(document, self.corpora[corpus].key(number), epoch)
 
-    def _collate(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
-        longest_source = max(len(source) for source, _ in pairs)
-        width = -(-longest_source // self.pad_multiple) * self.pad_multiple
-        input_ids = torch.full((len(pairs), width), self.special.pad, dtype=torch.int64)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full((len(pairs), max(len(target) for _, target in pairs)), IGNORED_LABEL, dtype=torch.int64)
-        for row, (source, target) in enumerate(pairs):
-            input_ids[row, : len(source)] = torch.from_numpy(source)
-            attention_mask[row, : len(source)] = 1
-            labels[row, : len(target)] = torch.from_numpy(target)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    def _judged(self, step: Step) -> Step:
+        """`step`, with an error if it has one damaged document too many."""
+        if not step.damage:
+            return step
+        self.damaged_documents += len(step.damage)
+        limit = self.config.max_damaged_documents
+        if self.damaged_documents > limit:
+            counted = f" ({self.damaged_documents} damaged documents; at most {limit} allowed)" if limit else ""
+            return replace(step, error=UserError(step.damage[-1] + counted))
+        for message in step.damage:
+            say(f"{message}; left out, {self.damaged_documents} of at most {limit} so far")
+        return step
 
-    def _dummy(self) -> dict[str, torch.Tensor]:
-        """A document of just </s> that no loss is taken of: the rank must take part in every collective."""
-        end = np.array([self.special.eos])
-        return self._collate([(end, np.array([IGNORED_LABEL]))])
+    def _require_summaries(self) -> None:
+        for corpus in self.corpora:
+            missing = int(np.count_nonzero(corpus.dataset.target_lengths == 0))
+            if missing:
+                raise UserError(
+                    f"{corpus.dataset.folder}: {missing} of {len(corpus.dataset)} documents have no summary; "
+                    "use data.objective=denoise or gap_sentences"
+                )

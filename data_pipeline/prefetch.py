@@ -1,8 +1,9 @@
-"""Read ahead in a background thread."""
+"""Make items ahead of their use: in a background thread, or in worker processes. The order is the same."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -55,3 +56,31 @@ def prefetch(items: Iterable[Item], size: int) -> Generator[Item, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: int) -> Generator[Item, None, None]:
+    """Yield make(start), make(start + 1), ... made in `workers` forked processes, up to `ahead` each.
+
+    torch's DataLoader does it: tensors come through shared memory, a worker that dies is a RuntimeError here, the
+    workers end with the iterator or with this process.
+    """
+    from torch.utils.data import DataLoader, Dataset
+
+    class Made(Dataset):
+        def __getitem__(self, number: int) -> Item:
+            return make(number)
+
+    loader = DataLoader(
+        Made(),
+        batch_size=None,
+        sampler=itertools.count(start),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=ahead,
+        multiprocessing_context="fork",  # nothing to pickle; workers touch neither CUDA nor the process group
+        collate_fn=_unchanged,
+    )
+    yield from loader
+
+
+def _unchanged(item: Item) -> Item:
+    return item

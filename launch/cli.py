@@ -12,6 +12,7 @@ from launch.exits import guarded
 
 COMMANDS = (
     "prepare",
+    "order",
     "train",
     "evaluate",
     "summarize",

@@ -16,7 +16,7 @@ import torch
 from common.errors import UserError
 from common.files import atomic_write, write_json
 from common.progress import progress, say
-from data_pipeline.shards import ShardDataset
+from data_pipeline.corpus import open_dataset, split_exists
 from trainer.config import Config
 from trainer.highlights import highlight
 from trainer.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
@@ -134,9 +134,10 @@ def _model(config: Config, folder: Path | None) -> tuple[Any, Any]:
     if folder is not None:
         model, tokenizer = load_model(folder)
     else:
+        from data_pipeline.corpus import tokenizer_folder
         from data_pipeline.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+        tokenizer = load_tokenizer(tokenizer_folder(config.data))
         model = build_model(config, tokenizer)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -146,8 +147,8 @@ def _documents(config: Config, tokenizer: Any, model_folder: Path | None) -> lis
     from data_pipeline.tokenizer import fingerprint
 
     split = config.evaluation.split
-    folder = Path(config.data.shards) / split
-    dataset = ShardDataset(folder)
+    dataset = open_dataset(config.data, config.data.shards, split)
+    folder = dataset.folder
     if fingerprint(tokenizer) != dataset.index["tokenizer_fingerprint"]:
         raise UserError(
             f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again"
@@ -162,9 +163,8 @@ def _documents(config: Config, tokenizer: Any, model_folder: Path | None) -> lis
 def _mean_reference_words(config: Config, documents: Sequence[Any], tokenizer: Any) -> int:
     validation = config.data.validation_split
     if validation and validation != config.evaluation.split:
-        folder = Path(config.data.shards) / validation
-        if (folder / "index.json").is_file():
-            dataset = ShardDataset(folder)
+        if split_exists(config.data, config.data.shards, validation):
+            dataset = open_dataset(config.data, config.data.shards, validation)
             held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
             documents = [document for document in held_out if document.target is not None] or documents
     return max(1, round(np.mean([count_words(_reference(document, tokenizer)) for document in documents])))

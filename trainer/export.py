@@ -35,13 +35,14 @@ print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_targ
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
     """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
+    from data_pipeline.corpus import tokenizer_folder
     from data_pipeline.tokenizer import load_tokenizer
     from trainer.config_loader import load_config
     from trainer.models import build_model
 
     config = load_config([run / "config.yaml"])
     chosen = _chosen_step(run, step)
-    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model = build_model(config, tokenizer)
     model.load_state_dict(consolidated_weights(run, chosen))
     export_model(model, tokenizer, output, config, step=chosen)

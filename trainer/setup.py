@@ -10,8 +10,9 @@ import torch
 from common.errors import UserError
 from common.progress import say, set_quiet
 from data_pipeline.loader import Loader
-from data_pipeline.tokenizer import fingerprint, load_tokenizer
+from data_pipeline.tokenizer import fingerprint
 from trainer import checkpoint
+from trainer.agreement import together
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
 from trainer.engine import check_precision, create_engine, init_distributed
@@ -20,7 +21,11 @@ from trainer.models import build_model, load_model
 from trainer.state import TrainState
 
 RANK_SEED_STRIDE = 1_000_003
-FREE_TO_CHANGE = ("data.shards", "data.prefetch_steps", "model.dropout", "model.init_std")
+FREE_TO_CHANGE = (
+    *("model.dropout", "model.init_std"),
+    *("data.shards", "data.prefetch_steps", "data.workers", "data.cache", "data.cache_gib", "data.fetch_ahead_steps"),
+    *("data.fetch_retries", "data.max_damaged_documents"),
+)
 """Keys of the fixed sections that a resumed run may change: they do not decide what it is."""
 FREE_TO_FINE_TUNE = ("dropout", "init_std", "block_size", "pooling")
 """Fields of the architecture in which fine-tuning may differ from the weights that it starts from."""
@@ -57,16 +62,12 @@ def prepare_job(config: Config) -> Job:
     rank, world_size = init_distributed(config)
     if rank:
         set_quiet(True)
-    loader = _loader(config, config.data.train_split, rank, world_size)
-    evaluates = config.train.evaluate_every_steps and config.data.validation_split
-    validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
-    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    loader, validation = together(lambda: _loaders(config, rank, world_size))
     step = _agreed_step(run, rank)
-    model = build_model(config, tokenizer)
+    model = build_model(config, loader.tokenizer)
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
-    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
-    engine = create_engine(model, config, num_micro_batches, world_size)
+    engine = create_engine(model, config, loader.num_micro_batches, world_size)
     facts = {
         "world_size": world_size,
         "zero_stage": config.engine.zero_stage,
@@ -127,6 +128,12 @@ def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, An
         for entry in dataclasses.fields(old):
             pairs.append((f"{section}.{entry.name}", getattr(old, entry.name), getattr(new, entry.name)))
     return [pair for pair in pairs if pair[0] not in FREE_TO_CHANGE]
+
+
+def _loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
+    evaluates = config.train.evaluate_every_steps and config.data.validation_split
+    validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
+    return _loader(config, config.data.train_split, rank, world_size), validation
 
 
 def _loader(config: Config, split: str, rank: int, world_size: int) -> Loader:

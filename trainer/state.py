@@ -19,6 +19,8 @@ class TrainState:
     """Real source tokens read so far, over all ranks."""
     target_tokens: int = 0
     """Target tokens trained on so far, over all ranks."""
+    damaged_documents: int = 0
+    """Times that a document was left out, because it could not be read."""
     ledger: str = ""
     """SHA-256 chained over the keys of every global batch: equal ledgers, equal data in equal order."""
     window_loss: float = 0.0

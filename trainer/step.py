@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.loader import IGNORED_LABEL, Step
+from trainer.agreement import raise_together
 from trainer.engine import reduced
 from trainer.optimizer import learning_rate, set_learning_rate
 from trainer.setup import Job
@@ -20,6 +21,8 @@ class StepResult:
     source_tokens: int
     padded_tokens: int
     """Source tokens computed, padding included."""
+    damaged_documents: int
+    """Left out, because they could not be read."""
     gradient_norm: float
     """Before clipping."""
     skipped: bool
@@ -34,10 +37,14 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         step.num_source_tokens,
         sum(batch["input_ids"].numel() for batch in step.micro_batches),
         int(stop),
+        int(step.error is not None),
+        len(step.damage),
     ]
-    targets, sources, padded, stops = (int(count) for count in reduced(counts, device))
+    targets, sources, padded, stops, failures, damaged = (int(count) for count in reduced(counts, device))
     if stops:
         return None
+    if failures:
+        raise_together(step.error)
     rate = learning_rate(job.state.step, job.config.optimizer, job.config.train.steps)
     set_learning_rate(engine.optimizer.param_groups, rate)
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
@@ -53,6 +60,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         target_tokens=targets,
         source_tokens=sources,
         padded_tokens=padded,
+        damaged_documents=damaged,
         gradient_norm=float(engine.get_global_grad_norm() or 0.0),
         skipped=not engine.was_step_applied(),
     )
@@ -64,14 +72,19 @@ def held_out_loss(job: Job) -> tuple[float, int]:
     assert job.validation is not None
     device, engine = job.engine.device, job.engine
     engine.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    error = None
     for step in job.validation.evaluation_steps(job.config.train.max_validation_documents):
+        error = error or step.error
         for batch in step.micro_batches:
             totals[0] += engine(**_to(batch, device), num_items_in_batch=1).loss
             totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
     engine.train()
+    totals[2] = error is not None
     torch.distributed.all_reduce(totals)
-    loss_sum, num_tokens = totals.tolist()
+    loss_sum, num_tokens, failures = totals.tolist()
+    if failures:
+        raise_together(error)
     return loss_sum / max(1.0, num_tokens), int(num_tokens)
 
 

@@ -85,6 +85,7 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
     state.step += 1
     state.source_tokens += result.source_tokens
     state.target_tokens += result.target_tokens
+    state.damaged_documents += result.damaged_documents
     state.record(step.keys)
     if not result.skipped:
         state.skipped_in_a_row = 0
@@ -117,6 +118,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,
+        "damaged_documents": state.damaged_documents,
         "source_tokens": state.source_tokens,
         "target_tokens": state.target_tokens,
         "peak_memory_mib": _peak_memory_mib(),

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.objectives import SentenceEnds, gap_sentences, split_units, text_infilling
+from data_pipeline.gap_sentences import gap_sentences
+from data_pipeline.objectives import text_infilling
+from data_pipeline.sentences import SentenceEnds, split_units
 from data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)

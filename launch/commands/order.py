@@ -1,0 +1,58 @@
+"""`transpooler order`: which documents a run reads, step by step, without training."""
+
+import argparse
+import json
+import sys
+
+from launch.arguments import add_command, add_settings
+from launch.checks import checked_config
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Its arguments."""
+    parser = add_command(
+        commands,
+        "order",
+        "print the document keys of each global batch of a run as JSON Lines, without training",
+        "  transpooler order runs/finetune --from-step 1200 --steps 10\n"
+        "  transpooler order my.yaml --steps 1000 --ledger | tail -n 1",
+    )
+    parser.description += (
+        "\n\nA line holds step (as in metrics.jsonl: the first batch of a run makes step 1), epoch and keys, and does not "
+        "depend\non the number of ranks or workers. No document is read. With --ledger it holds the ledger of "
+        "metrics.jsonl, too."
+    )
+    add_settings(parser)
+    parser.add_argument(
+        "--from-step",
+        type=_count,
+        default=0,
+        metavar="S",
+        help="begin after S steps, as a run resumed there (default 0)",
+    )
+    parser.add_argument("--steps", type=_count, default=1, metavar="N", help="print so many batches (default 1)")
+    parser.add_argument(
+        "--ledger", action="store_true", help="add the run's ledger after each step (goes through all before)"
+    )
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """`transpooler order`."""
+    config = checked_config(parsed)
+    if config is None:
+        return
+    from data_pipeline.corpus import batches
+    from trainer.state import TrainState
+
+    state, start = TrainState(), 0 if parsed.ledger else parsed.from_step
+    for step, epoch, keys in batches(config.data, config.seed, start, parsed.from_step + parsed.steps - start):
+        state.record(keys)
+        if step > parsed.from_step:
+            row = {"step": step, "epoch": epoch, "keys": keys}
+            sys.stdout.write(json.dumps(row | ({"ledger": state.ledger} if parsed.ledger else {})) + "\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
