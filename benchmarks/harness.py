@@ -56,9 +56,12 @@ def measure(
     return {name: _timing(values) for name, values in times.items()}
 
 
-def peak_memory_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """How far memory rose above where it stood, during one call (after one more to warm up)."""
+def peak_memory_bytes(
+    function: Callable[[], Any], device: str = "cpu", release: Callable[[], Any] = lambda: None
+) -> int:
+    """How far memory rose above where it stood, during one call, after one more to warm up and `release`."""
     function()
+    release()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

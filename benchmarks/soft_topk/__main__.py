@@ -13,10 +13,10 @@ CPU_GOALS = """
 Goals (2 cores): float32 forward at most 1.2 x copy_ and 15 times faster than the steps; forward + backward at most 3.5
 x copy_ and 16 times faster; bfloat16 forward at most 1.6 x copy_; saved at most 2 %; peak at most 1.1.
 
-median_ms, low_ms, high_ms: median and quartiles of one call. x_copy: multiples of one copy_ of the embeddings into a warm
-buffer, in turns with the rest. steps: the paper's algorithm in tensor operations. reference: the same, pair by pair
-in Python (the tests' oracle). saved_share: bytes kept for backward beyond the inputs, as a share of the embeddings.
-peak: memory at its highest, as multiples of embeddings + their gradient.
+median_ms, low_ms, high_ms: median and quartiles of one call. x_copy: multiples of one copy_ of the embeddings into a
+warm buffer, in turns with the rest. steps: the paper's algorithm in tensor operations. reference: the same, pair by
+pair in Python (the tests' oracle). saved_share: bytes kept for backward beyond the inputs, as a share of the
+embeddings. peak: memory at its highest, as multiples of embeddings + their gradient.
 """
 GPU_GOALS = """
 Goals (H100): bfloat16 forward at most 2 x copy_ in time, at least 40 times faster than the steps.
