@@ -30,17 +30,30 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
 
 
 class Embedder(nn.Module):
-    """Token embeddings as a stack reads them: scaled by sqrt(D) and with sinusoids added, or plain before rotary."""
+    """Token embeddings as a stack reads them: with sinusoids (scaled by sqrt(D) first) or learned positions added, or
+    plain before rotary; then the norm, if any."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
         self.sinusoids, self.dropout = config.positions == "sinusoidal", config.dropout
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_positions, config.d_model) if learned else None
+        self.norm = nn.LayerNorm(config.d_model) if config.embedding_norm else None
 
     def forward(self, embeddings_BND: Tensor, positions_BN: Tensor) -> Tensor:
         """positions_BN: int64 (B, N) or (1, N)."""
         if self.sinusoids:
             dim = embeddings_BND.shape[-1]
             embeddings_BND = embeddings_BND * dim**0.5 + sinusoidal(positions_BN, dim, embeddings_BND.dtype)
+        if self.positions is not None:
+            if embeddings_BND.shape[1] > self.positions.num_embeddings:
+                raise ValueError(
+                    f"{embeddings_BND.shape[1]} tokens, but the model has {self.positions.num_embeddings} learned "
+                    "positions; cut the input"
+                )
+            embeddings_BND = embeddings_BND + self.positions(positions_BN)
+        if self.norm is not None:
+            embeddings_BND = self.norm(embeddings_BND)
         return F.dropout(embeddings_BND, self.dropout, self.training)
 
 

@@ -14,7 +14,7 @@ from data_pipeline.tokenizer import fingerprint, load_tokenizer
 from trainer import checkpoint
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
-from trainer.engine import check_precision, create_engine, init_distributed
+from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
 from trainer.metrics import MetricsWriter
 from trainer.models import build_model, load_model
 from trainer.state import TrainState
@@ -51,7 +51,7 @@ class Job:
 
 def prepare_job(config: Config) -> Job:
     """Check everything that can be checked, join the other ranks, build or resume."""
-    check_precision(config.engine)
+    check_machine(config.engine)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config)
@@ -62,10 +62,10 @@ def prepare_job(config: Config) -> Job:
     validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
     step = _agreed_step(run, rank)
-    model = build_model(config, tokenizer)
+    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
+    model = build_model(config, tokenizer, sharded_init(config, num_micro_batches, world_size))
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
-    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
     engine = create_engine(model, config, num_micro_batches, world_size)
     facts = {
         "world_size": world_size,
