@@ -28,8 +28,8 @@ class EngineConfig:
     micro_batch_size: int = 1
     """Documents per rank in one forward pass; gradients accumulate up to data.batch_size."""
     offload_optimizer: str = "none"
-    """Where optimizer states live: none (with the weights), cpu or nvme (ZeRO 1 to 3; nvme: 3). cpu compiles DeepSpeed's
-    CPU Adam at first use."""
+    """Where optimizer states live: none (with the weights), cpu or nvme (ZeRO 1 to 3; nvme: 3). cpu compiles
+    DeepSpeed's CPU Adam at first use."""
     offload_parameters: str = "none"
     """Where the weights of ZeRO 3 live between uses: none, cpu or nvme."""
     nvme_path: str | None = None
@@ -40,8 +40,8 @@ class EngineConfig:
     checkpoint_in_cpu: bool = False
     """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory."""
     partition_activations: bool = False
-    """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks (of which we have one, so this
-    saves nothing unless an mpu is in use; it is DeepSpeed's switch, passed on)."""
+    """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks. We have one such
+    rank, so this saves nothing here; it is DeepSpeed's switch, passed on."""
     compile: bool = False
     """torch.compile each encoder and decoder layer (ZeRO 0 to 2): slower first steps, faster ones after."""
     peak_tflops: float | None = None
@@ -99,8 +99,8 @@ class TrainConfig:
     steps: int = 300_000
     """Optimizer steps of the whole run."""
     init_from: str | None = None
-    """Folder of a model whose weights start the run: an export of ours, also with another pooling schedule, or a BART of
-    `transformers`. What does not match is reported. null starts from random weights."""
+    """Folder of a model whose weights start the run: an export of ours, also with another pooling schedule, or a BART
+    of `transformers`. What does not match is reported. null starts from random weights."""
     resume: bool = True
     """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
     checkpoint_every_steps: int = 1000
@@ -130,7 +130,7 @@ class TrainConfig:
     profile_start_step: int = 10
     """First step (0-based, of this start of the run) in the profiler's window."""
     profile_steps: int = 0
-    """Length of the window that rank 0 records with torch.profiler, as RUN/profile/step<N>.json (a Chrome trace); 0 = off."""
+    """Steps that rank 0 records with torch.profiler, as RUN/profile/step<N>.json (a Chrome trace); 0 = off."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in ("steps", "checkpoint_every_steps", "keep_last_checkpoints", "log_every_steps"):
