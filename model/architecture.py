@@ -39,10 +39,10 @@ class Architecture:
     norm: str = "post"
     """post (paper) or pre."""
     positions: str = "sinusoidal"
-    """sinusoidal (paper; added to the embeddings), rotary (follows the positions of pooled tokens) or learned (BART's: a
-    table of max_positions, added)."""
+    """sinusoidal (paper; added to the embeddings), rotary (follows the positions of pooled tokens) or learned
+    (BART's: a table of max_positions, added)."""
     max_positions: int = 8192
-    """learned: the longest document and the longest summary, in tokens."""
+    """learned: rows of the table; no document and no summary may be longer, in tokens."""
     embedding_norm: bool = False
     """A LayerNorm over the embeddings before the first layer, as BART has."""
     block_size: int | None = 512

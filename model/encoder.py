@@ -46,11 +46,6 @@ class Embedder(nn.Module):
             dim = embeddings_BND.shape[-1]
             embeddings_BND = embeddings_BND * dim**0.5 + sinusoidal(positions_BN, dim, embeddings_BND.dtype)
         if self.positions is not None:
-            if embeddings_BND.shape[1] > self.positions.num_embeddings:
-                raise ValueError(
-                    f"{embeddings_BND.shape[1]} tokens, but the model has {self.positions.num_embeddings} learned "
-                    "positions; cut the input"
-                )
             embeddings_BND = embeddings_BND + self.positions(positions_BN)
         if self.norm is not None:
             embeddings_BND = self.norm(embeddings_BND)

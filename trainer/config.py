@@ -191,6 +191,10 @@ class Config:
                 "data.validation_split",
                 "is null, but train.patience, keep_best_checkpoint or generate_documents is on",
             )
+        for name in ("max_source_tokens", "max_target_tokens"):
+            tokens, rows = getattr(self.data, name), self.model.max_positions
+            if self.model.positions == "learned" and tokens > rows:
+                yield f"data.{name}", f"is {tokens}, above model.max_positions = {rows}"
 
     def _optimizer_problems(self) -> Iterator[tuple[str, str]]:
         """The optimizer against ZeRO, offload and the run's length."""

@@ -101,7 +101,7 @@ def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The optimizer asked for, over our parameter groups."""
     settings, engine = config.optimizer, config.engine
     groups = parameter_groups(model, settings)
-    adam = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+    adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "muon":
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
@@ -129,7 +129,7 @@ def gradient_norm(engine: Any) -> float:
     return float(engine.get_global_grad_norm() or 0.0)
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module) -> list[Any]:
     """Encoder layers, poolers and decoder layers: what is checkpointed as a whole."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 

@@ -1,4 +1,4 @@
-"""The first weights of a run from a model on disk: our export, whatever its pooling schedule, or a BART of `transformers`.
+"""The first weights of a run from a model on disk: our export, whatever its pooling, or a BART of `transformers`.
 
 Tensors are read one at a time from safetensors, by rank 0 alone where ZeRO 3 spreads the model, so no rank ever holds
 the whole of it. Every tensor that has no counterpart is reported.
@@ -36,7 +36,7 @@ BART_POSITION_OFFSET = 2
 
 
 def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
-    """Copy what fits from the model in `folder`; UserError where tokenizer or architecture are not those of this run."""
+    """Copy what fits from the model in `folder`; UserError where tokenizer or architecture are not this run's."""
     from data_pipeline.tokenizer import fingerprint, load_tokenizer
 
     if not (folder / "config.json").is_file():
@@ -81,9 +81,8 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
         used.add(names[name])
         tensor = stored[names[name]]()
         with gathered([parameter]), torch.no_grad():
-            if parameter.numel():  # empty where another rank holds it, and writes it
-                if (problem := _fit(name, parameter, tensor)) is not None:
-                    missing.append(problem)
+            if (problem := _fit(name, parameter, tensor)) is not None:
+                missing.append(problem)
     return missing, sorted(set(stored) - used)
 
 
@@ -144,7 +143,7 @@ def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
 
 
 def _check_bart(values: dict[str, Any], config: Config, folder: Path) -> None:
-    """Dimensions must be BART's; positions, block size and pooling are free (positions of another kind are left out)."""
+    """Dimensions must be BART's; positions, block size and pooling are free (other positions leave BART's out)."""
     expected = {
         "d_model": values["d_model"],
         "encoder_layers": values["encoder_layers"],

@@ -76,7 +76,7 @@ def test_every_setting_equals_one_process_with_adamw(world_size, cases, tiny_set
     runs = {name: tmp_path / name.replace(" ", "_") for name in cases}
     each = {name: [*tiny_settings, *SETTINGS, f"run={runs[name]}", *more] for name, more in cases.items()}
     _finished(ranks(world_size, ["-c", WORKER, json.dumps(list(each.values()))]))
-    expected = _plain_adamw(tuple([*tiny_settings, *SETTINGS]))
+    expected = _plain_adamw((*tiny_settings, *SETTINGS))
     for name, run in runs.items():
         seen = torch.load(run / "seen.pt", weights_only=True)
         rounding = "bf16" not in name

@@ -73,7 +73,7 @@ def test_a_bart_becomes_a_pooling_model(bart, capsys):
 def test_what_cannot_fit_is_refused(bart):
     _, tokenizer, settings, folder = bart
     config = load_config([], [*settings, "model.ffn_dim=32", "model.norm=pre"])
-    with pytest.raises(UserError, match="is a BART, whose weights fit a model with model.ffn_dim=64 model.norm=post"):
+    with pytest.raises(UserError, match=r"is a BART, whose weights fit a model with model.ffn_dim=64 model.norm=post"):
         start_from(build_model(config, tokenizer), folder, config, fingerprint(tokenizer))
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "model_type": "t5"}))
