@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipeline.config import SPLITS, DataConfig, PrepareConfig
 from model.architecture import Architecture
+from trainer.cluster_config import ClusterConfig
 
 SCHEDULES = ("polynomial", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -160,6 +161,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Rules that span sections."""
