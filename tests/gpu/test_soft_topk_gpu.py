@@ -15,7 +15,9 @@ pytestmark = [
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def _inputs(batch: int, num_tokens: int, dim: int, *, masked: float = 0.0, ties: bool = False, seed: int = 0):
+def _inputs(
+    batch: int, num_tokens: int, dim: int, *, masked: float = 0.0, ties: bool = False, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(batch, num_tokens, dim, generator=generator)
     scores = torch.rand(batch, num_tokens, generator=generator).clamp(min=1e-4)
