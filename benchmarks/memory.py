@@ -4,27 +4,25 @@ forward: 262,144 tokens through the encoder, no gradient; budget 8 GiB.
 train:   a step (loss, gradients, AdamW) on 65,536 tokens with activation checkpointing, 512 target tokens; 12 GiB.
 
 Each case runs in a process of its own; its peak is the kernel's high-water mark of resident memory, Python and torch
-included. Weights are random: memory does not depend on them. Results go to benchmarks/results/memory.json.
+included. Weights are random: memory does not depend on them. Results go to benchmarks/results/memory.{json,csv,md}.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.harness import ROOT, write_results
+
 PRESET = ROOT / "configs" / "deep_pyramidion.yaml"
 CASES = {"forward": (262_144, 8.0), "train": (65_536, 12.0)}
 """Name: (source tokens, budget in GiB)."""
 NUM_TARGET_TOKENS = 512
 VOCAB_SIZE = 32_000
-RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
+NOTES = "Wall seconds are those of a busy machine: only the peaks are results."
 
 
 def main() -> int:
@@ -42,8 +40,7 @@ def main() -> int:
         results.append({"case": case, "budget_gib": budget_gib, **json.loads(output.splitlines()[-1])})
         peak, seconds = results[-1]["peak_gib"], results[-1]["wall_s"]
         print(f"{case}: {num_tokens:,} tokens, peak {peak:.2f} GiB of {budget_gib:g}, {seconds:.0f} s", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n", encoding="utf-8")
+    write_results("memory", results, NOTES)
     return int(any(result["peak_gib"] > result["budget_gib"] for result in results))
 
 
@@ -92,24 +89,6 @@ def peak_gib() -> float:
     if found is None:
         raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
     return int(found[1]) / 2**20
-
-
-def machine() -> dict[str, str | int]:
-    """Where, when and with what this was measured."""
-    import torch
-    import transformers
-
-    model_name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "cpu": model_name[1] if model_name else platform.processor(),
-        "cores": os.cpu_count() or 0,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 if __name__ == "__main__":
