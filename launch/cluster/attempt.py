@@ -27,6 +27,7 @@ ENGINE_END_S = 3.0
 START_TIMEOUT_S = 600.0
 """Ranks must give a first sign of life within this time."""
 RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\] .*)$")
+MISTAKE = "transpooler: error: "
 ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
 
 
@@ -93,6 +94,7 @@ class Attempt:
         """Ask the ranks of all hosts to save and end; they look for this file."""
         if self.stop_requested_at is None:
             self.stop_requested_at = time.monotonic()
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "stop").touch()
 
     def _watch(self, engine: subprocess.Popen[bytes]) -> Outcome:
@@ -179,6 +181,9 @@ class Attempt:
             if culprit.facts["exit"] == PREEMPTED or (self.stop_requested_at is not None and PREEMPTED in exits):
                 return Outcome("preempted", "ranks saved and stopped", exit_code=PREEMPTED)
             return _blame("crashed", culprit, _errors(culprit))
+        mistakes = [line.partition(MISTAKE)[2] for line in self.engine_lines if MISTAKE in line]
+        if mistakes:  # of rank.sh, before there is a rank
+            return Outcome("mistake", "; ".join(dict.fromkeys(mistakes)), exit_code=USER_ERROR)
         return Outcome(
             "crashed",
             f"the engine of target {self.plan.target} ended with {code}: {self._engine_says()}",
@@ -239,5 +244,5 @@ def _errors(sign: _Sign) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     lines = [line for line in sign.facts.get("last_lines", []) if line.strip()]
-    errors = [line.removeprefix("transpooler: error: ") for line in lines if line.startswith("transpooler: error: ")]
+    errors = [line.removeprefix(MISTAKE) for line in lines if line.startswith(MISTAKE)]
     return "; ".join(errors) or f"exit code {code}: {lines[-1] if lines else 'it said nothing'}"

@@ -48,9 +48,9 @@ def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
 def prologue(config: Config, variables: Mapping[str, str]) -> list[str]:
     """Shell lines that put a process of any host into the ranks' folder and environment."""
     folder = shlex.quote(str(working_directory(config)))
+    message = shlex.quote(f"no folder {working_directory(config)}; share it or set cluster.working_directory")
     return [
-        f'cd {folder} || {{ echo "transpooler: error: $(hostname): no folder "{folder}; share it or set '
-        'cluster.working_directory" >&2; exit 2; }',
+        f'cd {folder} 2>/dev/null || {{ echo "transpooler: error: $(hostname): "{message} >&2; exit 2; }}',
         *(f"export {key}={shlex.quote(value)}" for key, value in sorted(variables.items())),
         *([config.cluster.activate] if config.cluster.activate else []),
     ]

@@ -23,7 +23,7 @@ from launch.cluster.events import Events
 from launch.cluster.hosts import Host, num_ranks
 from launch.cluster.plan import Job, Plan
 from launch.cluster.targets import plan
-from launch.exits import INTERRUPTED, USER_ERROR
+from launch.exits import INTERRUPTED, PREEMPTED, USER_ERROR
 from trainer.config import Config
 
 OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
@@ -66,7 +66,7 @@ class Supervisor:
                 outcome, self.history, self.hosts, self.config.cluster, newest_step(self.folder), self.stop.is_set()
             )
             if not self._go_on(outcome, decision):
-                return decision.exit_code
+                return PREEMPTED if decision.restart else decision.exit_code
 
     def _ask(self) -> Mapping[str, Mapping[str, Any]] | None:
         """What the hosts say before an attempt. On a restart, silent ones count as failed and may be left out."""
@@ -107,7 +107,7 @@ class Supervisor:
         )
         folder = attempt_folder(self.folder, number)
         self.attempt = Attempt(what, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
-        if self.stop.is_set():
+        if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
         outcome = self._with_culprit(self.attempt.execute())
         if outcome.ending == "preempted" and self.target == "slurm":
@@ -175,8 +175,7 @@ class Supervisor:
             self._leave_out(decision.left_out, decision.why)
         after = f" in {decision.delay_s:g} s" if decision.delay_s else ""
         self.events.write("restart", f"restart{after}: {decision.why}", delay_s=decision.delay_s, why=decision.why)
-        self.stop.wait(decision.delay_s)
-        return True
+        return not self.stop.wait(decision.delay_s)
 
     def _leave_out(self, names: Sequence[str], why: str) -> None:
         before = num_ranks(self.hosts)
