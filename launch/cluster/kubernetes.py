@@ -52,7 +52,7 @@ def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
         *("--node-rank", "$(JOB_COMPLETION_INDEX)", "--master-addr", master, "--master-port", str(_port(config))),
         *("--max-restarts", "0", "-m", "launch.train", f"{CONFIG_FOLDER}/config.yaml"),
     ]
-    container = {
+    container: dict[str, Any] = {
         "name": "train",
         "image": site.image,
         "command": torchrun,

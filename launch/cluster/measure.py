@@ -7,7 +7,6 @@ all-reduce over all hosts. Rank 0 prints one line of JSON. Uses NCCL where a hos
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -92,4 +91,4 @@ def _pair(rank: int, pair: tuple[int, int], torch: Any, dist: Any, device: Any, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

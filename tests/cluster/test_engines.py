@@ -2,11 +2,12 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Runs
 from tests.cluster.lab import Lab
+from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
 PROGRAMS = {"ssh": "pdsh", "torchrun": "pdsh", "openmpi": "mpirun.openmpi", "mpich": "mpiexec.hydra"}
@@ -52,9 +53,9 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
 
     def refused(*settings: str, hosts: str | None = None, target: str = "ssh", **environment: str) -> list[str]:
         path = runs.folder / "bad-hosts"
-        path.write_text(hosts or open(good).read())
+        path.write_text(hosts or Path(good).read_text())
         command = runs.command(target, "bad", f"cluster.hostfile={path}", *settings)
-        code, output = cluster.run(0, command, **environment)
+        code, output = cluster.run(0, command, 120, **environment)
         assert code == 2, output
         lines = output.splitlines()
         assert all(line.startswith("transpooler: error: ") for line in lines), output

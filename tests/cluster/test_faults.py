@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Runs
 from tests.cluster.lab import ROOT, Lab, wait_for, why_not
+from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
 TRAINING = ["-m", "launch.train"]
@@ -81,7 +81,7 @@ def test_an_elastic_job_goes_on_without_a_host(cluster: Lab, runs: Runs, hostfil
     assert launcher.returncode == 0, output[-3000:]
     (left,) = [event for event in runs.events("elastic") if event["event"] == "leave_out"]
     assert (left["left_out"], left["ranks"]) == ([cluster.host(2)], 1)
-    rows, expected = (runs._train_rows(name) for name in ("elastic", "undisturbed"))
+    rows, expected = (runs.train_rows(name) for name in ("elastic", "undisturbed"))
     assert [row["ledger"] for row in rows] == [row["ledger"] for row in expected], "the same global batches"
     assert rows[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.05)
 

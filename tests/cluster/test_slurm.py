@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.cluster.conftest import Runs
 from tests.cluster.lab import SLURM_NEEDED, Lab, wait_for, why_not
+from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 300
