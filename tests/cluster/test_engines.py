@@ -51,11 +51,11 @@ def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfil
 def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hostfile: str) -> None:
     good = hostfile.partition("=")[2]
 
-    def refused(*settings: str, hosts: str | None = None, target: str = "ssh", **environment: str) -> list[str]:
-        path = runs.folder / "bad-hosts"
-        path.write_text(hosts or Path(good).read_text())
-        command = runs.command(target, "bad", f"cluster.hostfile={path}", *settings)
-        code, output = cluster.run(0, command, 120, **environment)
+    def refused(*settings: str, hosts: str | None = None, target: str = "ssh", path: str | None = None) -> list[str]:
+        written = runs.folder / "bad-hosts"
+        written.write_text(hosts or Path(good).read_text())
+        command = runs.command(target, "bad", f"cluster.hostfile={written}", *settings)
+        code, output = cluster.run(0, ["env", f"PATH={path}", *command] if path else command)
         assert code == 2, output
         lines = output.splitlines()
         assert all(line.startswith("transpooler: error: ") for line in lines), output
@@ -71,8 +71,11 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
     assert line.startswith(f"{first}: network interface ib7 does not exist; it has lo, eth0")
     (line,) = refused("cluster.master_port=22")
     assert line.startswith(f"{first}: port 22 is in use")
+    bare = runs.folder / "bare"
+    bare.mkdir()
+    (bare / "ssh").symlink_to(str(shutil.which("ssh")))
     for target, program in (("ssh", "pdsh"), ("torchrun", "pdsh"), ("openmpi", "Open MPI"), ("mpich", "HYDRA")):
-        (line,) = refused(target=target, PATH=f"{runs.folder}/ssh-only")
+        (line,) = refused(target=target, path=str(bare))
         assert program in line
         assert "install it" in line
     cluster.cut(2)
