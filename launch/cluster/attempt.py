@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from launch.cluster.hosts import num_ranks
 from launch.cluster.plan import Plan
 from launch.exits import DONE, PREEMPTED, USER_ERROR
 from trainer.cluster_config import ClusterConfig
@@ -109,7 +110,7 @@ class Attempt:
                 return outcome
             if failed_at is None and any(sign.facts.get("exit") for sign in self.signs.values()):
                 failed_at = now
-            if failed_at is not None and now - failed_at > END_TOGETHER_S and self.stop_requested_at is None:
+            if failed_at is not None and now - failed_at > (ENGINE_END_S if self._all_ended() else END_TOGETHER_S):
                 break
             if self.stop_requested_at is not None and now - self.stop_requested_at > self.cluster.stop_grace_s:
                 return Outcome(
@@ -189,6 +190,9 @@ class Attempt:
             f"the engine of target {self.plan.target} ended with {code}: {self._engine_says()}",
             exit_code=code,
         )
+
+    def _all_ended(self) -> bool:
+        return sum("exit" in sign.facts for sign in self.signs.values()) >= num_ranks(self.plan.hosts)
 
     def _merge(self, source: IO[bytes], merged: IO[str]) -> None:
         """Rank-prefixed lines to all.log and standard error; what the engine says to all.log alone."""

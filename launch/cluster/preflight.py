@@ -107,7 +107,7 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
             )
         if answer["gpus"] and host.slots > answer["gpus"]:
             yield f"{host.name}: {host.slots} slots, but {answer['gpus']} GPUs; lower slots or processes_per_node"
-        if not answer["witness"]:
+        if answer["witness"] is False:
             yield (
                 f"{host.name}: does not see {run_folder(config)} of this host; put the run folder on a shared file "
                 "system (run=...)"

@@ -223,9 +223,8 @@ def test_a_host_that_failed_twice_is_left_out() -> None:
         cluster, history = ClusterConfig(elastic=elastic, min_nodes=min_nodes), History()
         assert decide(lost, history, HOSTS, cluster, 4, False).left_out == ()
         second = decide(lost, history, HOSTS, cluster, 8, False)
-        assert second.restart == expected
-        assert second.left_out == (("b",) if expected else ())
-        assert second.exit_code == (0 if expected else GIVEN_UP)
+        assert second.restart
+        assert second.left_out == (("b",) if expected else ()), "else it is waited for"
     peer = Outcome("crashed", "exit code 1: RuntimeError: Connection closed by peer [10.0.0.2]:1", 0, "a", 1)
     killed = Outcome("crashed", "killed by SIGKILL (out of memory?)", 1, "c", -9)
     history = History()
