@@ -61,14 +61,24 @@ class Attempt:
     cluster: ClusterConfig
     signs: dict[int, _Sign] = field(default_factory=dict)
     engine_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    mistakes: dict[str, tuple[int, str] | None] = field(default_factory=dict)
+    """What ranks called a user's mistake, and the (rank, host) that said so first; None: before there was a rank."""
+    started_at: float = 0.0
+    progress_at: float = 0.0
+    metrics_size_bytes: int = -1
     stop_requested_at: float | None = None
     on_poll: Callable[[], None] = lambda: None
     """Called several times a second while the ranks run."""
 
     def execute(self) -> Outcome:
         """Run it to its end."""
-        self.plan.write()
-        (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            self.plan.write()
+            (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return Outcome(
+                "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
+            )
         with open(self.run / "logs" / "all.log", "a", encoding="utf-8") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
@@ -86,7 +96,8 @@ class Attempt:
             try:
                 outcome = self._watch(engine)
             finally:
-                (self.folder / "kill").touch()
+                with contextlib.suppress(OSError):
+                    (self.folder / "kill").touch()
                 self._end(engine)
                 reader.join(timeout=5.0)
         return outcome
@@ -137,8 +148,8 @@ class Attempt:
                 sign.ended_at = now
         metrics = self.run / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
-        if size != getattr(self, "_metrics_size", None):
-            self._metrics_size, self.progress_at = size, now
+        if size != self.metrics_size_bytes:
+            self.metrics_size_bytes, self.progress_at = size, now
 
     def _silent_or_stopped(self, now: float) -> Outcome | None:
         """A rank that is stopped, a rank or host that went silent, a job that hangs."""
@@ -166,9 +177,12 @@ class Attempt:
         exits = [sign.facts["exit"] for sign in signs if "exit" in sign.facts]
         if code == DONE and all(value == DONE for value in exits):
             return Outcome("done")
-        if USER_ERROR in exits:
-            culprit = next(sign for sign in signs if sign.facts.get("exit") == USER_ERROR)
-            return _blame("mistake", culprit, _errors(culprit))
+        mistaken = next((sign for sign in signs if sign.facts.get("exit") == USER_ERROR), None)
+        if mistaken is not None and not self.mistakes:
+            return _blame("mistake", mistaken, _errors(mistaken))
+        if self.mistakes and (mistaken is not None or not exits):  # no exits: not even these could be written
+            rank, host = next(iter(self.mistakes.values())) or (None, None)
+            return Outcome("mistake", "; ".join(self.mistakes), rank, host, USER_ERROR)
         # Without a last word: killed together with what watches it, unless the engine had ordered the end.
         wordless = [sign for sign in signs if "exit" not in sign.facts and not sign.facts["told"]]
         failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
@@ -182,9 +196,6 @@ class Attempt:
             if culprit.facts["exit"] == PREEMPTED or (self.stop_requested_at is not None and PREEMPTED in exits):
                 return Outcome("preempted", "ranks saved and stopped", exit_code=PREEMPTED)
             return _blame("crashed", culprit, _errors(culprit))
-        mistakes = [line.partition(MISTAKE)[2] for line in self.engine_lines if MISTAKE in line]
-        if mistakes:  # of rank.sh, before there is a rank
-            return Outcome("mistake", "; ".join(dict.fromkeys(mistakes)), exit_code=USER_ERROR)
         return Outcome(
             "crashed",
             f"the engine of target {self.plan.target} ended with {code}: {self._engine_says()}",
@@ -200,6 +211,9 @@ class Attempt:
             text = raw.decode(errors="replace").rstrip("\n")
             match = RANK_LINE.match(text)
             line = match["line"] if match else f"[{self.plan.target}] {text}"
+            if MISTAKE in text:
+                source_of = (int(match["rank"]), match["host"]) if match else None
+                self.mistakes.setdefault(text.partition(MISTAKE)[2], source_of)
             if match:
                 self.progress_at = time.monotonic()
                 print(line, file=sys.stderr, flush=True)

@@ -67,6 +67,6 @@ def script(config: Config, variables: Mapping[str, str], command: Sequence[str],
     return "\n".join(lines) + "\n"
 
 
-def absolute_settings(settings: Sequence[str], is_override: Sequence[str]) -> list[str]:
+def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Settings whose configuration files are absolute paths: ranks may start in another folder."""
-    return [item if item in is_override else str(Path(item).absolute()) for item in settings]
+    return [item if item in overrides else str(Path(item).absolute()) for item in settings]

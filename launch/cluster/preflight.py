@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 import uuid
@@ -147,8 +148,6 @@ def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any
     if not usable or len(answers) == 1:
         return "127.0.0.1" if len(answers) == 1 else first, port
     # Hosts commonly have container bridges; prefer the interface that the host's own name stands for.
-    import socket
-
     try:
         named = socket.gethostbyname(first)
     except OSError:

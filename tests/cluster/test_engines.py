@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.metadata import files, version
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
         (line,) = refused(target=target, path=str(bare))
         assert program in line
         assert "install it" in line
+    metadata = Path(next(str(file.locate()) for file in files("transformers") or () if file.name == "METADATA"))
+    other = runs.folder / "METADATA"
+    other.write_text(metadata.read_text().replace(f"Version: {version('transformers')}", "Version: 4.0.0", 1))
+    cluster.run(2, ["mount", "--bind", str(other), str(metadata)])  # on this host alone
+    try:
+        (line,) = refused()
+    finally:
+        cluster.run(2, ["umount", str(metadata)])
+    assert line.startswith(f"{second}: transformers is 4.0.0, but {version('transformers')} on {first}")
     cluster.cut(2)
     try:
         (line,) = refused()
