@@ -18,7 +18,7 @@ from typing import IO, Any
 from launch.cluster.hosts import num_ranks
 from launch.cluster.plan import Plan
 from launch.exits import DONE, PREEMPTED, USER_ERROR
-from trainer.cluster_config import ClusterConfig
+from trainer.config_cluster import ClusterConfig
 
 POLL_EVERY_S = 0.25
 END_TOGETHER_S = 20.0

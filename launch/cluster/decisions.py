@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from launch.cluster.attempt import Outcome
 from launch.cluster.hosts import Host
 from launch.exits import DONE, PREEMPTED, USER_ERROR
-from trainer.cluster_config import ClusterConfig
+from trainer.config_cluster import ClusterConfig
 
 GIVEN_UP = 1
 PEERS = re.compile(

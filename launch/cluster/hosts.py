@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from trainer.cluster_config import ClusterConfig
+from trainer.config_cluster import ClusterConfig
 
 
 @dataclass(frozen=True)
