@@ -11,8 +11,8 @@ from typing import Any
 
 from common.errors import UserError
 from launch.exits import USER_ERROR
-from trainer.cluster_config import KubernetesConfig
 from trainer.config import Config
+from trainer.config_cluster import KubernetesConfig
 
 CONFIG_FOLDER = "/etc/transpooler"
 RANKS = "ranks"

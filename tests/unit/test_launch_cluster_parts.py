@@ -15,8 +15,8 @@ from launch.cluster.hosts import Host, chosen_hosts, read_hostfile
 from launch.cluster.probe import facts
 from launch.cluster.start import dry_run
 from launch.discovery import first_hostname, port_of, rank_identity, tasks_per_node
-from trainer.cluster_config import ClusterConfig
 from trainer.config import Config
+from trainer.config_cluster import ClusterConfig
 from trainer.config_loader import load_config
 
 HOSTS = [Host("a", 2), Host("b", 2), Host("c", 2)]
