@@ -70,8 +70,16 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
     assert line.startswith("nobody: this name cannot be resolved")
     (line,) = refused("cluster.interface=ib7")[:1]
     assert line.startswith(f"{first}: network interface ib7 does not exist; it has lo, eth0")
-    (line,) = refused("cluster.master_port=22")
-    assert line.startswith(f"{first}: port 22 is in use")
+    occupy = "import socket, time; server = socket.create_server(('', 23456)); print('up', flush=True); time.sleep(300)"
+    listener = cluster.start(1, ["python3", "-c", occupy])
+    try:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "up\n"
+        (line,) = refused("cluster.master_port=23456")
+    finally:
+        cluster.run(1, ["kill", *map(str, cluster.pids(1, [occupy]))])
+        listener.wait(10)
+    assert line.startswith(f"{first}: port 23456 is in use")
     bare = runs.folder / "bare"
     bare.mkdir()
     (bare / "ssh").symlink_to(str(shutil.which("ssh")))
