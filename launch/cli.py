@@ -14,6 +14,7 @@ COMMANDS = (
     "prepare",
     "train",
     "launch",
+    "doctor",
     "evaluate",
     "summarize",
     "report",
