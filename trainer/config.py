@@ -6,10 +6,19 @@ from typing import Any
 
 from data_pipeline.config import DataConfig, PrepareConfig
 from model.architecture import Architecture
+from trainer.config_cluster import ClusterConfig
 from trainer.config_evaluation import EvaluationConfig, GenerationConfig
 from trainer.config_optimizer import OptimizerConfig
 
-__all__ = ["Config", "EngineConfig", "EvaluationConfig", "GenerationConfig", "OptimizerConfig", "TrainConfig"]
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "EngineConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "torch", "deepspeed")
@@ -171,6 +180,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Rules that span sections."""
