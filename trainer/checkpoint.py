@@ -34,8 +34,10 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{PREFIX}{step}"
 
 
-def save(engine: Any, state: TrainState, run: Path, facts: dict[str, Any], keep_last: int) -> None:
-    """Save on all ranks together; older checkpoints than the `keep_last` newest are removed.
+def save(
+    engine: Any, state: TrainState, run: Path, facts: dict[str, Any], keep_last: int, best: int | None = None
+) -> None:
+    """Save on all ranks together; all but the `keep_last` newest checkpoints and that of step `best` are removed.
 
     `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
     """
@@ -52,7 +54,7 @@ def save(engine: Any, state: TrainState, run: Path, facts: dict[str, Any], keep_
         torch.distributed.barrier()
         if rank == 0:
             _publish(incomplete / tag, folder_of(run, state.step), {**facts, "state": state.as_dict()})
-            _remove_old(run, keep_last)
+            _remove_old(run, keep_last, best)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         problem = str(error).splitlines()[0]
     if problem:
@@ -131,8 +133,14 @@ def _publish(incomplete: Path, final: Path, facts: dict[str, Any]) -> None:
         file.write(final.name)
 
 
-def _remove_old(run: Path, keep_last: int) -> None:
+def _remove_old(run: Path, keep_last: int, best: int | None) -> None:
+    """Remove all but the newest and the best, whose name stands in `best`."""
+    if best in checkpoint_steps(run):
+        with atomic_write(run / "checkpoints" / "best") as file:
+            file.write(f"{PREFIX}{best}")
     for step in checkpoint_steps(run)[:-keep_last]:
+        if step == best:
+            continue
         # Out of the way first, so that a kill cannot leave half a checkpoint under a good name.
         doomed = run / "checkpoints" / f"{INCOMPLETE}.old"
         shutil.rmtree(doomed, ignore_errors=True)

@@ -15,7 +15,7 @@ from trainer import checkpoint
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
 from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
-from trainer.metrics import MetricsWriter
+from trainer.metrics import MetricsWriter, check_wandb
 from trainer.models import build_model
 from trainer.state import TrainState
 from trainer.warm_start import start_from
@@ -41,16 +41,23 @@ class Job:
     metrics: MetricsWriter | None
     """On rank 0 alone."""
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self.engine.module.config.vocab_size)
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         if checkpoint.folder_of(self.run, self.state.step).is_dir() and self.state.step:
             return
-        checkpoint.save(self.engine, self.state, self.run, self.facts, self.config.train.keep_last_checkpoints)
+        settings = self.config.train
+        best = self.state.best_step if settings.keep_best_checkpoint else None
+        checkpoint.save(self.engine, self.state, self.run, self.facts, settings.keep_last_checkpoints, best)
 
 
 def prepare_job(config: Config) -> Job:
     """Check everything that can be checked, join the other ranks, build or resume."""
     check_machine(config.engine)
+    check_wandb(config.train.wandb_project)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config)
@@ -82,7 +89,13 @@ def prepare_job(config: Config) -> Job:
     metrics = None
     if rank == 0:
         save_config(config, run / "config.yaml")
-        metrics = MetricsWriter(run, step=state.step, tensorboard=config.train.tensorboard)
+        metrics = MetricsWriter(
+            run,
+            step=state.step,
+            tensorboard=config.train.tensorboard,
+            wandb_project=config.train.wandb_project,
+            settings=dataclasses.asdict(config),
+        )
     return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics)
 
 

@@ -16,10 +16,14 @@ from common.errors import UserError
 from common.progress import progress, say
 from data_pipeline.loader import Step
 from trainer.config import Config
+from trainer.engine import loss_scale
 from trainer.export import export_run
+from trainer.flops import peak_tflops
 from trainer.optimizer import learning_rate
+from trainer.profiler import profiling
 from trainer.setup import Job, prepare_job
-from trainer.step import StepResult, held_out_loss, train_step
+from trainer.step import StepResult, train_step
+from trainer.validation import evaluate_in_loop, is_complete
 
 PREEMPTED = 75
 """Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
@@ -35,7 +39,7 @@ def train(config: Config) -> None:
     """
     with _stop_signals() as stop:
         job = prepare_job(config)
-        if job.state.step >= config.train.steps and (job.run / "export" / "config.json").is_file():
+        if is_complete(job) and (job.run / "export" / "config.json").is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
         elif _loop(job, stop):
             _finish(job)
@@ -46,30 +50,34 @@ def train(config: Config) -> None:
             job.metrics.close()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        if job.state.step < config.train.steps:
+        if not is_complete(job):
             raise SystemExit(PREEMPTED)
 
 
 def _loop(job: Job, stop: threading.Event) -> bool:
     """Take steps until the run is complete (True) or asked to stop (False)."""
     state, settings = job.state, job.config.train
-    clock = _Clock()
+    peak = peak_tflops(job.config.engine.precision, job.config.engine.peak_tflops)
+    clock = _Clock(peak and peak * job.world_size)
     with (
         closing(job.loader.steps(state.step)) as steps,
         progress(f"train {job.run.name}", settings.steps - state.step) as bar,
+        profiling(job.run, settings, job.rank, state.step) as step_is_done,
     ):
-        while state.step < settings.steps:
+        while not is_complete(job):
             step = clock.waited_for(steps)
             result = train_step(job, step, stop.is_set())
             if result is None:
                 return False
             _record(job, step, result)
             clock.count(result)
+            step_is_done()
             bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
             if _due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
-            if job.validation is not None and _due(state.step, settings.evaluate_every_steps, settings.steps):
-                _evaluate(job)
+            evaluates = job.validation is not None and _due(state.step, settings.evaluate_every_steps, settings.steps)
+            if evaluates and evaluate_in_loop(job):
+                job.save()
             if _due(state.step, settings.checkpoint_every_steps, settings.steps):
                 job.save()
     return True
@@ -114,6 +122,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         "loss": loss,
         "learning_rate": learning_rate(state.step - 1, job.config.optimizer, job.config.train.steps),
         "grad_norm": result.gradient_norm,
+        **loss_scale(job.engine),
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,
@@ -126,20 +135,14 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
     job.metrics.write(row)
 
 
-def _evaluate(job: Job) -> None:
-    loss, num_tokens = held_out_loss(job)
-    say(f"step {job.state.step}: held-out loss {loss:.4f}")
-    if job.metrics is not None:
-        row = {"step": job.state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
-        job.metrics.write(row)
-
-
 def _finish(job: Job) -> None:
     """Export the complete run; the other ranks wait."""
     job.save()
     if job.rank == 0:
-        export_run(job.run, job.run / "export")
-        say(f"{job.run}: done, {job.state.step} steps; model in {Path(job.run) / 'export'}")
+        step = job.state.best_step if job.config.train.export_best else None
+        export_run(job.run, job.run / "export", step)
+        what = f"model of step {step or job.state.step}"
+        say(f"{job.run}: done, {job.state.step} steps; {what} in {Path(job.run) / 'export'}")
 
 
 def _peak_memory_mib() -> float:
@@ -168,12 +171,15 @@ def _stop_signals() -> Iterator[threading.Event]:
 class _Clock:
     """Times and token counts of this process since the last line of metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None) -> None:
+        """`peak_tflops` of all ranks' devices together."""
+        self._peak_tflops = peak_tflops
         self._reset()
 
     def _reset(self) -> None:
         self._started, self._waited_s = time.perf_counter(), 0.0
         self._steps = self._source_tokens = self._padded_tokens = 0
+        self._flops = 0.0
 
     def waited_for(self, steps: Iterator[Step]) -> Step:
         """The next step of the loader, with the wait for it measured."""
@@ -187,6 +193,7 @@ class _Clock:
         self._steps += 1
         self._source_tokens += result.source_tokens
         self._padded_tokens += result.padded_tokens
+        self._flops += result.flops
 
     def window(self) -> dict[str, float]:
         """Means since the last call (evaluation and checkpoints in between included)."""
@@ -196,6 +203,9 @@ class _Clock:
             "source_tokens_per_s": self._source_tokens / elapsed_s,
             "data_wait_share": self._waited_s / elapsed_s,
             "padding_share": 1 - self._source_tokens / max(1, self._padded_tokens),
+            "model_tflops_per_s": self._flops / elapsed_s / 1e12,
         }
+        if self._peak_tflops is not None:
+            values["mfu"] = values["model_tflops_per_s"] / self._peak_tflops
         self._reset()
         return values
