@@ -13,6 +13,7 @@ from launch.exits import guarded
 COMMANDS = (
     "prepare",
     "train",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.durations import duration_s
 from data_pipeline.config import SPLITS, DataConfig, PrepareConfig
 from model.architecture import Architecture
 
 SCHEDULES = ("polynomial", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
+NOT_NEGATIVE = ("keep_checkpoint_every_steps", "watchdog_timeout_s", "spike_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,16 @@ class TrainConfig:
     """Save a checkpoint every so many steps, and at the end."""
     keep_last_checkpoints: int = 2
     """Older checkpoints are removed."""
+    keep_checkpoint_every_steps: int = 0
+    """Checkpoints of multiples of this step stay for good; 0 keeps none of them."""
+    max_time: str | float | None = None
+    """Wall-clock limit of one start: seconds, or such as '90m' or '1d12h'. Then save and exit with 75; null = none."""
+    watchdog_timeout_s: float = 1200.0
+    """When no step ends for so long, every rank writes its stacks to RUN/stacks and the job ends; 0 = no watchdog."""
+    spike_threshold: float = 6.0
+    """A loss so many standard deviations above its moving mean is reported as a spike; 0 = not looked for."""
+    skip_spikes: bool = False
+    """Leave the update of such a step out."""
     evaluate_every_steps: int = 1000
     """Held-out loss every so many steps, and at the end; 0 turns it off."""
     max_validation_documents: int = 512
@@ -101,9 +113,11 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every_steps", "keep_last_checkpoints", "log_every_steps"):
             if getattr(self, name) < 1:
                 yield name, f"is {getattr(self, name)}; must be at least 1"
-        for name in ("evaluate_every_steps", "max_validation_documents"):
+        for name in ("evaluate_every_steps", "max_validation_documents", *NOT_NEGATIVE):
             if getattr(self, name) < 0:
                 yield name, f"is {getattr(self, name)}; must not be negative"
+        if self.max_time is not None and not (duration_s(self.max_time) or 0) > 0:
+            yield "max_time", f"is {self.max_time!r}; give seconds, or days, hours, minutes such as 1d12h, 90m, 1h30m"
 
 
 @dataclass(frozen=True, kw_only=True)
