@@ -1,1 +1,1 @@
-"""What is measured, and against what. Results are in results/, with date, hardware, commit and versions."""
+"""What is measured, against what, with committed results; see README.md."""

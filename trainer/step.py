@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.loader import IGNORED_LABEL, Step
-from trainer.engine import reduced
+from trainer.engine import gradient_norm, reduced
 from trainer.guards import is_spike
 from trainer.optimizer import learning_rate, set_learning_rate
 from trainer.setup import Job
@@ -31,7 +31,7 @@ class StepResult:
 
 def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     """Forward, backward, update on one global batch; None, and nothing done, if any rank was asked to stop."""
-    engine, device, settings = job.engine, job.engine.device, job.config.train
+    engine, device, settings = job.engine, job.engine.device, job.config.guards
     counts = [
         sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         step.num_source_tokens,
@@ -59,7 +59,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         target_tokens=targets,
         source_tokens=sources,
         padded_tokens=padded,
-        gradient_norm=float(engine.get_global_grad_norm() or 0.0),
+        gradient_norm=gradient_norm(engine),
         skipped=not engine.was_step_applied(),
         spike=is_spike(job.state, float(loss_share), settings.spike_threshold),
     )

@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trainer.optimizer import learning_rate
 from trainer.setup import Job, prepare_job
 from trainer.step import StepResult, held_out_loss, train_step
 from trainer.stop import Stop, Stopped
-from trainer.watchdog import Watchdog, is_lost_connection
+from trainer.watchdog import is_lost_connection, watchdog
 
 PREEMPTED = 75
 """Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
@@ -53,8 +53,7 @@ def train(config: Config) -> None:
 
 def _watched_loop(job: Job) -> bool:
     """`_loop` under the watchdog. A collective that fails for a rank that is gone ends this process with one line."""
-    timeout_s = job.config.train.watchdog_timeout_s
-    with Watchdog(job.run, timeout_s=timeout_s) if timeout_s else nullcontext() as job.watchdog:
+    with watchdog(job.run, job.config.guards) as job.watchdog:
         try:
             return _loop(job)
         except RuntimeError as error:

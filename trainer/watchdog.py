@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,9 +27,10 @@ from typing import Any
 
 import torch
 
+from trainer.config_guards import GuardsConfig
+
 STALLED = 70
 """Exit code (EX_SOFTWARE of sysexits.h): the job hung or lost a rank. Its checkpoints are fine; start it again."""
-SILENT_AFTER_S = 30.0
 BEAT_EVERY_S = 2.0
 GRACE_S = 5.0
 """For the other ranks to see the alarm and write their stacks."""
@@ -50,7 +52,7 @@ class _Peer:
 class Watchdog:
     """Watches one run; `mark` tells it that something ended. Use it as a context manager on every rank together."""
 
-    def __init__(self, run: Path, *, timeout_s: float, silent_after_s: float = SILENT_AFTER_S) -> None:
+    def __init__(self, run: Path, *, timeout_s: float, silent_after_s: float) -> None:
         self.run, self.timeout_s, self.silent_after_s = run, timeout_s, silent_after_s
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._interval_s = min(BEAT_EVERY_S, timeout_s / 5, silent_after_s / 5)
@@ -193,6 +195,13 @@ class Watchdog:
             return question()
         except (RuntimeError, ValueError):  # torch's store errors are RuntimeErrors
             return None
+
+
+def watchdog(run: Path, config: GuardsConfig) -> AbstractContextManager[Watchdog | None]:
+    """The watchdog that the configuration asks for; None in its place where that is none."""
+    if not config.watchdog_timeout_s:
+        return nullcontext()
+    return Watchdog(run, timeout_s=config.watchdog_timeout_s, silent_after_s=config.silent_rank_s)
 
 
 def odd_ranks(positions: Mapping[int, tuple[int, str]]) -> str:

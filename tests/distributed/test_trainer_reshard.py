@@ -21,7 +21,7 @@ COMMON = [
     "optimizer.eps=0.001",  # far above rounding errors of the gradients: Adam would turn them into steps of full size
     f"train={{steps: {STEPS}, checkpoint_every_steps: 2, keep_last_checkpoints: 9, evaluate_every_steps: 0}}",
     "train.log_every_steps=1",
-    "train.watchdog_timeout_s=0",
+    "guards.watchdog_timeout_s=0",
 ]
 
 
