@@ -15,6 +15,7 @@ COMMANDS = (
     "train",
     "launch",
     "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",
