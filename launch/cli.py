@@ -17,6 +17,7 @@ COMMANDS = (
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 

@@ -13,6 +13,7 @@ ALLOWED = {
     "data_pipeline": {"data_pipeline", "common"},
     "trainer": {"trainer", "model", "data_pipeline", "common"},
     "launch": {"launch", "trainer", "model", "data_pipeline", "common"},
+    "benchmarks": {"benchmarks", "trainer", "model", "data_pipeline", "common"},
 }
 OWNERS = {
     "deepspeed": ("trainer/engine.py", "trainer/checkpoint.py", "trainer/export.py"),
