@@ -22,6 +22,13 @@ class PoolingStage:
     operator: str = "successive_halving"
     """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, iterative_softmax)."""
 
+    def slots(self, num_tokens: int) -> int:
+        """Slots that a document of so many tokens (at least 1) fills after the stage."""
+        if self.length is not None:
+            return min(self.length, num_tokens)
+        assert self.ratio is not None  # Architecture.problems
+        return -(-num_tokens // round(1 / self.ratio))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
