@@ -143,7 +143,6 @@ def _inference(model: Any, batch: dict[str, Any], settings: Settings, clock: Clo
         "decoder_gflop": decoder["all"],
         "decoder_attention_gflop": decoder["attention"],
         **{f"decoder_{name}": value for name, value in read.items()},
-        "generate_peak_mib": harness.peak_memory_bytes(generate, settings.device) / MIB,
     }
 
 
