@@ -141,6 +141,6 @@ def _longt5(layers: tuple[int, int], vocab_size: int) -> nn.Module:
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
-        decoder_start_token_id=PAD,
     )
+    config.decoder_start_token_id = PAD
     return LongT5ForConditionalGeneration(config)

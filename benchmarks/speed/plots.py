@@ -76,11 +76,12 @@ def _panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
         slope = exponent(lengths, costs)
         label = name if slope is None else f"{name}  n^{slope:.2f}"
         axis.plot(lengths, costs, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
-    lengths = sorted({row["length"] for row in rows})
+    ticks = sorted({row["length"] for row in rows})
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks(lengths, [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in lengths])
+    axis.set_xticks(ticks, [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in ticks])
     axis.minorticks_off()
     axis.grid(True, which="major", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    if axis.get_lines():
+        axis.legend(fontsize=8, frameon=False)

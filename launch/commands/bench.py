@@ -25,7 +25,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler bench speed` or `quality`."""
-    return _speed(parsed) if parsed.bench == "speed" else _quality(parsed)
+    if parsed.bench == "quality":
+        return _quality(parsed)
+    _speed(parsed)
+    return None
 
 
 def _add_speed(kinds: argparse._SubParsersAction) -> None:
