@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from common.errors import UserError
 from launch.arguments import add_command, positive
 
 LENGTHS = "2k,4k,8k,16k,32k"
@@ -105,8 +106,9 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        metavar="FOLDER",
-        help="train, validation and test .jsonl or .jsonl.gz files of article/abstract",
+        metavar="FILE|FOLDER",
+        help="a .jsonl or .jsonl.gz file of article/abstract pairs (split 80/10/10), or a folder with train, validation "
+        "and test files (default: sources of the Python modules that are installed, as in the demo)",
     )
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
@@ -119,7 +121,11 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
     from benchmarks.quality.study import load_study
+    from launch.demo_corpus import demo_sources
 
+    if parsed.data is not None and parsed.shards is not None:
+        raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    return bench_quality(study, data=parsed.data, shards=parsed.shards, output=output, quiet=parsed.quiet)
+    sources = None if parsed.shards else demo_sources(parsed.data, output / "corpus")
+    return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)
