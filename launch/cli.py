@@ -13,6 +13,7 @@ from launch.exits import guarded
 COMMANDS = (
     "prepare",
     "train",
+    "launch",
     "evaluate",
     "summarize",
     "report",

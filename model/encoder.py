@@ -35,17 +35,25 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
 
 
 class Embedder(nn.Module):
-    """Token embeddings as a stack reads them: scaled by sqrt(D) and with sinusoids added, or plain before rotary."""
+    """Token embeddings as a stack reads them: with sinusoids (scaled by sqrt(D) first) or learned positions added, or
+    plain before rotary; then the norm, if any."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
         self.sinusoids, self.dropout = config.positions == "sinusoidal", config.dropout
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_positions, config.d_model) if learned else None
+        self.norm = nn.LayerNorm(config.d_model) if config.embedding_norm else None
 
     def forward(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """embeddings (..., D), positions int64 (...)."""
         if self.sinusoids:
             dim = embeddings.shape[-1]
             embeddings = embeddings * dim**0.5 + sinusoidal(positions, dim, embeddings.dtype)
+        if self.positions is not None:
+            embeddings = embeddings + self.positions(positions)
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
         return F.dropout(embeddings, self.dropout, self.training)
 
 

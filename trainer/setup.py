@@ -10,20 +10,19 @@ import torch
 from common.errors import UserError
 from common.progress import say, set_quiet
 from data_pipeline.loader import Loader
-from data_pipeline.tokenizer import fingerprint, load_tokenizer
+from data_pipeline.tokenizer import load_tokenizer
 from trainer import checkpoint
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
-from trainer.engine import check_precision, create_engine, init_distributed
+from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
 from trainer.metrics import MetricsWriter
-from trainer.models import build_model, load_model
+from trainer.models import build_model
 from trainer.state import TrainState
+from trainer.warm_start import start_from
 
 RANK_SEED_STRIDE = 1_000_003
 FREE_TO_CHANGE = ("data.shards", "data.prefetch_steps", "model.dropout", "model.init_std")
 """Keys of the fixed sections that a resumed run may change: they do not decide what it is."""
-FREE_TO_FINE_TUNE = ("dropout", "init_std", "block_size", "pooling")
-"""Fields of the architecture in which fine-tuning may differ from the weights that it starts from."""
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Job:
 
 def prepare_job(config: Config) -> Job:
     """Check everything that can be checked, join the other ranks, build or resume."""
-    check_precision(config.engine)
+    check_machine(config.engine)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config)
@@ -62,10 +61,10 @@ def prepare_job(config: Config) -> Job:
     validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
     step = _agreed_step(run, rank)
-    model = build_model(config, tokenizer)
+    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
+    model = build_model(config, tokenizer, sharded_init(config, num_micro_batches, world_size))
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
-    num_micro_batches = -(-config.data.batch_size // (world_size * config.engine.micro_batch_size))
     engine = create_engine(model, config, num_micro_batches, world_size)
     facts = {
         "world_size": world_size,
@@ -100,24 +99,6 @@ def check_run_folder(config: Config, run: Path) -> None:
             f"{run}: holds a run with other values of {', '.join(changed)}; choose another folder (run=...) "
             f"or the values in {run / 'config.yaml'}"
         )
-
-
-def start_from(model: Any, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
-    """Copy the weights of an exported model; UserError where tokenizer or architecture are not those of this run."""
-    source, tokenizer = load_model(folder)
-    if fingerprint(tokenizer) != tokenizer_fingerprint:
-        raise UserError(
-            f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
-            f"with prepare.tokenizer.path={folder}"
-        )
-    for entry in dataclasses.fields(config.model):
-        old, new = getattr(source.config.architecture, entry.name), getattr(config.model, entry.name)
-        if old != new and entry.name not in FREE_TO_FINE_TUNE:
-            raise UserError(f"model.{entry.name} is {new!r}, but train.init_from {folder} was trained with {old!r}")
-    missing, unused = model.load_state_dict(source.state_dict(), strict=False)
-    for names, what in ((missing, "start from random weights"), (unused, "are left out")):
-        if names:
-            say(f"train.init_from {folder}: {', '.join(names)} {what}, since the pooling schedule differs")
 
 
 def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.loader import IGNORED_LABEL, Step
-from trainer.engine import reduced
+from trainer.engine import gradient_norm, reduced
 from trainer.optimizer import learning_rate, set_learning_rate
 from trainer.setup import Job
 
@@ -53,7 +53,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         target_tokens=targets,
         source_tokens=sources,
         padded_tokens=padded,
-        gradient_norm=float(engine.get_global_grad_norm() or 0.0),
+        gradient_norm=gradient_norm(engine),
         skipped=not engine.was_step_applied(),
     )
 

@@ -1,7 +1,7 @@
 """Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ class Summary:
     text: str
     num_source_tokens: int
     """Tokens of the document, before cutting."""
-    num_read_tokens: int
-    """Tokens that the model read, </s> included."""
+    read_ids: list[int]
+    """Token ids that the model read, </s> included."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the text under `summary`, and the lengths."""
-        values = asdict(self)
-        return {"summary": values.pop("text"), **values}
+        lengths = {"num_source_tokens": self.num_source_tokens, "num_read_tokens": len(self.read_ids)}
+        return {"summary": self.text, **lengths}
 
 
 def summarize(
@@ -44,7 +44,7 @@ def summarize(
         ]
         cut = [[*source[: limit - 1], tokenizer.eos_token_id] for source in sources]
         for source, read, text in zip(sources, cut, generate(model, tokenizer, cut, generation), strict=True):
-            yield Summary(text=text, num_source_tokens=len(source), num_read_tokens=len(read))
+            yield Summary(text=text, num_source_tokens=len(source), read_ids=read)
 
 
 @torch.no_grad()

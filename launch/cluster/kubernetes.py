@@ -1,0 +1,2 @@
+def manifest(config):
+    raise NotImplementedError
