@@ -39,7 +39,7 @@ class Study:
     baseline: str
     """The arm that the others are compared with."""
     budget: tuple[str, float]
-    """('steps' | 'source_tokens' | 'minutes', how many): of each run, whatever the arm. Equal steps are equal documents."""
+    """('steps' | 'source_tokens' | 'minutes', how many): of each run. Equal steps are equal documents."""
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0,)
     processes: int = 1
@@ -51,7 +51,7 @@ class Study:
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
-    """Read and check a study; `arms` and `seeds` (comma-separated) choose among its own. UserError names what is wrong."""
+    """Read and check a study; `arms` and `seeds` (comma-separated) replace its own. UserError names what is wrong."""
     study = _parse(path, _read(path))
     if seeds is not None:
         if not all(part.strip().isdecimal() for part in seeds.split(",")):

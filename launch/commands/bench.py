@@ -107,8 +107,8 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
         "--data",
         type=Path,
         metavar="FILE|FOLDER",
-        help="a .jsonl or .jsonl.gz file of article/abstract pairs (split 80/10/10), or a folder with train, validation "
-        "and test files (default: sources of the Python modules that are installed, as in the demo)",
+        help="a .jsonl or .jsonl.gz file of article/abstract pairs (split 80/10/10), or a folder with train, "
+        "validation and test files (default: sources of the Python modules that are installed, as in the demo)",
     )
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
