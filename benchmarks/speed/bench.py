@@ -73,7 +73,11 @@ def _notes(settings: dict[str, Any], lines: Sequence[str]) -> str:
 
 def _subtitle(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     where = next(cell["environment"] for cell in cells if cell["status"] == "ok")
-    machine = where["gpu"] if settings["device"] == "cuda" else f"{where['cpu']}, {settings['threads']} threads"
+    machine = (
+        where["gpu"]
+        if settings["device"] == "cuda"
+        else f"{where['cpu']}, {settings['threads']} threads, {settings['clock']} time"
+    )
     return (
         f"{machine}; {settings['precision']}, batch {settings['batch_size']}, {settings['target_tokens']} target "
         f"tokens, beam {settings['num_beams']}; {where['date'][:10]}, commit {where['commit'][:12]}"

@@ -19,6 +19,8 @@ class Settings:
     precision: str = "fp32"
     """fp32 or bf16 (weights and activations)."""
     threads: int = 1
+    clock: str = "wall"
+    """wall, or process: CPU seconds of the process, which hardly notice what else a shared machine does."""
     batch_size: int = 1
     target_tokens: int = 128
     """Tokens of the target in training, and generated for each document."""

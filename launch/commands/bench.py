@@ -48,6 +48,12 @@ def _add_speed(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default cuda where there is one)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(default bf16 on cuda, fp32 on cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default all cores)")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "process"),
+        default="wall",
+        help="process: CPU seconds instead of wall-clock time, for CPUs that others use too; take --threads 1",
+    )
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="documents (default 1)")
     parser.add_argument("--target-tokens", type=positive, default=128, metavar="N", help="written ones (default 128)")
     parser.add_argument("--beams", type=positive, default=4, metavar="N", help="(default 4)")
@@ -76,10 +82,13 @@ def _speed(parsed: argparse.Namespace) -> None:
     from benchmarks.speed.settings import Limits, Settings, parse_length, parse_phases
 
     device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and parsed.clock == "process":
+        raise UserError("--clock process: knows nothing of the GPU's time; use wall with --device cuda")
     settings = Settings(
         device=device,
         precision=parsed.precision or ("bf16" if device == "cuda" else "fp32"),
         threads=parsed.threads or len(os.sched_getaffinity(0)),
+        clock=parsed.clock,
         batch_size=parsed.batch_size,
         target_tokens=parsed.target_tokens,
         num_beams=parsed.beams,
