@@ -20,6 +20,7 @@ COMMANDS = (
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 
