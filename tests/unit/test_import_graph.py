@@ -16,7 +16,7 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "launch", "trainer", "model", "data_pipeline", "common"},
 }
 OWNERS = {
-    "deepspeed": ("trainer/engine.py", "trainer/checkpoint.py", "trainer/export.py"),
+    "deepspeed": ("trainer/engine.py", "trainer/checkpoint.py", "trainer/safe_load.py", "trainer/export.py"),
     "webdataset": ("data_pipeline/",),
     "datasets": ("data_pipeline/",),
     "omegaconf": ("trainer/config_loader.py",),
