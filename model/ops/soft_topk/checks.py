@@ -52,7 +52,7 @@ def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tens
 
 
 def values_are_checked(device: torch.device) -> bool:
-    """CPU: yes, it costs a hundredth of the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
+    """CPU: yes, it is cheap beside the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
     if torch.compiler.is_compiling():
         return False
     return device.type == "cpu" or os.environ.get(DEBUG) == "1"
