@@ -88,8 +88,11 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
-        return super().from_pretrained(*args, key_mapping=mapping | (key_mapping or {}), **kwargs)
+        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."} | (key_mapping or {})
+        loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
+        # The library would undo the renaming when saving; an encoder is saved under its own names.
+        vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
+        return loaded
 
     @can_return_tuple
     def forward(
