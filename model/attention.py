@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model.beams import beams_as_queries, queries_as_beams
 from model.config import TranspoolerConfig
 from model.layout import Layout
 from model.positions import rotate
@@ -103,7 +104,7 @@ class CrossAttention(Attention):
         cache: EncoderDecoderCache | None,
         output_attentions: bool,
     ) -> Attended:
-        """memory_mask: bool, broadcast to (B, H, N, M)."""
+        """x_BND has a row for each document of memory_BMD, or for each beam of each; memory_mask (B, 1, 1, M) bool."""
         q = self.split(self.q_proj(x_BND))
         if cache is not None and cache.is_updated.get(self.layer):
             stored: Any = cache.cross_attention_cache.layers[self.layer]
@@ -113,8 +114,9 @@ class CrossAttention(Attention):
             if cache is not None:
                 k, v = cache.cross_attention_cache.update(k, v, self.layer)
                 cache.is_updated[self.layer] = True
-        out, weights = self.attend(q, k, v, memory_mask, output_attentions)
-        return self.out_proj(out), weights
+        out, weights = self.attend(beams_as_queries(q, len(k)), k, v, memory_mask, output_attentions)
+        weights = None if weights is None else queries_as_beams(weights, len(q), dim=2)
+        return self.out_proj(queries_as_beams(out, len(q), dim=1)), weights
 
 
 def eager_attention(

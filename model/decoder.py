@@ -80,7 +80,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
 
 def _memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
     """bool (B, 1, 1, S) of a memory (B, S, D); a document that has nothing kept is read as it is, zeros."""
-    if memory is None or memory.dim() != 3 or len(memory) != batch:
+    if memory is None or memory.dim() != 3 or len(memory) == 0 or batch % len(memory):
         found = None if memory is None else tuple(memory.shape)
         raise ValueError(
             f"encoder_hidden_states: {found}; expected the encoder's output for {batch} documents (B, S, D)"

@@ -10,6 +10,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
+from model.beams import SharedMemoryGeneration
 from model.checks import describe
 from model.config import TranspoolerConfig
 from model.decoder import TranspoolerDecoder
@@ -87,7 +88,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         )
 
 
-class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, GenerationMixin):
+class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemoryGeneration, GenerationMixin):
     """The model to train and to summarize with."""
 
     _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}  # noqa: RUF012 (transformers' own convention)
