@@ -1,12 +1,14 @@
 """`generate` with every strategy that `transformers` has for encoder-decoders, on padded batches of documents."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import GenerationConfig, pipeline
 
 from tests.unit.test_model import FIXED, LENGTHS, build
 
-STRATEGIES = {
+STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beam search": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.0, "no_repeat_ngram_size": 2},
     "sampling": {"do_sample": True, "top_k": 20, "top_p": 0.9, "num_return_sequences": 2},

@@ -1,5 +1,7 @@
 """Padding costs nothing, the selection that is shown is the one that happened, and bad input is named."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,10 +10,10 @@ from model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForCondition
 from model.layout import Layout
 from tests.unit.test_model import LENGTHS, RATIOS, TINY
 
-PRE = {"norm": "pre", "positions": "rotary"}
+PRE: dict[str, Any] = {"norm": "pre", "positions": "rotary"}
 
 
-def encoder(**settings) -> TranspoolerEncoder:
+def encoder(**settings: Any) -> TranspoolerEncoder:
     torch.manual_seed(0)
     return TranspoolerEncoder(TranspoolerConfig(**TINY | settings)).eval()
 
@@ -88,7 +90,7 @@ def test_the_selection_is_what_flowed_into_each_slot(operator, side):
     ]
     config = TranspoolerConfig(**TINY, **PRE, pooling=stages)
     model = TranspoolerForConditionalGeneration(config).eval()
-    for layer in model.model.encoder.layers:
+    for layer in cast(Any, model.model.encoder.layers):
         for last in (layer.attention.out_proj, layer.ffn.fc_out):
             last.weight.zero_()
             last.bias.zero_()
@@ -107,7 +109,7 @@ def test_the_selection_is_what_flowed_into_each_slot(operator, side):
         assert len(set(slots[row].tolist()) - {-1}) == memory.attention_mask[row].sum() == -(-min(length, 16) // 4)
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "input_ids, inputs_embeds: neither given": {"input_ids": None},
     r"input_ids: float32 \(3, 40\); expected int64": {"input_ids": torch.zeros(3, 40)},
     r"input_ids: int64 \(3, 0\); expected at least 1 document": {"input_ids": torch.zeros(3, 0, dtype=torch.int64)},
