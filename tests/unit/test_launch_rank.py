@@ -145,7 +145,7 @@ def test_a_request_to_stop_reaches_the_ranks(tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_save_in_time_are_ended(tmp_path: Path) -> None:
-    script = f"signal.signal(signal.SIGUSR1, signal.SIG_IGN); {WAIT}"
+    script = "signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(60)"
     outcome = Job(tmp_path, script, script, stop_grace_s=1.0).outcome(lambda job: job.attempt.request_stop())
     assert (outcome.ending, outcome.rank) == ("stopped", None)
     assert "cluster.stop_grace_s = 1 s" in outcome.reason
