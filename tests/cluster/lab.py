@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ class Lab:
         """Start a command on a host; standard error goes to standard output. `more` is added to the environment."""
         return subprocess.Popen(
             ["bash", str(HERE / "lab.sh"), "exec", self.host(number), *command],
-            env=self._environment() | more,
+            env=self.environment() | more,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -101,15 +102,17 @@ class Lab:
         _, output = self.run(number, ["python3", "-S", "-c", script])
         return [int(line) for line in output.split() if line.isdigit()]
 
-    def _environment(self) -> dict[str, str]:
-        path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    def environment(self) -> dict[str, str]:
+        """What commands on its hosts find."""
+        # As in an activated environment: ninja, which compiled operators need, lies beside the interpreter.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         lab = {"LAB_PREFIX": self.prefix, "LAB_NET": self.net, "LAB_STATE": str(self.state)}
         return {**os.environ, "PATH": path, "HOME": "/root", "OMP_NUM_THREADS": "1", **lab}
 
     def _script(self, name: str, *arguments: str) -> None:
         finished = subprocess.run(
             ["bash", str(HERE / name), *arguments],
-            env=self._environment(),
+            env=self.environment(),
             stdout=subprocess.DEVNULL,  # daemons keep it open: a pipe would never end
             stderr=subprocess.PIPE if arguments[0] != "up" else None,
             text=True,

@@ -33,7 +33,10 @@ def test_two_hosts_equal_two_local_processes(cluster: Lab, runs: Runs, hostfile:
 
 
 def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    path = hostfile.partition("=")[2]
+    path, passed_on = hostfile.partition("=")[2], runs.folder / "deepspeed_env"
+    names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
+    values = {name: value for name, value in cluster.environment().items() if name in names}
+    passed_on.write_text("".join(f"{name}={value}\n" for name, value in values.items()))  # as ~/.deepspeed_env would
     launcher = [
         sys.executable,
         "-m",
@@ -44,7 +47,7 @@ def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfil
         cluster.address(1),
     ]
     command = [*launcher, "--module", "launch.train", *runs.arguments("plain_deepspeed")]
-    code, output = cluster.run(0, command)
+    code, output = cluster.run(0, command, DS_ENV_FILE=str(passed_on))
     assert code == 0, output[-3000:]
     runs.assert_same("plain_deepspeed")
 
