@@ -15,10 +15,12 @@ COMMANDS = (
     "train",
     "launch",
     "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 
