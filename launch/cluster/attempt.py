@@ -188,6 +188,11 @@ class Attempt:
         failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
         killed = next((sign for sign in failed if sign.facts["exit"] < 0 and not sign.facts["told"]), None)
         if killed is None and wordless and exits:
+            stopped = next((sign for sign in wordless if sign.stopped_since is not None), None)
+            if stopped is not None:
+                return _blame(
+                    "stopped", stopped, f"its process {stopped.facts['pid']} is stopped (SIGSTOP or a debugger)"
+                )
             return _blame(
                 "lost", wordless[0], "ended without a word: it and what watched it were killed, or the host died"
             )
