@@ -119,6 +119,15 @@ def test_a_stopped_process_is_found(tmp_path: Path) -> None:
     assert (outcome.ending, outcome.rank) == ("stopped", 1)
 
 
+def test_a_stopped_process_is_found_when_its_peers_give_up_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.cluster.attempt.END_TOGETHER_S", 1.0)
+    job = Job(tmp_path, "time.sleep(2); sys.exit(70)", WAIT, heartbeat_timeout_s=60.0)
+    outcome = job.outcome(lambda job: job.process(1).suspend())
+    assert (outcome.ending, outcome.rank) == ("stopped", 1)
+
+
 def test_a_host_that_dies_is_lost_although_its_peer_speaks_first(tmp_path: Path) -> None:
     def die(job: Job) -> None:
         rank = job.process(1)
