@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -88,19 +89,19 @@ class Lab:
             raise
         return process.returncode, output
 
-    def pids(self, number: int, words: Sequence[str]) -> list[int]:
-        """Processes of a host (numbers as the host sees them) whose command line has `words` one after another."""
+    def signal(self, number: int, words: Sequence[str], what: signal.Signals) -> int:
+        """Signal the processes of a host whose command line has `words` one after another; how many there were."""
         wanted = "\0".join(words)
         script = (
             "import glob, os\n"
             "for path in glob.glob('/proc/[0-9]*/cmdline'):\n"
             "    try: line = open(path).read()\n"
             "    except OSError: continue\n"
-            "    pid = path.split('/')[2]\n"
-            f"    if {wanted!r} in line and pid != str(os.getpid()): print(pid)\n"
+            "    pid = int(path.split('/')[2])\n"
+            f"    if {wanted!r} in line and pid != os.getpid(): os.kill(pid, {int(what)}); print(pid)\n"
         )
-        _, output = self.run(number, ["python3", "-S", "-c", script])
-        return [int(line) for line in output.split() if line.isdigit()]
+        _, output = self.run(number, [sys.executable, "-I", "-S", "-c", script])
+        return len(output.split())
 
     def environment(self) -> dict[str, str]:
         """What commands on its hosts find."""

@@ -1,6 +1,7 @@
 """Two real hosts train what two local processes train, to the bit, whichever engine starts them; and bad input."""
 
 import shutil
+import signal
 import sys
 from importlib.metadata import files, version
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
         assert listener.stdout.readline() == "up\n"
         (line,) = refused("cluster.master_port=23456")
     finally:
-        cluster.run(1, ["kill", *map(str, cluster.pids(1, [occupy]))])
+        cluster.signal(1, [occupy], signal.SIGKILL)
         listener.wait(10)
     assert line.startswith(f"{first}: port 23456 is in use")
     bare = runs.folder / "bare"
