@@ -4,10 +4,10 @@ import argparse
 import shutil
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
-from tests import forked
 from trainer.checkpoint import folder_of
 from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
