@@ -6,10 +6,10 @@ import signal
 import time
 from functools import partial
 
+import forked
 import pytest
 import torch
 
-import forked
 from trainer.checkpoint import checkpoint_steps, folder_of
 from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
@@ -89,11 +89,10 @@ def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
 def test_values_that_are_not_finite_and_spikes_make_no_update(tiny_settings, tmp_path):
     """On one rank alone, at every stage, in fp32 and bf16: no rank updates."""
     kinds = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
-    each = [
-        [*tiny_settings, f"engine.zero_stage={stage}", f"engine.precision={precision}", "guards.skip_spikes=true"]
-        + [f"run={tmp_path / f'{stage}{precision}'}"]
-        for stage, precision in kinds
-    ]
+    each = []
+    for stage, precision in kinds:
+        own = [f"engine.zero_stage={stage}", f"engine.precision={precision}", f"run={tmp_path / f'{stage}{precision}'}"]
+        each.append([*tiny_settings, *own, "guards.skip_spikes=true"])
     job = forked.Job(2, take_bad_steps, (each,), tmp_path / "log.txt")
     assert job.codes() == [0, 0], job.output()
 

@@ -30,7 +30,7 @@ def test_a_spike_is_far_above_what_was_usual():
 
 
 def test_the_odd_rank_is_named():
-    together = {rank: (7, "step") for rank in range(4)}
+    together = dict.fromkeys(range(4), (7, "step"))
     assert odd_ranks(together) == ""
     assert odd_ranks(together | {2: (7, "data")}) == "rank 2 (step 7, data) while 3 at step 7, step"
     assert odd_ranks({0: (7, "step"), 1: (7, "data")}) == "rank 1 (step 7, data) while 1 at step 7, step"
@@ -43,7 +43,7 @@ def test_durations():
     ]  # fmt: skip
     assert [duration_s(value) for value in ("", "soon", "1x")] == [None] * 3
     assert [readable(seconds) for seconds in (0, 45, 185, 90061)] == ["0 s", "45 s", "3 m 5 s", "1 d 1 h"]
-    with pytest.raises(UserError, match="train.max_time is 'soon'; give seconds, or days, hours"):
+    with pytest.raises(UserError, match=r"train.max_time is 'soon'; give seconds, or days, hours"):
         load_config([], ["train.max_time=soon"])
     assert load_config([], ["train.max_time=1h30m"]).train.max_time == "1h30m"
 
