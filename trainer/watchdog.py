@@ -36,7 +36,7 @@ GRACE_S = 5.0
 """For the other ranks to see the alarm and write their stacks."""
 BACKUP_S = 60.0
 """The dump in C comes so much later than the thread."""
-STORE_TIMEOUT_S = 10.0
+STORE_TIMEOUT_S = 5.0
 ALARM = "alarm"
 
 
@@ -62,6 +62,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._peers: dict[int, _Peer] = {}
         self._store: Any = None
+        self._store_failed_at = -STORE_TIMEOUT_S
         self._backup: Any = None
 
     def mark(self, step: int, phase: str, ledger: str = "") -> None:
@@ -93,24 +94,24 @@ class Watchdog:
 
     def lost_connection(self, error: BaseException) -> None:
         """End this process for a collective that failed because a peer went away: say who, if it can be told."""
-        if self._store is not None:
-            self._write(f"{self.rank}/lost", "1")
-            time.sleep(GRACE_S)
-        gone = self._ranks_without("lost") if self._store is not None else []
-        who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank is gone"
-        self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=True)
+        self._write(f"{self.rank}/lost", "1")
+        time.sleep(GRACE_S)
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        gone = [rank for rank in others if not self._read(f"{rank}/lost")] if self._store_answers() else [0]
+        who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank was gone for a while"
+        self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=self.rank == 0 or 0 in gone)
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        before = time.monotonic()
         while not self._stop.wait(self._interval_s):
             now = time.monotonic()
-            if now - last > self._interval_s + self.silent_after_s / 2:
+            if now - before > self._interval_s + self.silent_after_s / 2:
                 self._forgive(now)  # this process itself was stopped (a suspended job): the others may have been, too
-            last = now
             self._beats += 1
             reason = self._own_problem(now) or self._peers_problem()
             if reason is not None and not self._stop.is_set():
                 self._autopsy(reason)
+            before = time.monotonic()
 
     def _forgive(self, now: float) -> None:
         self._last_mark = now
@@ -151,7 +152,7 @@ class Watchdog:
         if tell:
             positions = {self.rank: self._position}
             for rank in range(self.world_size):
-                sign = self._read(str(rank)) if self._store is not None and rank != self.rank else None
+                sign = self._read(str(rank)) if rank != self.rank else None
                 if sign:
                     positions[rank] = (json.loads(sign)[1], json.loads(sign)[2])
             odd = odd_ranks(positions)
@@ -179,9 +180,8 @@ class Watchdog:
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / f"{what}-rank{self.rank}.txt", "w", encoding="utf-8")
 
-    def _ranks_without(self, mark: str) -> list[int]:
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        return [rank for rank in others if not self._read(f"{rank}/{mark}")]
+    def _store_answers(self) -> bool:
+        return self._ask(lambda: self._store.check([ALARM])) is not None
 
     def _write(self, key: str, value: str, *, unless_there: bool = False) -> None:
         self._ask(lambda: None if unless_there and self._store.check([key]) else self._store.set(key, value))
@@ -191,9 +191,12 @@ class Watchdog:
         return self._ask(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
+        if self._store is None or time.monotonic() - self._store_failed_at < STORE_TIMEOUT_S:
+            return None  # who does not answer is not asked again for a while: each time would cost the timeout
         try:
             return question()
         except (RuntimeError, ValueError):  # torch's store errors are RuntimeErrors
+            self._store_failed_at = time.monotonic()
             return None
 
 
