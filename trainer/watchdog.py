@@ -37,6 +37,8 @@ GRACE_S = 5.0
 BACKUP_S = 60.0
 """The dump in C comes so much later than the thread."""
 STORE_TIMEOUT_S = 5.0
+FIRST_STEP_S = 600.0
+"""The first step may take so long, whatever the time-out: it compiles, and reads from cold disks."""
 ALARM = "alarm"
 
 
@@ -54,6 +56,7 @@ class Watchdog:
 
     def __init__(self, run: Path, *, timeout_s: float, silent_after_s: float) -> None:
         self.run, self.timeout_s, self.silent_after_s = run, timeout_s, silent_after_s
+        self._limit_s = max(timeout_s, FIRST_STEP_S)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._interval_s = min(BEAT_EVERY_S, timeout_s / 5, silent_after_s / 5)
         self._beats, self._position, self._ledger = 0, (0, "set-up"), ""
@@ -67,9 +70,11 @@ class Watchdog:
 
     def mark(self, step: int, phase: str, ledger: str = "") -> None:
         """Something ended at `step`, and `phase` begins."""
+        if self._position[1] == "step":
+            self._limit_s = self.timeout_s  # one step has ended
         self._position, self._ledger, self._last_mark = (step, phase), ledger or self._ledger, time.monotonic()
         if self._backup is not None:
-            faulthandler.dump_traceback_later(self.timeout_s + BACKUP_S, file=self._backup, exit=True)
+            faulthandler.dump_traceback_later(self._limit_s + BACKUP_S, file=self._backup, exit=True)
 
     def __enter__(self) -> "Watchdog":
         nonce = [time.time_ns()]  # the store may outlive this start of the job, with an old alarm in it
@@ -120,7 +125,7 @@ class Watchdog:
 
     def _own_problem(self, now: float) -> str | None:
         step, phase = self._position
-        if now - self._last_mark > self.timeout_s:
+        if now - self._last_mark > self._limit_s:
             return f"nothing ended for {now - self._last_mark:.0f} s on rank {self.rank}, at step {step} in {phase}"
         return None
 

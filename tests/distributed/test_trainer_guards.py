@@ -15,7 +15,7 @@ from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
 from trainer.watchdog import STALLED
 
-QUICK = ["guards.watchdog_timeout_s=6", "guards.silent_rank_s=4", "engine.zero_stage=2", "train.log_every_steps=1"]
+QUICK = ["guards.watchdog_timeout_s=6", "guards.silent_rank_s=8", "engine.zero_stage=2", "train.log_every_steps=1"]
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_a_stopped_rank_ends_the_job(settings, tmp_path):
     job = forked.train(2, [*settings, f"run={run}", "guards.watchdog_timeout_s=600"], tmp_path / "log.txt")
     _wait_for_step(run, 6, job)
     stopped = job.processes[1]
+    assert stopped.pid is not None
     os.kill(stopped.pid, signal.SIGSTOP)
     job.processes[0].join(60)
     assert job.processes[0].exitcode == STALLED, job.output()
@@ -172,4 +173,5 @@ def _wait_for_step(run, step, job):
     deadline = time.monotonic() + forked.DEADLINE_S
     while not any(row["step"] >= step for row in read_metrics(run)):
         assert time.monotonic() < deadline, job.output()
+        assert all(process.is_alive() for process in job.processes), job.output()
         time.sleep(0.01)
