@@ -85,17 +85,14 @@ class Watchdog:
         watched = range(1, self.world_size) if self.rank == 0 else [0]
         self._peers = {rank: _Peer(since=now) for rank in watched} if self._store is not None else {}
         self.mark(*self._position)
+        self._show()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        faulthandler.cancel_dump_traceback_later()
+        self._drop_backup()
         self._thread.join()
-        backup, self._backup = self._backup, None
-        backup.close()
-        if Path(backup.name).stat().st_size == 0:
-            Path(backup.name).unlink()
 
     def lost_connection(self, error: BaseException) -> None:
         """End this process for a collective that failed because a peer went away: say who, if it can be told."""
@@ -105,6 +102,18 @@ class Watchdog:
         gone = [rank for rank in others if not self._read(f"{rank}/lost")] if self._store_answers() else [0]
         who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank was gone for a while"
         self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=self.rank == 0 or 0 in gone)
+
+    def _drop_backup(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        backup, self._backup = self._backup, None
+        if backup is not None:
+            backup.close()
+            if Path(backup.name).stat().st_size == 0:
+                Path(backup.name).unlink()
+
+    def _show(self) -> None:
+        """Give a sign of life to the other ranks."""
+        self._write(str(self.rank), json.dumps([self._beats, *self._position, socket.gethostname(), os.getpid()]))
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -133,7 +142,7 @@ class Watchdog:
         """An alarm that another rank raised, or a rank that gives no sign of life."""
         if self._store is None:
             return None
-        self._write(str(self.rank), json.dumps([self._beats, *self._position, socket.gethostname(), os.getpid()]))
+        self._show()
         alarm = self._read(ALARM)
         if alarm:
             return alarm
@@ -168,6 +177,7 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
+        self._drop_backup()
         os._exit(STALLED)
 
     def _dump(self, reason: str) -> None:
