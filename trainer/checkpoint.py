@@ -49,9 +49,9 @@ def save(
     facts: dict[str, Any],
     keep_last: int,
     keep_every: int = 0,
-    keep: Collection[int] = (),
+    best: int | None = None,
 ) -> None:
-    """Save on all ranks together. Then the `keep_last` newest stay, multiples of `keep_every`, and those in `keep`.
+    """Save on all ranks together. Then the `keep_last` newest stay, multiples of `keep_every`, and that of step `best`.
 
     `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
     Raises UserError on every rank where one rank cannot write.
@@ -73,6 +73,8 @@ def save(
         all_facts = {**facts, "optimizer_order": optimizer_order(engine), "state": state.as_dict()}
         try:
             _publish(incomplete / tag, folder_of(run, state.step), all_facts, entries)
+            _point_to_best(run, best)
+            keep = () if best is None else (best,)
             _remove_old(run, doomed_steps(checkpoint_steps(run), keep_last, keep_every, keep))
         except (OSError, UserError) as error:
             problem = str(error)
@@ -209,6 +211,13 @@ def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict
     shutil.rmtree(incomplete.parent, ignore_errors=True)
     with atomic_write(final.parent / "latest") as file:
         file.write(final.name)
+
+
+def _point_to_best(run: Path, best: int | None) -> None:
+    """Write the name of the best checkpoint into `best`."""
+    if best in checkpoint_steps(run):
+        with atomic_write(run / "checkpoints" / "best") as file:
+            file.write(f"{PREFIX}{best}")
 
 
 def _remove_old(run: Path, steps: list[int]) -> None:

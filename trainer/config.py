@@ -211,6 +211,8 @@ class Config:
                 "data.validation_split",
                 "is null, but train.patience, keep_best_checkpoint or generate_documents is on",
             )
+        if self.train.generate_documents and self.data.objective != "summarize":
+            yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         for name in ("max_source_tokens", "max_target_tokens"):
             tokens, rows = getattr(self.data, name), self.model.max_positions
             if self.model.positions == "learned" and tokens > rows:

@@ -15,7 +15,7 @@ from trainer import checkpoint
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
 from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
-from trainer.metrics import MetricsWriter
+from trainer.metrics import MetricsWriter, check_wandb
 from trainer.models import build_model
 from trainer.state import TrainState
 from trainer.stop import Stop
@@ -47,11 +47,16 @@ class Job:
     """The step of the newest checkpoint, loaded or written by this process."""
     watchdog: Watchdog | None = None
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self.engine.module.config.vocab_size)
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless it was loaded or written already."""
         if self.saved_step == self.state.step:
             return
         settings = self.config.train
+        best = self.state.best_step if settings.keep_best_checkpoint else None
         self.mark("checkpoint")
         checkpoint.save(
             self.engine,
@@ -60,6 +65,7 @@ class Job:
             self.facts,
             settings.keep_last_checkpoints,
             settings.keep_checkpoint_every_steps,
+            best,
         )
         self.saved_step = self.state.step
 
@@ -77,6 +83,7 @@ class Job:
 def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     """Check everything that can be checked, join the other ranks, build or resume."""
     check_machine(config.engine)
+    check_wandb(config.train.wandb_project)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config)
@@ -108,7 +115,13 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     metrics = None
     if rank == 0:
         save_config(config, run / "config.yaml")
-        metrics = MetricsWriter(run, step=state.step, tensorboard=config.train.tensorboard)
+        metrics = MetricsWriter(
+            run,
+            step=state.step,
+            tensorboard=config.train.tensorboard,
+            wandb_project=config.train.wandb_project,
+            settings=dataclasses.asdict(config),
+        )
     return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics, stop or Stop(), step)
 
 

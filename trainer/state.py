@@ -24,6 +24,11 @@ class TrainState:
     window_loss: float = 0.0
     """Summed loss since the last line of metrics, so that a resumed run writes the lines of an undisturbed one."""
     window_target_tokens: int = 0
+    best_value: float | None = None
+    """The best evaluation's train.best_metric (the loss with its sign turned: higher is better)."""
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    """Evaluations since the best one."""
     evaluation_pending: bool = False
     """The evaluation of this step is due and not done: a run stopped during it starts with it."""
     loss_spikes: int = 0

@@ -6,6 +6,7 @@ import torch
 
 from data_pipeline.loader import IGNORED_LABEL, Step
 from trainer.engine import gradient_norm, reduced
+from trainer.flops import batch_flops
 from trainer.guards import is_spike
 from trainer.optimizer import learning_rate, set_learning_rate
 from trainer.setup import Job
@@ -23,6 +24,8 @@ class StepResult:
     """Source tokens computed, padding included."""
     gradient_norm: float
     """Before clipping."""
+    flops: float
+    """Floating-point operations of the model on real tokens, forward and backward, over all ranks."""
     skipped: bool
     """No update, because a gradient was not finite or the loss a spike to be skipped."""
     spike: bool
@@ -36,9 +39,10 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         step.num_source_tokens,
         sum(batch["input_ids"].numel() for batch in step.micro_batches),
+        sum(batch_flops(job.config.model, job.vocab_size, batch) for batch in step.micro_batches),
         int(stop),
     ]
-    targets, sources, padded, stops = (int(count) for count in reduced(counts, device))
+    targets, sources, padded, flops, stops = (int(count) for count in reduced(counts, device))
     if stops:
         return None
     rate = learning_rate(job.state.step, job.config.optimizer, job.config.train.steps)
@@ -59,6 +63,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         target_tokens=targets,
         source_tokens=sources,
         padded_tokens=padded,
+        flops=flops,
         gradient_norm=gradient_norm(engine),
         skipped=not engine.was_step_applied(),
         spike=is_spike(job.state, float(loss_share), settings.spike_threshold),

@@ -13,12 +13,16 @@ from common.errors import UserError
 from common.progress import progress, say
 from data_pipeline.loader import Step
 from trainer.config import Config
+from trainer.engine import loss_scale
 from trainer.export import export_run
+from trainer.flops import peak_tflops
 from trainer.guards import note_loss
 from trainer.optimizer import learning_rate
+from trainer.profiler import profiling
 from trainer.setup import Job, prepare_job
-from trainer.step import StepResult, held_out_loss, train_step
+from trainer.step import StepResult, train_step
 from trainer.stop import Stop, Stopped
+from trainer.validation import evaluate_in_loop, is_complete
 from trainer.watchdog import is_lost_connection, watchdog
 
 PREEMPTED = 75
@@ -35,8 +39,7 @@ def train(config: Config) -> None:
     stop = Stop(config.train.max_time)
     with stop.listening():
         job = prepare_job(config, stop)
-        complete = job.state.step >= config.train.steps and not job.state.evaluation_pending
-        if complete and (job.run / "export" / "config.json").is_file():
+        if is_complete(job) and (job.run / "export" / "config.json").is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
         elif _watched_loop(job):
             _finish(job)
@@ -47,7 +50,7 @@ def train(config: Config) -> None:
             job.metrics.close()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        if job.state.step < config.train.steps or job.state.evaluation_pending:
+        if not is_complete(job):
             raise SystemExit(PREEMPTED)
 
 
@@ -68,17 +71,19 @@ def _watched_loop(job: Job) -> bool:
 def _loop(job: Job) -> bool:
     """Take steps until the run is complete (True) or asked to stop (False, or Stopped)."""
     state, settings = job.state, job.config.train
-    clock = _Clock()
+    peak = peak_tflops(job.config.engine.precision, job.config.engine.peak_tflops)
+    clock = _Clock(peak and peak * job.world_size)
     with (
         closing(job.loader.steps(state.step)) as steps,
         progress(f"train {job.run.name}", settings.steps - state.step) as bar,
+        profiling(job.run, settings, job.rank, state.step) as step_is_done,
     ):
         while True:
-            if state.evaluation_pending:
-                _evaluate(job)
+            if state.evaluation_pending and evaluate_in_loop(job):
+                job.save()
             if state.step and _due(state.step, settings.checkpoint_every_steps, settings.steps):
                 job.save()
-            if state.step >= settings.steps:
+            if is_complete(job):
                 return True
             job.mark("data")
             step = clock.waited_for(steps)
@@ -88,6 +93,7 @@ def _loop(job: Job) -> bool:
                 return False
             _record(job, step, result)
             clock.count(result)
+            step_is_done()
             bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
             if _due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
@@ -142,6 +148,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         "loss": loss,
         "learning_rate": learning_rate(state.step - 1, job.config.optimizer, job.config.train.steps),
         "grad_norm": result.gradient_norm,
+        **loss_scale(job.engine),
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,
@@ -155,21 +162,14 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
     job.metrics.write(row)
 
 
-def _evaluate(job: Job) -> None:
-    loss, num_tokens = held_out_loss(job)
-    job.state.evaluation_pending = False
-    say(f"step {job.state.step}: held-out loss {loss:.4f}")
-    if job.metrics is not None:
-        row = {"step": job.state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
-        job.metrics.write(row)
-
-
 def _finish(job: Job) -> None:
     """Export the complete run; the other ranks wait."""
     job.save()
     if job.rank == 0:
-        export_run(job.run, job.run / "export")
-        say(f"{job.run}: done, {job.state.step} steps; model in {Path(job.run) / 'export'}")
+        step = job.state.best_step if job.config.train.export_best else None
+        export_run(job.run, job.run / "export", step)
+        what = f"model of step {step or job.state.step}"
+        say(f"{job.run}: done, {job.state.step} steps; {what} in {Path(job.run) / 'export'}")
 
 
 def _peak_memory_mib() -> float:
@@ -182,12 +182,15 @@ def _peak_memory_mib() -> float:
 class _Clock:
     """Times and token counts of this process since the last line of metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None) -> None:
+        """`peak_tflops` of all ranks' devices together."""
+        self._peak_tflops = peak_tflops
         self._reset()
 
     def _reset(self) -> None:
         self._started, self._waited_s = time.perf_counter(), 0.0
         self._steps = self._source_tokens = self._padded_tokens = 0
+        self._flops = 0.0
 
     def waited_for(self, steps: Iterator[Step]) -> Step:
         """The next step of the loader, with the wait for it measured."""
@@ -201,6 +204,7 @@ class _Clock:
         self._steps += 1
         self._source_tokens += result.source_tokens
         self._padded_tokens += result.padded_tokens
+        self._flops += result.flops
 
     def window(self) -> dict[str, float]:
         """Means since the last call (evaluation and checkpoints in between included)."""
@@ -210,6 +214,9 @@ class _Clock:
             "source_tokens_per_s": self._source_tokens / elapsed_s,
             "data_wait_share": self._waited_s / elapsed_s,
             "padding_share": 1 - self._source_tokens / max(1, self._padded_tokens),
+            "model_tflops_per_s": self._flops / elapsed_s / 1e12,
         }
+        if self._peak_tflops is not None:
+            values["mfu"] = values["model_tflops_per_s"] / self._peak_tflops
         self._reset()
         return values
