@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_found_out(tmp_path):
         folder = tmp_path / "checkpoints" / ".incomplete" / f"global_step{step}"
         folder.mkdir(parents=True)
         (folder / "weights.pt").write_bytes(b"12345678")
-        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), {"step": step})
+        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), {"state": {"step": step}}, {})
     assert checkpoint.newest_valid(tmp_path) == 2
     assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step2"
     weights = checkpoint.folder_of(tmp_path, 2) / "weights.pt"
