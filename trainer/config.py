@@ -213,6 +213,12 @@ class Config:
         name, engine = self.optimizer.name, self.engine
         if name != "adamw" and engine.zero_stage == 0:
             yield "optimizer.name", f"is {name!r}, which works under ZeRO only; use engine.zero_stage=1"
+        if name == "muon" and self.optimizer.max_grad_norm:
+            yield (
+                "optimizer.max_grad_norm",
+                f"is {self.optimizer.max_grad_norm}, but with optimizer.name=muon DeepSpeed would clip the finished "
+                "updates, not the gradients; use 0 (Muon normalises them anyway)",
+            )
         if name != "adamw" and engine.offload_optimizer != "none":
             yield "optimizer.name", f"is {name!r}, but engine.offload_optimizer works with adamw"
         if (

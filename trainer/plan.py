@@ -109,7 +109,7 @@ def activation_bytes(
 ) -> int:
     """What one micro batch of documents of these lengths keeps for its backward pass, with fused attention.
 
-    A layer keeps eight vectors a token (the input, q, k, v, the attention's output, and around the two norms three more)
+    A layer keeps eight vectors a token (its input, q, k, v, the attention's output, three more around the two norms)
     and what the feed-forward network needs of its inner width: once with ReLU, twice with GELU, four times with a gate.
     Dropout adds masks of a byte per element. With activation checkpointing a layer keeps its input alone, and one
     layer at a time the rest. The logits are kept twice, once in float32.
