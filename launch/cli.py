@@ -14,10 +14,13 @@ COMMANDS = (
     "prepare",
     "train",
     "launch",
+    "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model.beams import beams_as_queries, queries_as_beams
 from model.config import TranspoolerConfig
 from model.layout import Layout
 from model.positions import rotate
@@ -62,8 +63,10 @@ class BlockAttention(Attention):
         q, k, v = (self.split(layout.blocks.put(part)) for part in (q, k, v))
         out_RmD, weights = self.attend(q, k, v, layout.block_mask, output_attentions)
         if weights is not None and layout.blocks.rows > len(layout.lengths):
-            # (R, H, m, m) -> (B, H, N, m); where each document is one block, they are the same.
+            # (R, H, m, m) -> (B, H, N, m). The output is made of what is handed out, so that its gradient can be asked.
             weights = layout.documents.put(layout.blocks.take(weights.transpose(1, 2))).transpose(1, 2)
+            regrouped = layout.blocks.put(layout.documents.take(weights.transpose(1, 2))).transpose(1, 2)
+            out_RmD = (regrouped @ v).transpose(1, 2).flatten(2)
         return self.out_proj(layout.blocks.take(out_RmD)), weights
 
 
@@ -101,7 +104,7 @@ class CrossAttention(Attention):
         cache: EncoderDecoderCache | None,
         output_attentions: bool,
     ) -> Attended:
-        """memory_mask: bool, broadcast to (B, H, N, M)."""
+        """x_BND has a row for each document of memory_BMD, or for each beam of each; memory_mask (B, 1, 1, M) bool."""
         q = self.split(self.q_proj(x_BND))
         if cache is not None and cache.is_updated.get(self.layer):
             stored: Any = cache.cross_attention_cache.layers[self.layer]
@@ -111,8 +114,9 @@ class CrossAttention(Attention):
             if cache is not None:
                 k, v = cache.cross_attention_cache.update(k, v, self.layer)
                 cache.is_updated[self.layer] = True
-        out, weights = self.attend(q, k, v, memory_mask, output_attentions)
-        return self.out_proj(out), weights
+        out, weights = self.attend(beams_as_queries(q, len(k)), k, v, memory_mask, output_attentions)
+        weights = None if weights is None else queries_as_beams(weights, len(q), dim=2)
+        return self.out_proj(queries_as_beams(out, len(q), dim=1)), weights
 
 
 def eager_attention(

@@ -48,7 +48,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         memory_mask = _memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None and not (self.training and self.is_gradient_checkpointing):
+        if use_cache and past_key_values is None and not (self.training and self.layers[0].gradient_checkpointing):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -80,7 +80,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
 
 def _memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
     """bool (B, 1, 1, S) of a memory (B, S, D); a document that has nothing kept is read as it is, zeros."""
-    if memory is None or memory.dim() != 3 or len(memory) != batch:
+    if memory is None or memory.dim() != 3 or len(memory) == 0 or batch % len(memory):
         found = None if memory is None else tuple(memory.shape)
         raise ValueError(
             f"encoder_hidden_states: {found}; expected the encoder's output for {batch} documents (B, S, D)"

@@ -10,6 +10,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
+from model.beams import SharedMemoryGeneration
 from model.checks import describe
 from model.config import TranspoolerConfig
 from model.decoder import TranspoolerDecoder
@@ -61,8 +62,9 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
-        elif not isinstance(encoder_outputs, ModelOutput):
+        elif isinstance(encoder_outputs, tuple | list):
             encoder_outputs = encoder_output_of(encoder_outputs)
+        assert isinstance(encoder_outputs, ModelOutput)
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -86,7 +88,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         )
 
 
-class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, GenerationMixin):
+class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemoryGeneration, GenerationMixin):
     """The model to train and to summarize with."""
 
     _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}  # noqa: RUF012 (transformers' own convention)

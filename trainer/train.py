@@ -1,13 +1,10 @@
 """The training loop: one for pretraining and fine-tuning, run by each rank."""
 
 import resource
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,33 +16,36 @@ from trainer.config import Config
 from trainer.engine import loss_scale
 from trainer.export import export_run
 from trainer.flops import peak_tflops
+from trainer.guards import note_loss
 from trainer.optimizer import learning_rate
 from trainer.profiler import profiling
 from trainer.setup import Job, prepare_job
 from trainer.step import StepResult, train_step
+from trainer.stop import Stop, Stopped
 from trainer.validation import evaluate_in_loop, is_complete
+from trainer.watchdog import is_lost_connection, watchdog
 
 PREEMPTED = 75
 """Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
 MAX_SKIPPED_IN_A_ROW = 20
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def train(config: Config) -> None:
     """Train from the newest checkpoint, or from the start, to `train.steps`; then export to RUN/export.
 
-    RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM or
-    SIGUSR1 all ranks finish the step together, save a checkpoint and exit with code 75.
+    RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM,
+    SIGUSR1 or after `train.max_time` all ranks finish the step together, save a checkpoint and exit with code 75.
     """
-    with _stop_signals() as stop:
-        job = prepare_job(config)
+    stop = Stop(config.train.max_time)
+    with stop.listening():
+        job = prepare_job(config, stop)
         if is_complete(job) and (job.run / "export" / "config.json").is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
-        elif _loop(job, stop):
+        elif _watched_loop(job):
             _finish(job)
         else:
             job.save()
-            say(f"{job.run}: stopped at step {job.state.step} and saved; run the same command again to continue")
+            say(f"{job.run}: {stop.reason}: saved step {job.state.step}; run the same command again to continue")
         if job.metrics is not None:
             job.metrics.close()
         torch.distributed.barrier()
@@ -54,8 +54,22 @@ def train(config: Config) -> None:
             raise SystemExit(PREEMPTED)
 
 
-def _loop(job: Job, stop: threading.Event) -> bool:
-    """Take steps until the run is complete (True) or asked to stop (False)."""
+def _watched_loop(job: Job) -> bool:
+    """`_loop` under the watchdog. A collective that fails for a rank that is gone ends this process with one line."""
+    with watchdog(job.run, job.config.guards) as job.watchdog:
+        try:
+            return _loop(job)
+        except RuntimeError as error:
+            if job.watchdog is None or not is_lost_connection(error):
+                raise
+            job.watchdog.lost_connection(error)
+            raise
+        except Stopped:
+            return False
+
+
+def _loop(job: Job) -> bool:
+    """Take steps until the run is complete (True) or asked to stop (False, or Stopped)."""
     state, settings = job.state, job.config.train
     peak = peak_tflops(job.config.engine.precision, job.config.engine.peak_tflops)
     clock = _Clock(peak and peak * job.world_size)
@@ -64,9 +78,17 @@ def _loop(job: Job, stop: threading.Event) -> bool:
         progress(f"train {job.run.name}", settings.steps - state.step) as bar,
         profiling(job.run, settings, job.rank, state.step) as step_is_done,
     ):
-        while not is_complete(job):
+        while True:
+            if state.evaluation_pending and evaluate_in_loop(job):
+                job.save()
+            if state.step and _due(state.step, settings.checkpoint_every_steps, settings.steps):
+                job.save()
+            if is_complete(job):
+                return True
+            job.mark("data")
             step = clock.waited_for(steps)
-            result = train_step(job, step, stop.is_set())
+            job.mark("step")
+            result = train_step(job, step, job.stop.wanted())
             if result is None:
                 return False
             _record(job, step, result)
@@ -75,12 +97,6 @@ def _loop(job: Job, stop: threading.Event) -> bool:
             bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
             if _due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
-            evaluates = job.validation is not None and _due(state.step, settings.evaluate_every_steps, settings.steps)
-            if evaluates and evaluate_in_loop(job):
-                job.save()
-            if _due(state.step, settings.checkpoint_every_steps, settings.steps):
-                job.save()
-    return True
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -94,17 +110,27 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
     state.source_tokens += result.source_tokens
     state.target_tokens += result.target_tokens
     state.record(step.keys)
+    every, last = job.config.train.evaluate_every_steps, job.config.train.steps
+    state.evaluation_pending = job.validation is not None and _due(state.step, every, last)
+    loss = result.loss_sum / max(1, result.target_tokens)
+    if result.spike:
+        state.loss_spikes += 1
+        what = "a spike, no update" if result.skipped else "a spike"
+        keys = ", ".join(step.keys)
+        say(f"step {state.step}: loss {loss:.3f} is {what} (mean {state.loss_mean:.3f}; documents {keys})")
     if not result.skipped:
+        note_loss(state, loss)
         state.skipped_in_a_row = 0
         state.window_loss += result.loss_sum
         state.window_target_tokens += result.target_tokens
         return
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
-    say(f"step {state.step}: loss or gradient not finite, no update (documents {', '.join(step.keys)})")
+    if not result.spike:
+        say(f"step {state.step}: loss or gradient not finite, no update (documents {', '.join(step.keys)})")
     if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"{job.run}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite, the last on documents "
+            f"{job.run}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite or spikes, the last on documents "
             f"{', '.join(step.keys)}; lower optimizer.learning_rate or look at these documents"
         )
 
@@ -126,6 +152,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,
+        "loss_spikes": state.loss_spikes,
         "source_tokens": state.source_tokens,
         "target_tokens": state.target_tokens,
         "peak_memory_mib": _peak_memory_mib(),
@@ -150,22 +177,6 @@ def _peak_memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set."""
-    event = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Clock:

@@ -25,6 +25,7 @@ def evaluate_in_loop(job: Job) -> bool:
     row: dict[str, Any] = {"step": state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
     if settings.generate_documents:
         row |= generated_rouge(job)
+    state.evaluation_pending = False
     value = -row["loss"] if settings.best_metric == "loss" else row[settings.best_metric]
     better = state.best_value is None or value > state.best_value
     if better:
@@ -40,8 +41,10 @@ def evaluate_in_loop(job: Job) -> bool:
 
 
 def is_complete(job: Job) -> bool:
-    """All steps are done, or the evaluations have stopped to get better."""
+    """All steps are done, or the evaluations have stopped to get better; and the last is evaluated."""
     state, settings = job.state, job.config.train
+    if state.evaluation_pending:
+        return False
     if settings.patience and state.evaluations_without_gain >= settings.patience:
         return True
     return state.step >= settings.steps
@@ -62,11 +65,14 @@ def generated_rouge(job: Job) -> dict[str, float]:
     ranks = Ranks(job.rank, job.world_size)
     synced = config.engine.zero_stage == 3 and job.world_size > 1
     own: list[tuple[int, list[int]]] = ranks.own(work)
-    if synced and len(own) < -(-len(work) // ranks.size):
+    if len(own) < -(-len(work) // ranks.size):
         own.append((len(work), []))
     scores = []
     job.engine.eval()
     for _, chosen in own:
+        job.check_stop("generation")
+        if not chosen and not synced:
+            continue
         documents = [dataset.read(index) for index in chosen]
         limit = config.data.max_source_tokens - 1
         sources = [[*document.source[:limit].tolist(), tokenizer.eos_token_id] for document in documents]
