@@ -5,6 +5,7 @@ it mean equal gradients; they must be equal to the bit, since the same kernels r
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,9 +51,13 @@ for settings in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
-    runs, each = {}, []
+    runs: dict[tuple[str, int, str, str], Path] = {}
+    each: list[list[str]] = []
     for operator, stage, precision, kinds in COMBINATIONS:
-        pooling = f"[{{after_layer: 1, length: 32, operator: {operator}}}, {{after_layer: 2, length: 8, operator: {operator}}}]"
+        stages = (
+            f"{{after_layer: {layer}, length: {length}, operator: {operator}}}" for layer, length in ((1, 32), (2, 8))
+        )
+        pooling = f"[{', '.join(stages)}]"
         for kind in kinds:
             run = runs[operator, stage, precision, kind] = tmp_path / f"{len(runs)}"
             fixed = [f"model.pooling={pooling}", "model.dropout=0.2", "optimizer.eps=1000", "optimizer.warmup_steps=0"]
