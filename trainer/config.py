@@ -55,7 +55,7 @@ class EngineConfig:
     """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks. We have one such
     rank, so this saves nothing here; it is DeepSpeed's switch, passed on."""
     compile: bool = False
-    """torch.compile each encoder and decoder layer (ZeRO 0 to 2): slower first steps, faster ones after."""
+    """torch.compile the model (ZeRO 0 to 2): slow first steps, faster ones after."""
     peak_tflops: float | None = None
     """What one device can do in this precision, in 10^12 floating-point operations a second, for `mfu` in the metrics;
     null looks well-known GPUs up and leaves mfu out on others."""

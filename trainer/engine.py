@@ -73,8 +73,7 @@ def create_engine(model: nn.Module, config: Config, num_micro_batches: int, worl
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
         _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
     if config.engine.compile:
-        for layer in _layers(engine.module):
-            layer.compile()
+        engine.module.compile()
     return engine
 
 

@@ -76,7 +76,8 @@ def generated_rouge(job: Job) -> dict[str, float]:
         limit = config.data.max_source_tokens - 1
         sources = [[*document.source[:limit].tolist(), tokenizer.eos_token_id] for document in documents]
         dummy = [[tokenizer.eos_token_id]]
-        texts = generate(job.engine.module, tokenizer, sources or dummy, config.generation, synced=synced)
+        with torch.compiler.set_stance("force_eager"):  # every new length of a summary would compile again
+            texts = generate(job.engine.module, tokenizer, sources or dummy, config.generation, synced=synced)
         for index, document, text in zip(chosen, documents, texts, strict=False):
             assert document.target is not None  # the loader looked at all of them
             reference = document.meta.get("target_text") or tokenizer.decode(document.target, skip_special_tokens=True)
