@@ -50,7 +50,8 @@ class EngineConfig:
     """Recompute encoder layers, poolers and decoder layers in the backward pass instead of keeping their activations:
     none, torch, or deepspeed (which alone can keep what it saves in the CPU's memory or partition it)."""
     checkpoint_in_cpu: bool = False
-    """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory."""
+    """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory (without a
+    GPU they are there anyway)."""
     partition_activations: bool = False
     """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks. We have one such
     rank, so this saves nothing here; it is DeepSpeed's switch, passed on."""

@@ -171,7 +171,8 @@ def _checkpoint_layers(model: nn.Module, checkpoint: Callable) -> None:
 
 def _checkpointed(checkpoint: Callable, function: Callable, *arguments: Any) -> Any:
     """DeepSpeed's checkpoint of a layer: it takes tensors alone, and gives bare tuples where we have named ones."""
-    tensors = [item for item in arguments if isinstance(item, Tensor)]
+    # Views, since it may empty what it is given, which others still need: all decoder layers read one memory.
+    tensors = [item.view_as(item) for item in arguments if isinstance(item, Tensor)]
     kind: list[type] = []
 
     def run(*given: Tensor) -> Any:

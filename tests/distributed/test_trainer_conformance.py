@@ -1,7 +1,8 @@
 """Pooling operator x ZeRO stage x precision x kind of activation checkpointing: what is computed again is the same.
 
 With dropout, on two real ranks. A step of Adam whose eps is huge is a multiple of the gradient, so equal weights after
-it mean equal gradients; they must be equal to the bit, since the same kernels run on the same numbers.
+it mean equal gradients. The loss is equal to the bit; gradients are to rounding, since layers that read one memory add
+theirs in another order.
 """
 
 import json
@@ -16,7 +17,7 @@ KINDS = {
     "none": [],
     "torch": ["engine.activation_checkpointing=torch"],
     "deepspeed": ["engine.activation_checkpointing=deepspeed"],
-    "in the CPU": ["engine.activation_checkpointing=deepspeed", "engine.checkpoint_in_cpu=true"],
+    "partitioned": ["engine.activation_checkpointing=deepspeed", "engine.partition_activations=true"],
 }
 COMBINATIONS = [
     *((operator, stage, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS for stage in (0, 3)),
@@ -60,7 +61,13 @@ def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
         pooling = f"[{', '.join(stages)}]"
         for kind in kinds:
             run = runs[operator, stage, precision, kind] = tmp_path / f"{len(runs)}"
-            fixed = [f"model.pooling={pooling}", "model.dropout=0.2", "optimizer.eps=1000", "optimizer.warmup_steps=0"]
+            fixed = [
+                f"model.pooling={pooling}",
+                "model.decoder_layers=2",
+                "model.dropout=0.2",
+                "optimizer.eps=1000",
+                "optimizer.warmup_steps=0",
+            ]
             fixed += [f"engine.zero_stage={stage}", f"engine.precision={precision}", f"run={run}"]
             each.append(
                 [*tiny_settings, *fixed, "optimizer.learning_rate=100", "optimizer.weight_decay=0", *KINDS[kind]]
@@ -71,10 +78,12 @@ def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
     for (operator, stage, precision, kind), run in runs.items():
         what = f"{operator}, ZeRO {stage}, {precision}, {kind}"
         seen, plain = (torch.load(folder / "seen.pt") for folder in (run, runs[operator, stage, precision, "none"]))
-        assert (seen["loss"], seen["norm"]) == (plain["loss"], plain["norm"]), what
+        assert seen["loss"] == plain["loss"], what
+        assert seen["norm"] == pytest.approx(plain["norm"], rel=1e-5 if precision == "fp32" else 2e-2), what
         assert plain["norm"] > 0
         for name, value in plain["weights"].items():
-            assert torch.equal(seen["weights"][name], value), f"{what}: {name}"
+            tolerance = 1e-6 if precision == "fp32" else 4e-3
+            torch.testing.assert_close(seen["weights"][name], value, atol=tolerance, rtol=0, msg=f"{what}: {name}")
         # Encoder layers, poolers and decoder layers all run a second time, and nothing does without checkpointing.
         for layer in ("EncoderLayer", "Pooler", "DecoderLayer"):
             times = 1 if kind == "none" else 2

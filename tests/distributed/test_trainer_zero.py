@@ -24,7 +24,7 @@ STEPS = 6
 SETTINGS = [f"train.steps={STEPS}", "model.dropout=0", "optimizer.eps=0.001", "optimizer.max_grad_norm=0.5"]
 MUON = ["optimizer.name=muon", "optimizer.max_grad_norm=0", "optimizer.muon_learning_rate=0.01"]
 CHECKPOINTED = "engine.activation_checkpointing"
-IN_CPU = [f"{CHECKPOINTED}=deepspeed", "engine.checkpoint_in_cpu=true", "engine.partition_activations=true"]
+PARTITIONED = [f"{CHECKPOINTED}=deepspeed", "engine.partition_activations=true"]
 
 WORKER = """
 import json, sys, torch
@@ -69,7 +69,7 @@ ON_TWO = {
     **{f"zero{stage}, torch's": zero(stage, 2, f"{CHECKPOINTED}=torch") for stage in (1, 3)},
     **{f"zero{stage}, DeepSpeed's": zero(stage, 2, f"{CHECKPOINTED}=deepspeed") for stage in (0, 3)},
     **{f"zero{stage}, muon": zero(stage, 2, *MUON) for stage in (1, 2, 3)},
-    **{f"zero{stage}, in the CPU": zero(stage, 2, *IN_CPU) for stage in (1, 3)},
+    **{f"zero{stage}, partitioned": zero(stage, 2, *PARTITIONED) for stage in (1, 3)},
 }
 ON_FOUR = {f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2)}
 
