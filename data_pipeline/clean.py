@@ -19,7 +19,7 @@ _NOT_SPACE = re.compile(r"\S+")
 def clean_text(text: str, config: CleanConfig) -> str:
     """The text in its normal form, without control characters (tabs and line feeds stay)."""
     form = config.unicode_form
-    if form and not unicodedata.is_normalized(form, text):
+    if form and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
         text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     if config.control_characters and not text.isprintable():
         if "\r" in text:

@@ -1,5 +1,6 @@
 """Running independent jobs: in this process, in processes of this machine, or on a Ray cluster. Results in order."""
 
+import logging
 import os
 import signal
 import threading
@@ -80,7 +81,9 @@ def _with_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> 
     except ImportError as error:
         raise UserError("prepare.executor: ray is not installed; pip install 'transpooler[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")  # RAY_ADDRESS names a cluster; else one is started here
+        ray.init(
+            log_to_driver=False, logging_level=logging.ERROR
+        )  # RAY_ADDRESS names a cluster; else one is started here
     environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": _package_folder()}}
     remote = ray.remote(num_cpus=1, runtime_env=environment, max_retries=3)(function)
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -20,7 +20,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.progress import progress, say
+from common.progress import Progress, progress, say
 from data_pipeline.assemble import Unit, assemble
 from data_pipeline.card import write_card
 from data_pipeline.config import SPLITS, PrepareConfig
@@ -47,10 +47,10 @@ _TEXTS_TOGETHER = 500  # text files in one unit
 _NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
 
 
-def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any] | None:
+def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
     """Write the shards that `config` describes, or recognise that they are there; returns the report.
 
-    `array_task` = (i, n): do every n-th task, from the i-th, and leave the rest and the assembly to others; returns None.
+    `array_task` = (i, n): do every n-th task, from the i-th; the rest and the assembly are for others; returns {}.
     Raises UserError for unusable input, an output that belongs to something else, no permission or a full disk.
     """
     splits: Splits = {
@@ -77,7 +77,7 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
             if array_task is not None:
                 run.do_tasks(array_task)
                 say(f"array task {array_task[0]} of {array_task[1]}: done; run `transpooler prepare` once without it")
-                return None
+                return {}
             report = run.finish()
             publish(work, config.output)
     say(f"{config.output}: ready")
@@ -180,23 +180,25 @@ class _Run:
                 key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
                 folder = (self.work / "parts" / split / key).absolute()
                 folder.mkdir(parents=True, exist_ok=True)
-                parts = []
-                for part in self._do_unit(context, locations, folder, number, array_task):
-                    parts.append(part)
-                    bar.advance()
+                parts = self._do_unit(context, locations, folder, number, array_task, bar)
                 if array_task is None:
                     _judge(parts, locations, columns)
                     units.append(Unit(locations, parts))
         return units
 
     def _do_unit(
-        self, context: Context, locations: list[str], folder: Path, number: int, array_task: tuple[int, int] | None
-    ) -> Iterator[Path]:
-        """Make the parts that are missing; yields all of this process's share, in order."""
+        self,
+        context: Context,
+        locations: list[str],
+        folder: Path,
+        number: int,
+        array_task: tuple[int, int] | None,
+        bar: Progress,
+    ) -> list[Path]:
+        """Make the parts that are missing; returns all of this process's share, in order."""
         complete = folder / "complete"
         if complete.is_file():
-            yield from (folder / f"{i:06d}.npz" for i in range(int(complete.read_text())))
-            return
+            return [folder / f"{i:06d}.npz" for i in range(int(complete.read_text()))]
         parts: list[Path] = []
 
         def missing() -> Iterator[tuple[Context, Any]]:
@@ -208,12 +210,12 @@ class _Run:
                     yield context, task
 
         for _ in self.executor.run(run_task, missing()):
-            pass
+            bar.advance()
         if array_task is None:
             temporary = folder / "complete.incomplete"
             temporary.write_text(str(len(parts)))
             os.replace(temporary, complete)
-        yield from parts
+        return parts
 
 
 def _units(locations: list[str]) -> Iterator[list[str]]:

@@ -268,7 +268,8 @@ def _tar_records(location: str) -> Iterator[Record]:
     """Samples of a WebDataset tar: the keys of KEY.json, and other members under their extension."""
     import tarfile
 
-    number, key, sample = 0, None, {}
+    number, key = 0, None
+    sample: dict[str, Any] = {}
     try:
         with opened(location) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
@@ -282,7 +283,10 @@ def _tar_records(location: str) -> Iterator[Record]:
                         yield location, number, sample
                     key, sample = (folder, stem), {"__key__": stem}
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                sample.update(_json_member(data) if extension == "json" else {extension.removesuffix(".txt"): data})
+                if extension == "json":
+                    sample.update(_json_member(data))
+                else:
+                    sample[extension.removesuffix(".txt")] = data
             if sample:
                 yield location, number + 1, sample
     except (tarfile.TarError, EOFError) as error:

@@ -48,7 +48,8 @@ def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.
     size = to_target + np.where(kept["has_target"], TAR_BLOCK + padded(target), 0)
     ends = np.cumsum(size)
     documents = np.zeros(len(kept), DOCUMENT_DTYPE)
-    shards, first = [], 0
+    shards: list[tuple[int, int, int]] = []
+    first = 0
     while first < len(kept):
         base = int(ends[first - 1]) if first else 0
         end = min(int(np.searchsorted(ends, base + max_bytes, "left")) + 1, len(kept))

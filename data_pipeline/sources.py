@@ -1,7 +1,8 @@
 """Where documents come from: local paths, globs, fsspec URLs (s3://, gs://, hf://) and `datasets` datasets.
 
 A location is a string, as given or as a glob expanded it. `datasets://NAME?split=S` is anything that
-`datasets.load_dataset` takes: a hub id or a local folder (datasets:///abs/folder), with config= and revision= if needed.
+`datasets.load_dataset` takes: a hub id or a local folder (datasets:///abs/folder),
+with config= and revision= if needed.
 """
 
 import glob
@@ -56,8 +57,8 @@ def opened(location: str) -> Iterator[IO[bytes]]:
             import zstandard
 
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            with io.BufferedReader(reader, 1 << 20) as file:  # type: ignore[type-var]
-                yield file  # type: ignore[misc]
+            with io.BufferedReader(reader, 1 << 20) as file:
+                yield file
         else:
             yield raw
 

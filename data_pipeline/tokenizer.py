@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE or a unigram model, or load any fast tokenizer and give it the special tokens that it lacks.
+"""Tokenizers: train a byte-level BPE or a unigram model, or load any fast one and give it the special tokens it lacks.
 
 No tokenizer of ours adds special tokens by itself: shards hold raw ids, the loader appends </s>. Text that happens to
 contain the letters of a special token (such as "<mask>" in source code) is encoded as those letters.

@@ -45,10 +45,10 @@ def array_task(text: str | None) -> tuple[int, int] | None:
     if text == "all":
         return None
     if text is not None:
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        left, _, right = text.partition("/")
+        if not (left.isdecimal() and right.isdecimal() and int(left) < int(right)):
             raise UserError(f"--task {text}: give I/N with I from 0 to N - 1, for example 0/16, or all")
-        return int(index), int(count)
+        return int(left), int(right)
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
     if names[0] not in os.environ:
         return None
