@@ -109,7 +109,7 @@ def test_killed_at_many_points_it_continues(config, expected, tmp_path):
     output, kills, delay = tmp_path / "out", 0, 0.0
     for _ in range(40):
         process = subprocess.Popen(
-            command(config, output, "-q") + ["prepare.workers=1"], cwd=ROOT, start_new_session=True
+            [*command(config, output, "-q"), "prepare.workers=1"], cwd=ROOT, start_new_session=True
         )
         scratch = output.with_name("out.incomplete")
         while process.poll() is None and not scratch.exists():
@@ -144,7 +144,7 @@ def test_tasks_of_an_array_share_the_work(config, expected, tmp_path):
     ]
     assert [task.wait() for task in tasks] == [0, 0, 0]
     assert not output.exists()
-    parts = [path for path in tmp_path.glob("out.incomplete/parts/train/*/*.npz")]
+    parts = list(tmp_path.glob("out.incomplete/parts/train/*/*.npz"))
     assert len(parts) > 10
     times = {path: path.stat().st_mtime_ns for path in parts}
     import data_pipeline.prepare as module
@@ -208,7 +208,7 @@ def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
     bucket.get("corpus/shards/", str(tmp_path / "back"), recursive=True)
     assert not list(problems(tmp_path / "back"))
     dataset = ShardDataset(tmp_path / "back/train")
-    assert len(dataset) == 303
+    assert len(dataset) == 302
     assert dataset.read(0).meta["file"] == "s3://corpus/in/train.jsonl.gz"
     prepare(remote)
     assert "nothing to do" in capsys.readouterr().err
@@ -218,3 +218,25 @@ def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
         prepare(remote)
     with pytest.raises(UserError, match="no file matches 's3://corpus/none"):
         prepare(replace(remote, sources=SourcesConfig(train=("s3://corpus/none/*.jsonl",))))
+
+
+def test_verify_names_every_bad_shard(config, expected, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(config.output, out)
+    first, second = out / "train/train-000001.tar", out / "train/train-000003.tar"
+    data = bytearray(first.read_bytes())
+    data[700] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "verify", str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"{first}: checksum differs" in done.stdout
+    assert f"{second}: cannot read: No such file" in done.stdout
+    assert "2 problems" in done.stderr
+    index = json.loads((out / "test/index.json").read_text())
+    (out / "test/index.json").write_text(json.dumps({**index, "tokenizer_fingerprint": "other"}))
+    assert any("is not the tokenizer of" in line for line in problems(out / "test"))
