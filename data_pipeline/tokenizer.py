@@ -37,10 +37,12 @@ class SpecialIds:
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, algorithm: str = "bpe") -> "PreTrainedTokenizerFast":
-    """Train a tokenizer with at most `vocab_size` entries; the same texts give the same tokenizer.
+    """Train a tokenizer with at most `vocab_size` entries.
 
-    bpe: byte-level, without a prefix space; decode(encode(text)) == text for every text. unigram (Kudo 2018): over
-    text in NFKC with runs of spaces made one, as SentencePiece does; unknown characters become <unk>.
+    bpe: byte-level, without a prefix space; decode(encode(text)) == text for every text; the same texts give the same
+    tokenizer. unigram (Kudo 2018): over
+    text in NFKC with runs of spaces made one, as SentencePiece does; unknown characters become <unk>; the
+    library's trainer is not deterministic, so train once and name its folder where bytes must be reproducible.
     """
     from transformers import PreTrainedTokenizerFast
 
