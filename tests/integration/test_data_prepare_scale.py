@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import data_pipeline.prepare
 from common.errors import UserError
 from common.files import sha256_of
 from data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
@@ -126,7 +127,7 @@ def test_killed_at_many_points_it_continues(config, expected, tmp_path):
     assert tree(output) == expected
 
 
-def test_tasks_of_an_array_share_the_work(config, expected, tmp_path):
+def test_tasks_of_an_array_share_the_work(config, expected, tmp_path, monkeypatch):
     """Three tasks at once, as SLURM starts them; the command without a task puts it together."""
     output = tmp_path / "out"
     tasks = [
@@ -147,18 +148,16 @@ def test_tasks_of_an_array_share_the_work(config, expected, tmp_path):
     parts = list(tmp_path.glob("out.incomplete/parts/train/*/*.npz"))
     assert len(parts) > 10
     times = {path: path.stat().st_mtime_ns for path in parts}
-    import data_pipeline.prepare as module
+    after: dict[Path, int] = {}
+    publish = data_pipeline.prepare.publish
 
-    kept = module.publish
-    try:
-        module.publish = lambda work, out: (
-            times.update({p: times[p] - p.stat().st_mtime_ns for p in parts}),
-            kept(work, out),
-        )
-        prepare(replace(config, output=str(output)))
-    finally:
-        module.publish = kept
-    assert set(times.values()) == {0}, "the assembly did a finished task again"
+    def look_first(work: Path, target: str) -> None:
+        after.update({path: path.stat().st_mtime_ns for path in parts})
+        publish(work, target)
+
+    monkeypatch.setattr("data_pipeline.prepare.publish", look_first)
+    prepare(replace(config, output=str(output)))
+    assert after == times, "the assembly did a finished task again"
     assert tree(output) == expected
 
 

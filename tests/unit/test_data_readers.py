@@ -139,7 +139,7 @@ def test_zstd_parquet_tar_and_datasets_give_the_same_documents(tmp_path):
     expected = [(row["id"], row["article"], row["abstract"]) for row in rows]
     for name in ("a.jsonl", "b.jsonl.zst", "c.parquet", "d.tar", f"datasets://{tmp_path}/hub?split=train"):
         location = name if "://" in name else str(tmp_path / name)
-        found = list(read_documents([location], None, None, True))
+        found = [item for item in read_documents([location], None, None, True) if isinstance(item, RawDocument)]
         assert [(item.id, item.source, item.target) for item in found] == expected, name
         assert [item.line for item in found] == [1, 2, 3]
 
