@@ -15,10 +15,14 @@ COMMANDS = (
     "inspect",
     "verify",
     "train",
+    "launch",
+    "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 

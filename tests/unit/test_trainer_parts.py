@@ -9,7 +9,8 @@ from common.errors import UserError
 from trainer import checkpoint
 from trainer.config import Config, OptimizerConfig
 from trainer.config_loader import load_config
-from trainer.engine import NO_CLIPPING, check_precision, deepspeed_config
+from trainer.deepspeed_config import NO_CLIPPING, deepspeed_config
+from trainer.engine import check_machine
 from trainer.metrics import MetricsWriter, read_metrics
 from trainer.optimizer import GuardedAdamW, learning_rate, parameter_groups
 from trainer.state import TrainState
@@ -52,7 +53,7 @@ def test_what_decays_and_what_has_its_own_rate():
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_out():
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = GuardedAdamW([weight], lr=0.1)
+    optimizer = GuardedAdamW([weight], lr=0.1, max_grad_norm=1.0)
     weight.grad = torch.tensor([1.0, float("nan"), 1.0])
     optimizer.step()
     assert optimizer.overflow
@@ -123,7 +124,7 @@ def test_deepspeed_fragments_may_add_but_not_change():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can train in fp16")
 def test_precision_that_this_machine_lacks():
     with pytest.raises(UserError, match="no CUDA device; use bf16 or fp32"):
-        check_precision(load_config([], ["engine.precision=fp16"]).engine)
+        check_machine(load_config([], ["engine.precision=fp16"]).engine)
 
 
 def test_configs_round_trip_and_bad_values_are_listed_together():
