@@ -118,10 +118,9 @@ def test_killed_at_many_points_it_continues(config, expected, tmp_path):
         time.sleep(delay)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        if process.wait() == 0:
+        if process.wait() == 0 or output.exists():  # it may be killed after the last rename, too
             break
         assert process.returncode == -signal.SIGKILL
-        assert not output.exists()
         kills, delay = kills + 1, delay + 0.3
     assert kills >= 3
     assert tree(output) == expected
