@@ -12,6 +12,8 @@ from launch.exits import guarded
 
 COMMANDS = (
     "prepare",
+    "inspect",
+    "verify",
     "train",
     "launch",
     "doctor",
