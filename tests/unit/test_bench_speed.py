@@ -60,7 +60,7 @@ def _check_ratios(folder: Path, first: Path, second: Path) -> None:
         assert ratio == pytest.approx(blockwise[cost] / transpooler[cost])
         assert float(table["blockwise"][f"{cost}_vs_blockwise"]) == 1
     assert table["transpooler"]["encoder_s_vs_vanilla"] == ""
-    assert blockwise["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or True
+    assert {"date", "commit", "cpu", "versions"} <= blockwise["environment"].keys()
 
 
 @pytest.mark.slow
