@@ -56,9 +56,12 @@ def measure(
     return {name: _timing(values) for name, values in times.items()}
 
 
-def peak_memory_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """How far memory rose above where it stood, during one call (after one more to warm up)."""
+def peak_memory_bytes(
+    function: Callable[[], Any], device: str = "cpu", release: Callable[[], Any] = lambda: None
+) -> int:
+    """How far memory rose above where it stood, during one call, after one more to warm up and `release`."""
     function()
+    release()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -96,7 +99,8 @@ def environment() -> dict[str, Any]:
 def write_results(name: str, rows: Sequence[Mapping[str, Any]], notes: str, folder: Path = RESULTS) -> list[Path]:
     """`name`.json (environment and rows), .csv (rows), .md (both, to read); returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"benchmark": name, "environment": environment(), "rows": [dict(row) for row in rows]}
+    where = environment()
+    record = {"benchmark": name, "environment": where, "rows": [dict(row) for row in rows]}
     paths = [folder / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
     paths[0].write_text(json.dumps(record, indent=1) + "\n")
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -104,8 +108,8 @@ def write_results(name: str, rows: Sequence[Mapping[str, Any]], notes: str, fold
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    where = "\n".join(f"- {key}: {_flat(value)}" for key, value in record["environment"].items())
-    paths[2].write_text(f"# {name}\n\n{where}\n\n{markdown(rows, columns)}\n{notes.rstrip()}\n")
+    facts = "\n".join(f"- {key}: {_flat(value)}" for key, value in where.items())
+    paths[2].write_text(f"# {name}\n\n{facts}\n\n{markdown(rows, columns)}\n{notes.rstrip()}\n")
     return paths
 
 

@@ -14,6 +14,8 @@ COMMANDS = (
     "prepare",
     "train",
     "launch",
+    "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",

@@ -63,8 +63,10 @@ class BlockAttention(Attention):
         q, k, v = (self.split(layout.blocks.put(part)) for part in (q, k, v))
         out_RmD, weights = self.attend(q, k, v, layout.block_mask, output_attentions)
         if weights is not None and layout.blocks.rows > len(layout.lengths):
-            # (R, H, m, m) -> (B, H, N, m); where each document is one block, they are the same.
+            # (R, H, m, m) -> (B, H, N, m). The output is made of what is handed out, so that its gradient can be asked.
             weights = layout.documents.put(layout.blocks.take(weights.transpose(1, 2))).transpose(1, 2)
+            regrouped = layout.blocks.put(layout.documents.take(weights.transpose(1, 2))).transpose(1, 2)
+            out_RmD = (regrouped @ v).transpose(1, 2).flatten(2)
         return self.out_proj(layout.blocks.take(out_RmD)), weights
 
 

@@ -14,8 +14,8 @@ def check_inputs(
 ) -> Tensor:
     """The one that was given of token ids (B, N) and embeddings (B, N, D), N at least 1."""
     if (input_ids is None) == (inputs_embeds is None):
-        found = "neither" if input_ids is None else "both"
-        raise ValueError(f"{prefix}input_ids, {prefix}inputs_embeds: {found} given; expected exactly one of them")
+        number = "neither" if input_ids is None else "both"
+        raise ValueError(f"{prefix}input_ids, {prefix}inputs_embeds: {number} given; expected exactly one of them")
     if inputs_embeds is not None:
         if not inputs_embeds.is_floating_point() or inputs_embeds.shape[2:] != (config.d_model,):
             raise ValueError(

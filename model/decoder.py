@@ -48,7 +48,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         memory_mask = _memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None and not (self.training and self.is_gradient_checkpointing):
+        if use_cache and past_key_values is None and not (self.training and self.layers[0].gradient_checkpointing):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

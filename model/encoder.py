@@ -3,7 +3,7 @@
 B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage, S slots.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from model.positions import rotary, sinusoidal
 class TranspoolerPreTrainedModel(PreTrainedModel):
     """What the encoder, the decoder and the whole share as `transformers` models."""
 
+    config: TranspoolerConfig
     config_class = TranspoolerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -147,7 +148,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
 
     def _pooled(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
-        pooler, mask_BN = self.poolers[str(number)], layout.document_mask
+        pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
         # Reentrant checkpointing returns a plain tuple.
         pooled = SoftTopK(*pooler(layout.documents.put(x_PD), mask_BN))
         self.last_pooling.append(PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN))

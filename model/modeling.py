@@ -62,8 +62,9 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
-        elif not isinstance(encoder_outputs, ModelOutput):
+        elif isinstance(encoder_outputs, tuple | list):
             encoder_outputs = encoder_output_of(encoder_outputs)
+        assert isinstance(encoder_outputs, ModelOutput)
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.durations import duration_s
 from data_pipeline.config import DataConfig, PrepareConfig
 from model.architecture import Architecture
 from trainer.config_cluster import ClusterConfig
 from trainer.config_evaluation import EvaluationConfig, GenerationConfig
+from trainer.config_guards import GuardsConfig
 from trainer.config_optimizer import OptimizerConfig
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "GenerationConfig",
+    "GuardsConfig",
     "OptimizerConfig",
     "TrainConfig",
 ]
@@ -116,6 +119,10 @@ class TrainConfig:
     """Save a checkpoint every so many steps, and at the end."""
     keep_last_checkpoints: int = 2
     """Older checkpoints are removed."""
+    keep_checkpoint_every_steps: int = 0
+    """Checkpoints of multiples of this step stay for good; 0 keeps none of them."""
+    max_time: str | float | None = None
+    """Wall-clock limit of one start: seconds, or such as '90m' or '1d12h'. Then save and exit with 75; null = none."""
     evaluate_every_steps: int = 1000
     """Held-out loss every so many steps, and at the end; 0 turns it off."""
     max_validation_documents: int = 512
@@ -147,10 +154,12 @@ class TrainConfig:
                 yield name, f"is {getattr(self, name)}; must be at least 1"
         for name in (
             *("evaluate_every_steps", "max_validation_documents", "generate_documents", "patience"),
-            *("profile_start_step", "profile_steps"),
+            *("profile_start_step", "profile_steps", "keep_checkpoint_every_steps"),
         ):
             if getattr(self, name) < 0:
                 yield name, f"is {getattr(self, name)}; must not be negative"
+        if self.max_time is not None and not (duration_s(self.max_time) or 0) > 0:
+            yield "max_time", f"is {self.max_time!r}; give seconds, or days, hours, minutes such as 1d12h, 90m, 1h30m"
         yield from self._best_problems()
 
     def _best_problems(self) -> Iterator[tuple[str, str]]:
@@ -180,6 +189,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -201,6 +211,8 @@ class Config:
                 "data.validation_split",
                 "is null, but train.patience, keep_best_checkpoint or generate_documents is on",
             )
+        if self.train.generate_documents and self.data.objective != "summarize":
+            yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         for name in ("max_source_tokens", "max_target_tokens"):
             tokens, rows = getattr(self.data, name), self.model.max_positions
             if self.model.positions == "learned" and tokens > rows:

@@ -121,7 +121,7 @@ class ClusterConfig:
     hang_timeout_s: float = 2400.0
     """A job without a sign of progress (metrics, output) for so long is restarted; 0 = never. Keep it above
     engine.collective_timeout_s, so that ranks can tell what they waited for."""
-    heartbeat_timeout_s: float = 60.0
+    heartbeat_timeout_s: float = 120.0
     """A rank that gave no sign of life, or was found stopped, for so long counts as lost."""
     stop_grace_s: float = 300.0
     """How long ranks may take to save after a signal before they are killed."""

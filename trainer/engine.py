@@ -129,6 +129,11 @@ def gradient_norm(engine: Any) -> float:
     return float(engine.get_global_grad_norm() or 0.0)
 
 
+def loss_scale(engine: Any) -> dict[str, float]:
+    """fp16's dynamic loss scale, for the metrics; nothing in other precisions."""
+    return {"loss_scale": float(engine.optimizer.loss_scale)} if engine.fp16_enabled() else {}
+
+
 def _layers(model: nn.Module) -> list[Any]:
     """Encoder layers, poolers and decoder layers: what is checkpointed as a whole."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

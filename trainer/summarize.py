@@ -48,8 +48,18 @@ def summarize(
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], generation: GenerationConfig) -> list[str]:
-    """Beam search over one batch of token ids (</s> included); the decoded texts."""
+def generate(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[Sequence[int]],
+    generation: GenerationConfig,
+    *,
+    synced: bool = False,
+) -> list[str]:
+    """Beam search over one batch of token ids (</s> included); the decoded texts.
+
+    `synced`: go on until all ranks have finished, since each forward pass of ZeRO 3 needs all of them.
+    """
     model.eval()
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
     generated = model.generate(
@@ -61,6 +71,7 @@ def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], gener
         length_penalty=generation.length_penalty,
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         do_sample=False,
+        **({"synced_gpus": True} if synced else {}),
     )
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.harness import Timing, measure, peak_memory_bytes
 from benchmarks.soft_topk.stepwise import stepwise_soft_topk
-from model.ops.soft_topk import soft_topk
+from model.ops.soft_topk import cpu, soft_topk
 from model.ops.soft_topk.ops import group_sum_op, tournament_op
 from model.ops.soft_topk.plan import num_rounds
 
@@ -137,7 +137,7 @@ def _row(case: Case, kind: str, name: str, timing: Timing, times: dict[str, Timi
 
 def _memory(case: Case, pool: Callable, call: Callable, embeddings_BND: Tensor, scores_BN: Tensor) -> dict[str, Any]:
     size = embeddings_BND.numel() * embeddings_BND.element_size()
-    peak = size + peak_memory_bytes(call, case.device)
+    peak = size + peak_memory_bytes(call, case.device, cpu.release)
     return {
         "saved_share": round(saved_bytes(pool, embeddings_BND, scores_BN) / size, 4),
         "peak_x_embeddings_and_grad": round(peak / (2 * size), 3),

@@ -1,6 +1,6 @@
-"""The paper's algorithm in tensor operations, step by step: what a user would write, and what speed is measured against.
+"""The paper's algorithm in tensor operations, step by step: what speed is measured against.
 
-arXiv 2010.15552, section 2: sort, pair, merge *embeddings and scores*, round by round. Needs n = k * 2^r and no padding.
+arXiv 2010.15552, section 2: sort, pair, merge *embeddings and scores*, round by round. Needs n = k * 2^r, no padding.
 """
 
 import torch

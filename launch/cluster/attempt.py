@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from launch.cluster.hosts import num_ranks
 from launch.cluster.plan import Plan
 from launch.exits import DONE, PREEMPTED, USER_ERROR
 from trainer.config_cluster import ClusterConfig
@@ -27,6 +28,7 @@ ENGINE_END_S = 3.0
 START_TIMEOUT_S = 600.0
 """Ranks must give a first sign of life within this time."""
 RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\] .*)$")
+MISTAKE = "transpooler: error: "
 ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
 
 
@@ -59,14 +61,24 @@ class Attempt:
     cluster: ClusterConfig
     signs: dict[int, _Sign] = field(default_factory=dict)
     engine_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    mistakes: dict[str, tuple[int, str] | None] = field(default_factory=dict)
+    """What ranks called a user's mistake, and the (rank, host) that said so first; None: before there was a rank."""
+    started_at: float = 0.0
+    progress_at: float = 0.0
+    metrics_size_bytes: int = -1
     stop_requested_at: float | None = None
     on_poll: Callable[[], None] = lambda: None
     """Called several times a second while the ranks run."""
 
     def execute(self) -> Outcome:
         """Run it to its end."""
-        self.plan.write()
-        (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            self.plan.write()
+            (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return Outcome(
+                "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
+            )
         with open(self.run / "logs" / "all.log", "a", encoding="utf-8") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
@@ -84,7 +96,8 @@ class Attempt:
             try:
                 outcome = self._watch(engine)
             finally:
-                (self.folder / "kill").touch()
+                with contextlib.suppress(OSError):
+                    (self.folder / "kill").touch()
                 self._end(engine)
                 reader.join(timeout=5.0)
         return outcome
@@ -93,6 +106,7 @@ class Attempt:
         """Ask the ranks of all hosts to save and end; they look for this file."""
         if self.stop_requested_at is None:
             self.stop_requested_at = time.monotonic()
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "stop").touch()
 
     def _watch(self, engine: subprocess.Popen[bytes]) -> Outcome:
@@ -107,7 +121,7 @@ class Attempt:
                 return outcome
             if failed_at is None and any(sign.facts.get("exit") for sign in self.signs.values()):
                 failed_at = now
-            if failed_at is not None and now - failed_at > END_TOGETHER_S and self.stop_requested_at is None:
+            if failed_at is not None and now - failed_at > (ENGINE_END_S if self._all_ended() else END_TOGETHER_S):
                 break
             if self.stop_requested_at is not None and now - self.stop_requested_at > self.cluster.stop_grace_s:
                 return Outcome(
@@ -134,8 +148,8 @@ class Attempt:
                 sign.ended_at = now
         metrics = self.run / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
-        if size != getattr(self, "_metrics_size", None):
-            self._metrics_size, self.progress_at = size, now
+        if size != self.metrics_size_bytes:
+            self.metrics_size_bytes, self.progress_at = size, now
 
     def _silent_or_stopped(self, now: float) -> Outcome | None:
         """A rank that is stopped, a rank or host that went silent, a job that hangs."""
@@ -163,9 +177,12 @@ class Attempt:
         exits = [sign.facts["exit"] for sign in signs if "exit" in sign.facts]
         if code == DONE and all(value == DONE for value in exits):
             return Outcome("done")
-        if USER_ERROR in exits:
-            culprit = next(sign for sign in signs if sign.facts.get("exit") == USER_ERROR)
-            return _blame("mistake", culprit, _errors(culprit))
+        mistaken = next((sign for sign in signs if sign.facts.get("exit") == USER_ERROR), None)
+        if mistaken is not None and not self.mistakes:
+            return _blame("mistake", mistaken, _errors(mistaken))
+        if self.mistakes and (mistaken is not None or not exits):  # no exits: not even these could be written
+            rank, host = next(iter(self.mistakes.values())) or (None, None)
+            return Outcome("mistake", "; ".join(self.mistakes), rank, host, USER_ERROR)
         # Without a last word: killed together with what watches it, unless the engine had ordered the end.
         wordless = [sign for sign in signs if "exit" not in sign.facts and not sign.facts["told"]]
         failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
@@ -185,12 +202,18 @@ class Attempt:
             exit_code=code,
         )
 
+    def _all_ended(self) -> bool:
+        return sum("exit" in sign.facts for sign in self.signs.values()) >= num_ranks(self.plan.hosts)
+
     def _merge(self, source: IO[bytes], merged: IO[str]) -> None:
         """Rank-prefixed lines to all.log and standard error; what the engine says to all.log alone."""
         for raw in source:
             text = raw.decode(errors="replace").rstrip("\n")
             match = RANK_LINE.match(text)
             line = match["line"] if match else f"[{self.plan.target}] {text}"
+            if MISTAKE in text:
+                source_of = (int(match["rank"]), match["host"]) if match else None
+                self.mistakes.setdefault(text.partition(MISTAKE)[2], source_of)
             if match:
                 self.progress_at = time.monotonic()
                 print(line, file=sys.stderr, flush=True)
@@ -239,5 +262,5 @@ def _errors(sign: _Sign) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     lines = [line for line in sign.facts.get("last_lines", []) if line.strip()]
-    errors = [line.removeprefix("transpooler: error: ") for line in lines if line.startswith("transpooler: error: ")]
+    errors = [line.removeprefix(MISTAKE) for line in lines if line.startswith(MISTAKE)]
     return "; ".join(errors) or f"exit code {code}: {lines[-1] if lines else 'it said nothing'}"

@@ -72,19 +72,15 @@ def decide(
         return Decision(
             False, f"{history.fruitless} failures without a new checkpoint (cluster.max_restarts)", GIVEN_UP
         )
-    left_out = tuple(host.name for host in hosts if history.failures.get(host.name, 0) >= cluster.host_failures)
-    if left_out and len(hosts) > 1:
-        remaining, names = len(hosts) - len(left_out), ", ".join(left_out)
-        if not cluster.elastic:
-            return Decision(
-                False, f"{names} failed {cluster.host_failures} times and cluster.elastic is false", GIVEN_UP
-            )
-        if remaining < cluster.min_nodes:
-            return Decision(
-                False, f"without {names} fewer than cluster.min_nodes = {cluster.min_nodes} remain", GIVEN_UP
-            )
-        return Decision(True, f"without {names}, which failed {cluster.host_failures} times", left_out=left_out)
     delay_s = min(cluster.max_restart_delay_s, cluster.restart_delay_s * 2 ** (history.fruitless - 1))
-    return Decision(
-        True, f"restart {history.fruitless} without progress of at most {cluster.max_restarts}", delay_s=delay_s
-    )
+    why = f"restart {history.fruitless} without progress of at most {cluster.max_restarts}"
+    failed = [host.name for host in hosts if history.failures.get(host.name, 0) >= cluster.host_failures]
+    names, remaining = ", ".join(failed), len(hosts) - len(failed)
+    if not failed or len(hosts) == 1:
+        return Decision(True, why, delay_s=delay_s)
+    if not cluster.elastic:
+        return Decision(True, f"{why}; {names} may come back (cluster.elastic is false)", delay_s=delay_s)
+    if remaining < cluster.min_nodes:
+        few = f"without {names} fewer than cluster.min_nodes = {cluster.min_nodes} remain"
+        return Decision(True, f"{why}; {few}", delay_s=delay_s)
+    return Decision(True, f"failed {cluster.host_failures} times", delay_s=delay_s, left_out=tuple(failed))

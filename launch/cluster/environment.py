@@ -48,9 +48,9 @@ def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
 def prologue(config: Config, variables: Mapping[str, str]) -> list[str]:
     """Shell lines that put a process of any host into the ranks' folder and environment."""
     folder = shlex.quote(str(working_directory(config)))
+    message = shlex.quote(f"no folder {working_directory(config)}; share it or set cluster.working_directory")
     return [
-        f'cd {folder} || {{ echo "transpooler: error: $(hostname): no folder "{folder}; share it or set '
-        'cluster.working_directory" >&2; exit 2; }',
+        f'cd {folder} 2>/dev/null || {{ echo "transpooler: error: $(hostname): "{message} >&2; exit 2; }}',
         *(f"export {key}={shlex.quote(value)}" for key, value in sorted(variables.items())),
         *([config.cluster.activate] if config.cluster.activate else []),
     ]
@@ -67,6 +67,6 @@ def script(config: Config, variables: Mapping[str, str], command: Sequence[str],
     return "\n".join(lines) + "\n"
 
 
-def absolute_settings(settings: Sequence[str], is_override: Sequence[str]) -> list[str]:
+def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Settings whose configuration files are absolute paths: ranks may start in another folder."""
-    return [item if item in is_override else str(Path(item).absolute()) for item in settings]
+    return [item if item in overrides else str(Path(item).absolute()) for item in settings]

@@ -1,14 +1,16 @@
 """Before any rank starts: every host is asked, and what would fail later is said now, a line a host with its remedy."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,10 @@ SSH_MISTAKES = {
 }
 
 
+Runner = Callable[[str, str, float], tuple[str, str]]
+"""Runs a script on a host within so many seconds: its output, and what went wrong."""
+
+
 def require(program: str, package: str, target: str) -> str:
     """Path of a program that `target` needs; UserError naming the package that has it."""
     path = shutil.which(program)
@@ -47,7 +53,9 @@ def require(program: str, package: str, target: str) -> str:
     return path
 
 
-def ask_hosts(config: Config, hosts: Sequence[Host]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def ask_hosts(
+    config: Config, hosts: Sequence[Host], run_there: Runner | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """What each host says of itself (see probe.facts), all at once over ssh; and what is wrong with the silent ones."""
     run = run_folder(config)
     witness = run / "launch" / f"witness-{uuid.uuid4().hex[:8]}"
@@ -62,9 +70,11 @@ def ask_hosts(config: Config, hosts: Sequence[Host]) -> tuple[dict[str, dict[str
         raise UserError(f"{run}: cannot write the run folder: {error.strerror}; choose another one (run=...)") from None
     try:
         with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-            answers = list(pool.map(lambda host: _ask(host.name, "\n".join(lines)), hosts))
+            answers = list(pool.map(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts))
     finally:
         witness.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.removedirs(witness.parent)  # only what is empty: `doctor` leaves nothing behind
     found = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, dict)}
     silent = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, str)}
     return found, silent
@@ -73,7 +83,7 @@ def ask_hosts(config: Config, hosts: Sequence[Host]) -> tuple[dict[str, dict[str
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
     """Hosts on which `true` cannot be run over ssh, and why. After a failure it says which host went away."""
     with ThreadPoolExecutor(max_workers=min(64, max(1, len(hosts)))) as pool:
-        answers = list(pool.map(lambda host: _ssh(host, "true", CONNECT_TIMEOUT_S + 5), hosts))
+        answers = list(pool.map(lambda host: run_on(host, "true", CONNECT_TIMEOUT_S + 5), hosts))
     return {host: problem for host, (_, problem) in zip(hosts, answers, strict=True) if problem}
 
 
@@ -82,12 +92,8 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
     first = hosts[0].name
     for key, what in _agreements(answers):
         values = {name: key(answer) for name, answer in answers.items()}
-        common, _ = Counter(values.values()).most_common(1)[0]
-        agreed = (
-            values[first]
-            if list(values.values()).count(values[first]) == list(values.values()).count(common)
-            else common
-        )
+        count = Counter(values.values())
+        agreed = max(values.values(), key=lambda value: (count[value], value == values[first]))
         for name, value in values.items():
             if value != agreed:
                 other = next(host for host, given in values.items() if given == agreed)
@@ -102,7 +108,7 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
             )
         if answer["gpus"] and host.slots > answer["gpus"]:
             yield f"{host.name}: {host.slots} slots, but {answer['gpus']} GPUs; lower slots or processes_per_node"
-        if not answer["witness"]:
+        if answer["witness"] is False:
             yield (
                 f"{host.name}: does not see {run_folder(config)} of this host; put the run folder on a shared file "
                 "system (run=...)"
@@ -142,8 +148,6 @@ def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any
     if not usable or len(answers) == 1:
         return "127.0.0.1" if len(answers) == 1 else first, port
     # Hosts commonly have container bridges; prefer the interface that the host's own name stands for.
-    import socket
-
     try:
         named = socket.gethostbyname(first)
     except OSError:
@@ -158,9 +162,9 @@ def _agreements(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any,
     yield (lambda answer: answer["code"]), "the code of transpooler"
 
 
-def _ask(host: str, script: str) -> dict[str, Any] | str:
+def _ask(host: str, script: str, run_there: Runner) -> dict[str, Any] | str:
     sent = time.time()
-    output, problem = _ssh(host, script, PROBE_TIMEOUT_S)
+    output, problem = run_there(host, script, PROBE_TIMEOUT_S)
     if problem:
         return problem
     line = next((line for line in output.splitlines() if line.startswith(probe.MARK)), None)
@@ -170,9 +174,13 @@ def _ask(host: str, script: str) -> dict[str, Any] | str:
     return answer | {"clock_skew_s": max(sent - answer["time"], answer["time"] - time.time(), 0.0)}
 
 
-def _ssh(host: str, script: str, timeout_s: float) -> tuple[str, str]:
-    """Output of a script on a host; and, where it did not run, what is wrong and what to do."""
-    command = [*SSH, host, "bash", "-s"]
+def run_on(host: str, script: str, timeout_s: float) -> tuple[str, str]:
+    """Output of a script on a host over ssh; and, where it did not run, what is wrong and what to do."""
+    return run_command(host, [*SSH, host, "bash", "-s"], script, timeout_s)
+
+
+def run_command(host: str, command: Sequence[str], script: str, timeout_s: float) -> tuple[str, str]:
+    """Output of `command` with a script as its input; and, where it fails, what is wrong and what to do."""
     try:
         finished = subprocess.run(command, input=script, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:

@@ -33,7 +33,7 @@ def facts(run: str = "", master: str = "", port: str = "", witness: str = "") ->
     """
     folder = next((path for path in (Path(run), *Path(run).parents) if path.is_dir()), Path("/"))
     return {
-        "host": socket.gethostname(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "code": _code_hash(),

@@ -4,22 +4,25 @@ The batch script runs the supervisor on the job's first host (it takes the scrip
 it), and the supervisor starts the ranks with srun. Nothing about a site is known here: `cluster.slurm` passes it on.
 """
 
+import json
 import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.progress import say
-from launch.cluster.environment import prologue, python, rank_variables, run_folder
+from launch.cluster.environment import prologue, python, rank_variables, run_folder, script
 from launch.cluster.hosts import Host
 from launch.cluster.preflight import require
+from launch.cluster.probe import MARK
 from launch.exits import PREEMPTED
 from trainer.config import Config
 
 BAD_STATES = ("down", "drain", "fail", "unk", "*")
-SLURM_TIMEOUT_S = 60
+SLURM_TIMEOUT_S = 120
 
 
 def ranks_per_node(config: Config) -> int:
@@ -88,6 +91,20 @@ def allocated_hosts(config: Config) -> list[Host]:
         raise UserError("--in-allocation needs a SLURM allocation; use it in a batch script, or leave it out to submit")
     names = _slurm("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
     return [Host(name, ranks_per_node(config)) for name in names]
+
+
+def ask_nodes(config: Config, hosts: Sequence[Host]) -> dict[str, dict[str, Any]]:
+    """What each node of the allocation says of itself (probe.facts), asked through srun; {} where srun fails."""
+    witness = run_folder(config) / "launch" / "lock"  # the launcher holds it: it is there
+    arguments = [f"run={run_folder(config)}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
+    path = witness.with_name("probe.sh")
+    command = [python(config), "-m", "launch.cluster.probe", *arguments]
+    path.write_text(script(config, rank_variables(config, os.environ), command, "Asks a node."), encoding="utf-8")
+    nodes = ["--nodes", str(len(hosts)), "--ntasks", str(len(hosts)), "--ntasks-per-node", "1", "--export=ALL"]
+    where = ["--nodelist", ",".join(host.name for host in hosts), *config.cluster.slurm.srun_options]
+    lines = _slurm("srun", *nodes, *where, "bash", str(path)).splitlines()
+    answers = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+    return {answer["host"]: answer for answer in answers}
 
 
 def hosts_down(names: Sequence[str]) -> dict[str, str]:

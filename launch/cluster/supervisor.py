@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from common.errors import UserError
-from launch.cluster import preflight, slurm
+from launch.cluster import preflight, probe, slurm
 from launch.cluster.attempt import Attempt, Outcome
 from launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
 from launch.cluster.environment import rank_variables, run_folder
@@ -23,7 +23,7 @@ from launch.cluster.events import Events
 from launch.cluster.hosts import Host, num_ranks
 from launch.cluster.plan import Job, Plan
 from launch.cluster.targets import plan
-from launch.exits import INTERRUPTED, USER_ERROR
+from launch.exits import INTERRUPTED, PREEMPTED, USER_ERROR
 from trainer.config import Config
 
 OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
@@ -60,19 +60,21 @@ class Supervisor:
                     raise
                 outcome = Outcome("crashed", f"before any rank started: {'; '.join(str(error).splitlines())}")
             else:
-                outcome = self._attempt(answers) if answers is not None else Outcome("lost", "no host answers")
+                outcome = self._attempt(answers)
             first = False
             decision = decide(
                 outcome, self.history, self.hosts, self.config.cluster, newest_step(self.folder), self.stop.is_set()
             )
             if not self._go_on(outcome, decision):
-                return decision.exit_code
+                return PREEMPTED if decision.restart else decision.exit_code
 
-    def _ask(self) -> Mapping[str, Mapping[str, Any]] | None:
+    def _ask(self) -> Mapping[str, Mapping[str, Any]]:
         """What the hosts say before an attempt. On a restart, silent ones count as failed and may be left out."""
-        if self.target == "local":
-            return {}
-        if self.target == "slurm":
+        if self.target not in OVER_SSH:
+            here = {self.hosts[0].name: probe.facts(port=str(self.config.cluster.master_port or ""))}
+            answers = here if self.target == "local" else slurm.ask_nodes(self.config, self.hosts)
+            if len(answers) == len(self.hosts):
+                self._agreed(answers)
             return {}
         answers, silent = preflight.ask_hosts(self.config, self.hosts)
         problems = [f"{name}: {problem}" for name, problem in silent.items()]
@@ -85,11 +87,15 @@ class Supervisor:
             if self.config.cluster.elastic and bad == set(silent) and len(remaining) >= self.config.cluster.min_nodes:
                 self._leave_out(sorted(bad), "did not answer")
                 problems = []
-        problems = problems or list(preflight.problems(self.config, self.hosts, answers))
         if problems:
             raise UserError("\n".join(problems))
+        self._agreed(answers)
         self.hosts = preflight.with_slots(self.hosts, answers)
         return {host.name: answers[host.name] for host in self.hosts}
+
+    def _agreed(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        if problems := list(preflight.problems(self.config, self.hosts, answers)):
+            raise UserError("\n".join(problems))
 
     def _attempt(self, answers: Mapping[str, Mapping[str, Any]]) -> Outcome:
         number = next_attempt(self.folder)
@@ -107,7 +113,7 @@ class Supervisor:
         )
         folder = attempt_folder(self.folder, number)
         self.attempt = Attempt(what, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
-        if self.stop.is_set():
+        if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
         outcome = self._with_culprit(self.attempt.execute())
         if outcome.ending == "preempted" and self.target == "slurm":
@@ -175,8 +181,7 @@ class Supervisor:
             self._leave_out(decision.left_out, decision.why)
         after = f" in {decision.delay_s:g} s" if decision.delay_s else ""
         self.events.write("restart", f"restart{after}: {decision.why}", delay_s=decision.delay_s, why=decision.why)
-        self.stop.wait(decision.delay_s)
-        return True
+        return not self.stop.wait(decision.delay_s)
 
     def _leave_out(self, names: Sequence[str], why: str) -> None:
         before = num_ranks(self.hosts)

@@ -91,11 +91,12 @@ class Lab:
         """Processes of a host (numbers as the host sees them) whose command line has `words` one after another."""
         wanted = "\0".join(words)
         script = (
-            "import glob, sys\n"
+            "import glob, os\n"
             "for path in glob.glob('/proc/[0-9]*/cmdline'):\n"
             "    try: line = open(path).read()\n"
             "    except OSError: continue\n"
-            f"    if {wanted!r} in line: print(path.split('/')[2])\n"
+            "    pid = path.split('/')[2]\n"
+            f"    if {wanted!r} in line and pid != str(os.getpid()): print(pid)\n"
         )
         _, output = self.run(number, ["python3", "-S", "-c", script])
         return [int(line) for line in output.split() if line.isdigit()]

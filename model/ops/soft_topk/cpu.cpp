@@ -8,4 +8,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("tournament_backward", &tournament_backward);
   module.def("group_sum", &group_sum);
   module.def("group_sum_backward", &group_sum_backward);
+  module.def("release", [] { Blocks::all().release(); });
 }

@@ -1,4 +1,4 @@
-"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version; None where that is impossible.
+"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version.
 
 `python -m model.ops.soft_topk` compiles them ahead of the first use.
 """
@@ -60,6 +60,13 @@ def group_sum_backward(
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>, in one pass."""
     return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
+
+
+def release() -> None:
+    """Give back the memory (256 MiB at most) that freed gradients left for the next backward pass."""
+    module = extension()
+    if module is not None:
+        module.release()
 
 
 def _built() -> ModuleType:

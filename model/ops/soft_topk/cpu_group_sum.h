@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <tuple>
 #include <type_traits>
@@ -199,15 +200,63 @@ void group_sum_backward_rows(const Tensor& grad, const Tensor& embeddings, const
   });
 }
 
-// Like at::empty, on huge pages: faulting a fresh gradient in by pages of 4 KiB costs more than computing it.
-Tensor empty_on_huge_pages(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  constexpr size_t kHugePage = 2 << 20;
-  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
-  void* memory = nullptr;
-  if (bytes < 2 * kHugePage || posix_memalign(&memory, kHugePage, bytes) != 0) return at::empty(sizes, options);
-  madvise(memory, bytes, MADV_HUGEPAGE);  // a wish; without it the pages are small
-  return at::from_blob(memory, sizes, [](void* pointer) { std::free(pointer); }, options);
-}
+// Large gradients, kept for the next backward pass when they are freed: to fault in fresh pages, even huge ones, costs
+// more than to compute what goes there. At most kKeptBytes are kept, the oldest go first; never destroyed, for tensors
+// may outlive static objects.
+class Blocks {
+ public:
+  static Blocks& all() {
+    static auto* blocks = new Blocks;
+    return *blocks;
+  }
+
+  // Tensor of uninitialised values, as at::empty.
+  Tensor tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+    const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+    if (bytes < 2 * kHugePage) return at::empty(sizes, options);
+    Block block = take(bytes);
+    if (!block.memory) {
+      if (posix_memalign(&block.memory, kHugePage, bytes) != 0) return at::empty(sizes, options);
+      madvise(block.memory, bytes, MADV_HUGEPAGE);  // a wish; without it the pages are small
+      block.bytes = bytes;
+    }
+    return at::from_blob(block.memory, sizes, [block](void*) { all().keep(block, kKeptBytes); }, options);
+  }
+
+  void release() { keep({}, 0); }
+
+ private:
+  static constexpr size_t kHugePage = 2 << 20, kKeptBytes = 256 << 20;
+  struct Block {
+    void* memory = nullptr;
+    size_t bytes = 0;
+  };
+  std::mutex mutex;
+  std::vector<Block> kept;  // oldest first
+
+  Block take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (size_t i = kept.size(); i-- > 0;) {
+      const Block block = kept[i];
+      if (block.bytes < bytes || block.bytes / 2 > bytes) continue;
+      kept.erase(kept.begin() + i);
+      return block;
+    }
+    return {};
+  }
+
+  void keep(Block block, size_t limit) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (block.memory) kept.push_back(block);
+    size_t total = 0;
+    for (const Block& each : kept) total += each.bytes;
+    while (total > limit) {
+      total -= kept.front().bytes;
+      std::free(kept.front().memory);
+      kept.erase(kept.begin());
+    }
+  }
+};
 
 // Calls body(E(), T()) with the embeddings' type and that of weights and sums.
 template <typename Body>
@@ -235,7 +284,7 @@ std::tuple<Tensor, Tensor> group_sum_backward(const Tensor& grad_, const Tensor&
                                               const Tensor& groups_) {
   const Tensor grad = grad_.contiguous(), embeddings = embeddings_.contiguous();
   const Tensor weights = weights_.contiguous(), groups = groups_.contiguous();
-  Tensor grad_embeddings = empty_on_huge_pages(embeddings.sizes(), embeddings.options());
+  Tensor grad_embeddings = Blocks::all().tensor(embeddings.sizes(), embeddings.options());
   Tensor grad_weights = at::empty(weights.sizes(), weights.options());
   with_types(embeddings, weights, [&](auto e, auto t) {
     group_sum_backward_rows<decltype(e), decltype(t)>(grad, embeddings, weights, groups, grad_embeddings, grad_weights);
