@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.speed import architectures
-from benchmarks.speed.decoder_cost import MIB, count_flops, decoder_bytes
+from benchmarks.speed.work import MIB, count_flops, decoder_bytes
 from benchmarks.speed.settings import Cell, Limits, Settings, outcome
 from common.files import write_json
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.speed.architectures import ENTRIES, build
-from benchmarks.speed.decoder_cost import count_flops
+from benchmarks.speed.work import count_flops
 from benchmarks.speed.goals import verdicts
 from benchmarks.speed.plots import exponent
 from benchmarks.speed.run import known, run_cells
