@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from benchmarks.speed.architectures import ENTRIES, build
-from benchmarks.speed.work import count_flops
 from benchmarks.speed.goals import verdicts
 from benchmarks.speed.plots import exponent
 from benchmarks.speed.run import known, run_cells
 from benchmarks.speed.settings import Cell, Limits, Settings, keep_settings, outcome, parse_length, parse_phases
 from benchmarks.speed.table import cost_cell, rows, terminal_tables
+from benchmarks.speed.work import count_flops
 from common.errors import UserError
 from common.files import write_json
 
