@@ -115,12 +115,18 @@ def _train(
     path = _configuration(place, run.name, [arm.settings, values, more or {}])
     config = load_config([path])
     if (run / "export" / "config.json").is_file():
-        if load_config([run / "config.yaml"]) != config:
+        if _what_decides(load_config([run / "config.yaml"])) != _what_decides(config):
             raise UserError(f"{run}: was trained with other settings than {place.study.path}; choose another --output")
         return run
     say(f"{run.name}: {steps} steps")
     _command(place, ["train", str(path), "--processes", str(place.study.processes)])
     return run
+
+
+def _what_decides(config: Config) -> tuple[Any, ...]:
+    """What a trained model depends on; where and how it was trained may change, as between versions of this package."""
+    train, engine = config.train, config.engine
+    return config.seed, config.model, config.data, config.optimizer, train.steps, train.init_from, engine.precision
 
 
 def _configuration(place: Workplace, name: str, fragments: Sequence[dict[str, Any]]) -> Path:
