@@ -59,7 +59,7 @@ def _check_ratios(folder: Path, first: Path, second: Path) -> None:
         ratio = float(table["transpooler"][f"{cost}_vs_blockwise"])
         assert ratio == pytest.approx(blockwise[cost] / transpooler[cost])
         assert float(table["blockwise"][f"{cost}_vs_blockwise"]) == 1
-    assert table["transpooler"]["encoder_s_vs_vanilla"] == ""
+    assert "encoder_s_vs_vanilla" not in table["transpooler"]
     assert {"date", "commit", "cpu", "versions"} <= blockwise["environment"].keys()
 
 
