@@ -37,7 +37,7 @@ def bench_quality(
         for seed in study.seeds:
             for arm in study.arms:
                 run = train_arm(place, arm, seed)
-                evaluate_run(place, run)
+                evaluate_run(run)
                 runs[arm.name][seed] = run
     except Stopped as stopped:
         return stopped.code

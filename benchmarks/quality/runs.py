@@ -20,6 +20,7 @@ from common.progress import say
 from data_pipeline.shards import ShardDataset
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
+from trainer.evaluate import evaluate
 from trainer.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,14 +67,13 @@ def train_arm(place: Workplace, arm: Arm, seed: int) -> Path:
     return _train(place, arm, seed, place.run_folder(arm.name, seed), steps, init_from=start)
 
 
-def evaluate_run(place: Workplace, run: Path) -> dict[str, Any]:
-    """`transpooler evaluate` of a trained run, unless its results are newer than the model."""
+def evaluate_run(run: Path) -> None:
+    """What `transpooler evaluate` does, for a trained run, unless its results are newer than the model."""
     config = load_config([run / "config.yaml"])
     results = run / "evaluation" / config.evaluation.split / "metrics.json"
     model = run / "export" / "config.json"
     if not results.is_file() or results.stat().st_mtime_ns < model.stat().st_mtime_ns:
-        _command(place, ["evaluate", str(run)])
-    return read_json(results)
+        evaluate(config, model_folder=run / "export", output=results.parent)
 
 
 def steps_of(place: Workplace, arm: Arm) -> int:
@@ -115,12 +115,18 @@ def _train(
     path = _configuration(place, run.name, [arm.settings, values, more or {}])
     config = load_config([path])
     if (run / "export" / "config.json").is_file():
-        if load_config([run / "config.yaml"]) != config:
+        if _what_decides(load_config([run / "config.yaml"])) != _what_decides(config):
             raise UserError(f"{run}: was trained with other settings than {place.study.path}; choose another --output")
         return run
     say(f"{run.name}: {steps} steps")
     _command(place, ["train", str(path), "--processes", str(place.study.processes)])
     return run
+
+
+def _what_decides(config: Config) -> tuple[Any, ...]:
+    """What a trained model depends on; where and how it was trained may change, as between versions of this package."""
+    train, engine = config.train, config.engine
+    return config.seed, config.model, config.data, config.optimizer, train.steps, train.init_from, engine.precision
 
 
 def _configuration(place: Workplace, name: str, fragments: Sequence[dict[str, Any]]) -> Path:

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks import harness
 from benchmarks.speed import architectures
-from benchmarks.speed.decoder_cost import MIB, count_flops, decoder_bytes
 from benchmarks.speed.settings import Cell, Limits, Settings, outcome
+from benchmarks.speed.work import MIB, count_flops, decoder_bytes
 from common.files import write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -107,10 +107,14 @@ def _training(model: Any, batch: dict[str, Any], settings: Settings, clock: Cloc
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    # The first call warms up, the second is measured for memory.
-    warm: list[float] = []
-    peak_mib = harness.peak_memory_bytes(lambda: warm.append(clock.seconds(step)), settings.device) / MIB
-    return {**spread("train_step_s", clock.times(step, spare_s=warm[-1])), "train_peak_mib": peak_mib}
+    # The first call warms up while operations are counted; the second is measured for memory, and timed in case there
+    # is no time for more.
+    flops: dict[str, int] = {}
+    spare_s: list[float] = []
+    calls = iter((lambda: flops.update(count_flops(step)), lambda: spare_s.append(clock.seconds(step))))
+    peak_mib = harness.peak_memory_bytes(lambda: next(calls)(), settings.device) / MIB
+    times = clock.times(step, spare_s[0])
+    return {**spread("train_step_s", times), "train_peak_mib": peak_mib, "train_gflop": flops["all"] / 1e9}
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ Row = dict[str, Any]
 
 COSTS = {
     "train_step_s": "train step",
+    "train_gflop": "its FLOPs",
     "train_peak_mib": "train peak",
     "encoder_s": "encoder",
     "token_s": "token",

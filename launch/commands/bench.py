@@ -111,7 +111,7 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
         "  transpooler bench quality configs/studies/cpu.yaml --data papers/\n"
         "  transpooler bench quality configs/studies/gpu.yaml --data papers/ --output studies/h100",
     )
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a YAML file; see benchmarks/README.md")
+    parser.add_argument("study", type=Path, metavar="STUDY", help="a YAML file; see docs/benchmarks.md")
     parser.add_argument(
         "--data",
         type=Path,

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from benchmarks.speed.architectures import ENTRIES, build
-from benchmarks.speed.decoder_cost import count_flops
 from benchmarks.speed.goals import verdicts
 from benchmarks.speed.plots import exponent
 from benchmarks.speed.run import known, run_cells
 from benchmarks.speed.settings import Cell, Limits, Settings, keep_settings, outcome, parse_length, parse_phases
 from benchmarks.speed.table import cost_cell, rows, terminal_tables
+from benchmarks.speed.work import count_flops
 from common.errors import UserError
 from common.files import write_json
 
@@ -59,8 +59,8 @@ def _check_ratios(folder: Path, first: Path, second: Path) -> None:
         ratio = float(table["transpooler"][f"{cost}_vs_blockwise"])
         assert ratio == pytest.approx(blockwise[cost] / transpooler[cost])
         assert float(table["blockwise"][f"{cost}_vs_blockwise"]) == 1
-    assert table["transpooler"]["encoder_s_vs_vanilla"] == ""
-    assert blockwise["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or True
+    assert "encoder_s_vs_vanilla" not in table["transpooler"]
+    assert {"date", "commit", "cpu", "versions"} <= blockwise["environment"].keys()
 
 
 @pytest.mark.slow

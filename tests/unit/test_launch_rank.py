@@ -66,7 +66,12 @@ class Job:
 
     def outcome(self, meanwhile=lambda job: None) -> Outcome:
         """Run to the end; `meanwhile` acts when both ranks have started."""
-        thread = threading.Thread(target=lambda: (self.wait_until_started(), meanwhile(self)), daemon=True)
+
+        def act() -> None:
+            self.wait_until_started()
+            meanwhile(self)
+
+        thread = threading.Thread(target=act, daemon=True)
         thread.start()
         found = self.attempt.execute()
         thread.join(5)

@@ -1,10 +1,10 @@
-"""What a decoder computes and reads: operations counted as they run, bytes from the tensors it holds."""
+"""What is computed and what a decoder reads: operations counted as they run, bytes from the tensors it holds."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 MIB = 2**20
 
@@ -14,13 +14,20 @@ def _sdpa_on_cpu(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None,
     return sdpa_flop_count(query, key, value)
 
 
+def _sdpa_backward_on_cpu(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
 def count_flops(function: Callable[[], Any]) -> dict[str, int]:
     """Floating-point operations (a multiply-add is two) of one call: all, and those of attention scores and values.
 
     Attention is what runs as a fused kernel or as a batched product; projections run as plain matrix products.
     """
-    cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={cpu_kernel: _sdpa_on_cpu}) as counter:
+    kernels = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_on_cpu,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward_on_cpu,
+    }
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         function()
     operations = counter.get_flop_counts().get("Global", {})
     attention = sum(count for operation, count in operations.items() if _is_attention(str(operation)))
