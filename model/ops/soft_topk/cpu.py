@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -88,4 +89,9 @@ def _load() -> ModuleType:
     with open(folder / "building", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)  # torch's, left by a killed build
-        return load(name, [str(SOURCE)], extra_cflags=flags, build_directory=str(folder))
+        # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
+        for file in (SOURCE, *HEADERS):
+            if not (folder / file.name).is_file():
+                shutil.copyfile(file, folder / f"{file.name}.part")
+                os.replace(folder / f"{file.name}.part", folder / file.name)
+        return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
