@@ -86,7 +86,7 @@ def _settings(options: argparse.Namespace) -> list[str]:
         "model.pooling=[{after_layer: 1, length: 128}, {after_layer: 2, length: 32}]",
         "model.dropout=0.1",
         "engine={zero_stage: 2, micro_batch_size: 4}",
-        "optimizer={warmup_steps: 100, learning_rate: 0.001}",
+        "optimizer={warmup_steps: 20, learning_rate: 0.001}",
         f"train={{steps: {options.steps}, tensorboard: false, {cadence}}}",
     ]
 

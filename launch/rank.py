@@ -31,6 +31,8 @@ from launch.exits import USER_ERROR, print_user_error
 ATTEMPT, LOGS, BIND_CORES = "TRANSPOOLER_ATTEMPT", "TRANSPOOLER_LOGS", "TRANSPOOLER_BIND_CORES"
 RANK_MODULE = "launch.train"
 HEARTBEAT_EVERY_S = 2.0
+RANKS_AT_THAT_RATE = 200
+"""Larger jobs beat more slowly, to spare the shared file system."""
 POLL_EVERY_S = 0.2
 LAST_LINES = 8
 PR_SET_PDEATHSIG = 1
@@ -88,11 +90,12 @@ class Rank:
         assert self.process.stdout is not None
         copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
         copier.start()
+        every_s = HEARTBEAT_EVERY_S * max(1.0, int(os.environ.get("WORLD_SIZE", "1")) / RANKS_AT_THAT_RATE)
         next_beat = 0.0
         while self.process.poll() is None:
             if time.monotonic() >= next_beat:
                 self._beat()
-                next_beat = time.monotonic() + HEARTBEAT_EVERY_S
+                next_beat = time.monotonic() + every_s
             self._obey()
             try:
                 self.process.wait(POLL_EVERY_S)

@@ -88,8 +88,11 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
-        return super().from_pretrained(*args, key_mapping=mapping | (key_mapping or {}), **kwargs)
+        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."} | (key_mapping or {})
+        loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
+        # The library would undo the renaming when saving; an encoder is saved under its own names.
+        vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
+        return loaded
 
     @can_return_tuple
     def forward(
@@ -118,7 +121,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
             if str(number) in self.poolers:
                 x, layout, positions_P = self._pooled(number, x, layout, positions_P)
         memory = layout.documents.put(self.final_norm(x))
-        if layout.real_P is not None:
+        if not layout.all_real:
             memory = memory.masked_fill(~layout.document_mask[..., None], 0)
         return EncoderOutput(
             last_hidden_state=memory,
@@ -133,7 +136,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         batch, num_tokens = given.shape[:2]
         block, flat = self.config.block_size, given.flatten(0, 1)
         if attention_mask is None:
-            layout = Layout([num_tokens] * batch, block, given.device, None)
+            layout = Layout([num_tokens] * batch, block, given.device)
             positions_P = torch.arange(num_tokens, device=given.device).repeat(batch)
         else:
             layout, at_P = Layout.of_mask(attention_mask.bool(), block)
@@ -153,8 +156,6 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         pooled = SoftTopK(*pooler(layout.documents.put(x_PD), mask_BN))
         self.last_pooling.append(PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN))
         lengths = [pooler.stage.slots(length) for length in layout.lengths]
-        after = Layout(lengths, self.config.block_size, x_PD.device, None)
-        if layout.real_P is not None:
-            after = Layout(lengths, self.config.block_size, x_PD.device, after.documents.take(pooled.mask))
+        after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
         positions_BS = layout.documents.put(positions_P).gather(1, pooled.positions)
         return after.documents.take(pooled.embeddings), after, after.documents.take(positions_BS)

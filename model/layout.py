@@ -8,7 +8,6 @@ B documents, N longest length, P packed tokens (the sum of the lengths), R block
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,11 +42,25 @@ class Grid:
 class Layout:
     """The lengths of a batch's documents, and what follows from them."""
 
-    def __init__(self, lengths: Sequence[int], block: int | None, device: torch.device, real_P: Tensor | None) -> None:
-        """Lengths are at least 1; real_P bool (P,) marks tokens that are none although they are packed (None: none)."""
-        self.lengths, self.real_P, self.device = list(lengths), real_P, device
-        self.longest = max(self.lengths)
+    def __init__(
+        self, lengths: Sequence[int], block: int | None, device: torch.device, mask_BN: Tensor | None = None
+    ) -> None:
+        """Lengths are at least 1; mask_BN bool: which of the tokens are real (None: all), filled from the front."""
+        self.lengths, self.longest = list(lengths), max(lengths)
         self.block = min(block or self.longest, self.longest)
+        self.documents = Grid(self.lengths, [self.longest] * len(self.lengths), self.longest, device)
+        """(B, N)."""
+        self.blocks = Grid(self.lengths, [-(-n // self.block) * self.block for n in self.lengths], self.block, device)
+        """(R, m)."""
+        self.all_real = mask_BN is None
+        real_P = torch.ones(sum(self.lengths), dtype=torch.bool, device=device)
+        self.document_mask = self.documents.put(real_P) if mask_BN is None else mask_BN
+        """bool (B, N): real tokens."""
+        self.block_mask: Tensor | None = None
+        """bool (R, 1, 1, m): the tokens to attend to, or None where every block is full."""
+        if mask_BN is not None or self.blocks.slots_P is not None:
+            real_P = real_P if mask_BN is None else self.documents.take(mask_BN)
+            self.block_mask = somewhere(self.blocks.put(real_P))[:, None, None]
 
     @classmethod
     def of_mask(cls, mask_BN: Tensor, block: int | None) -> "tuple[Layout, Tensor]":
@@ -56,41 +69,16 @@ class Layout:
         if torch.compiler.is_compiling() or mask_BN.is_meta:
             order_BN = front_order(mask_BN)
             at_P = (order_BN + torch.arange(batch, device=mask_BN.device)[:, None] * num_tokens).flatten()
-            return cls([num_tokens] * batch, block, mask_BN.device, mask_BN.flatten()[at_P]), at_P
-        lengths = mask_BN.sum(1).tolist()
+            return cls([num_tokens] * batch, block, mask_BN.device, mask_BN.gather(1, order_BN)), at_P
+        lengths_B = mask_BN.sum(1)
+        lengths = lengths_B.tolist()
         if min(lengths) > 0:
-            return cls(lengths, block, mask_BN.device, None), mask_BN.flatten().nonzero().squeeze(1)
+            return cls(lengths, block, mask_BN.device), mask_BN.flatten().nonzero().squeeze(1)
         packed_BN = mask_BN.clone()
-        packed_BN[:, 0] |= ~mask_BN.any(1)
-        at_P = packed_BN.flatten().nonzero().squeeze(1)
-        return cls([max(length, 1) for length in lengths], block, mask_BN.device, mask_BN.flatten()[at_P]), at_P
-
-    @cached_property
-    def documents(self) -> Grid:
-        """(B, N)."""
-        return Grid(self.lengths, [self.longest] * len(self.lengths), self.longest, self.device)
-
-    @cached_property
-    def blocks(self) -> Grid:
-        """(R, m)."""
-        return Grid(self.lengths, [-(-n // self.block) * self.block for n in self.lengths], self.block, self.device)
-
-    @cached_property
-    def document_mask(self) -> Tensor:
-        """bool (B, N): real tokens."""
-        return self.documents.put(self._real())
-
-    @cached_property
-    def block_mask(self) -> Tensor | None:
-        """bool (R, 1, 1, m): the tokens to attend to, or None where every block is full."""
-        if self.blocks.slots_P is None and self.real_P is None:
-            return None
-        return somewhere(self.blocks.put(self._real()))[:, None, None]
-
-    def _real(self) -> Tensor:
-        if self.real_P is not None:
-            return self.real_P
-        return torch.ones(sum(self.lengths), dtype=torch.bool, device=self.device)
+        packed_BN[:, 0] |= lengths_B == 0
+        front_BN = torch.arange(max(1, *lengths), device=mask_BN.device) < lengths_B[:, None]
+        lengths = [max(length, 1) for length in lengths]
+        return cls(lengths, block, mask_BN.device, front_BN), packed_BN.flatten().nonzero().squeeze(1)
 
 
 def somewhere(mask: Tensor) -> Tensor:

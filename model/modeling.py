@@ -187,8 +187,11 @@ def memory_mask_of(outputs: ModelOutput, attention_mask: Tensor | None, config: 
         return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device)
     kept_B = attention_mask.bool().sum(1)
     for stage in config.architecture.pooling:
-        shrink = 1 if stage.ratio is None else round(1 / stage.ratio)
-        kept_B = ((kept_B + shrink - 1) // shrink).clamp(max=stage.length)
+        if stage.ratio is not None:
+            shrink = round(1 / stage.ratio)
+            kept_B = (kept_B + shrink - 1) // shrink
+        else:
+            kept_B = kept_B.clamp(max=stage.length)
     return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
 
 

@@ -50,12 +50,13 @@ class EngineConfig:
     """Recompute encoder layers, poolers and decoder layers in the backward pass instead of keeping their activations:
     none, torch, or deepspeed (which alone can keep what it saves in the CPU's memory or partition it)."""
     checkpoint_in_cpu: bool = False
-    """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory."""
+    """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory (without a
+    GPU they are there anyway)."""
     partition_activations: bool = False
     """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks. We have one such
     rank, so this saves nothing here; it is DeepSpeed's switch, passed on."""
     compile: bool = False
-    """torch.compile each encoder and decoder layer (ZeRO 0 to 2): slower first steps, faster ones after."""
+    """torch.compile the model (ZeRO 0 to 2): slow first steps, faster ones after."""
     peak_tflops: float | None = None
     """What one device can do in this precision, in 10^12 floating-point operations a second, for `mfu` in the metrics;
     null looks well-known GPUs up and leaves mfu out on others."""
@@ -223,6 +224,12 @@ class Config:
         name, engine = self.optimizer.name, self.engine
         if name != "adamw" and engine.zero_stage == 0:
             yield "optimizer.name", f"is {name!r}, which works under ZeRO only; use engine.zero_stage=1"
+        if name == "muon" and self.optimizer.max_grad_norm:
+            yield (
+                "optimizer.max_grad_norm",
+                f"is {self.optimizer.max_grad_norm}, but with optimizer.name=muon DeepSpeed would clip the finished "
+                "updates, not the gradients; use 0 (Muon normalises them anyway)",
+            )
         if name != "adamw" and engine.offload_optimizer != "none":
             yield "optimizer.name", f"is {name!r}, but engine.offload_optimizer works with adamw"
         if (

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from common.errors import UserError
 from trainer.config import Config, EngineConfig
 
@@ -46,7 +48,8 @@ def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) ->
         ours["zero_optimization"]["reduce_scatter"] = False
     if engine.activation_checkpointing == "deepspeed":
         ours["activation_checkpointing"] = {
-            "cpu_checkpointing": engine.checkpoint_in_cpu,
+            # Without a GPU they are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
+            "cpu_checkpointing": engine.checkpoint_in_cpu and torch.cuda.is_available(),
             "partition_activations": engine.partition_activations,
         }
     if engine.precision == "bf16":

@@ -73,8 +73,7 @@ def create_engine(model: nn.Module, config: Config, num_micro_batches: int, worl
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
         _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
     if config.engine.compile:
-        for layer in _layers(engine.module):
-            layer.compile()
+        engine.module.compile()
     return engine
 
 
@@ -129,6 +128,30 @@ def gradient_norm(engine: Any) -> float:
     return float(engine.get_global_grad_norm() or 0.0)
 
 
+def estimated_states(
+    parameters: int, largest_layer: int, stage: int, world_size: int, offload_optimizer: bool, offload_weights: bool
+) -> tuple[int, int]:
+    """DeepSpeed's estimate of (device, host) bytes for ZeRO 2 and 3 with 16-bit weights, all ranks on one machine."""
+    choose_accelerator()
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    if stage == 2:
+        host, device = estimate_zero2_model_states_mem_needs(
+            parameters, num_gpus_per_node=world_size, cpu_offload=offload_optimizer
+        )
+        return device, host
+    host, device, _ = estimate_zero3_model_states_mem_needs(
+        parameters,
+        largest_layer,
+        num_gpus_per_node=world_size,
+        cpu_offload=offload_optimizer,
+        cpu_offload_params=offload_weights,
+        zero_init=True,
+    )
+    return device, host
+
+
 def loss_scale(engine: Any) -> dict[str, float]:
     """fp16's dynamic loss scale, for the metrics; nothing in other precisions."""
     return {"loss_scale": float(engine.optimizer.loss_scale)} if engine.fp16_enabled() else {}
@@ -148,7 +171,8 @@ def _checkpoint_layers(model: nn.Module, checkpoint: Callable) -> None:
 
 def _checkpointed(checkpoint: Callable, function: Callable, *arguments: Any) -> Any:
     """DeepSpeed's checkpoint of a layer: it takes tensors alone, and gives bare tuples where we have named ones."""
-    tensors = [item for item in arguments if isinstance(item, Tensor)]
+    # Views, since it may empty what it is given, which others still need: all decoder layers read one memory.
+    tensors = [item.view_as(item) for item in arguments if isinstance(item, Tensor)]
     kind: list[type] = []
 
     def run(*given: Tensor) -> Any:

@@ -14,6 +14,7 @@ from trainer.config import Config, GenerationConfig
 from trainer.engine import choose_accelerator
 from trainer.export_code import AUTO_MAP, write_code
 from trainer.model_card import model_card
+from trainer.safe_load import load_file, weights_only
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -72,17 +73,15 @@ def _set_generation(target: Any, settings: GenerationConfig) -> None:
 
 def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
     """The checkpoint's weights by name, in float32: of ZeRO's shards, or as they were where nothing was sharded."""
-    import torch
-
     folder = checkpoint.folder_of(run, step)
+    choose_accelerator()
     if not list(folder.glob("*_optim_states.pt")):
         # Stage 0 trains in float32 alone: nothing is sharded.
-        return torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    choose_accelerator()
+        return load_file(folder / "mp_rank_00_model_states.pt")["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     # It reports its every step to the terminal.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with weights_only(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
 
 

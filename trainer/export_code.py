@@ -40,7 +40,8 @@ def write_code(folder: Path) -> None:
     # transformers finds files by lines such as these; not all of our imports look like them.
     needed = "".join(f"from .{_flat_name(name)} import __name__ as _  # noqa: F401\n" for name in kept)
     for entry, (module, names) in ENTRIES.items():
-        text = f'"""Entry point for transformers; made by transpooler."""\n\nfrom .{_flat_name(module)} import {names}  # noqa: F401\n'
+        about = '"""Entry point for transformers; made by transpooler."""'
+        text = f"{about}\n\nfrom .{_flat_name(module)} import {names}  # noqa: F401\n"
         (folder / f"{entry}.py").write_text(text + needed, encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ PEAK_TFLOPS = {
     "H200": {"bf16": 989, "fp16": 989, "fp32": 495},
     "B200": {"bf16": 2250, "fp16": 2250, "fp32": 1100},
 }
-"""Dense matrix products, 10^12 operations a second, by part of the device's name (vendor's data sheets; fp32 as TF32)."""
+"""Dense matrix products, 10^12 operations a second, by part of the device's name (data sheets; fp32 as TF32)."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _data(config: Config, rows: list[dict[str, Any]]) -> str:
     if seen := [row for row in rows if row["split"] == "train"]:
         last = seen[-1]
         lines.append(
-            f"{last['source_tokens']:,} source tokens and {last['target_tokens']:,} target tokens, epoch {last['epoch']}."
+            f"{last['source_tokens']:,} source and {last['target_tokens']:,} target tokens; epoch {last['epoch']}."
         )
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ of each parameter, padded to equal size; at stage 0 nothing is cut.
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class SavedStates:
             key: torch.cat([piece.states[key][piece.start : piece.start + piece.numel] for piece in pieces]).float()
             for key in pieces[0].states
         }
-        return whole, pieces[0].scalars
+        # Copies: parameters that shared a file's step counter would otherwise count each other's steps.
+        return whole, {key: deepcopy(value) for key, value in pieces[0].scalars.items()}
 
     def _read_stage_1_2(self, states: dict[str, Any]) -> None:
         flat_weights, by_group = states["single_partition_of_fp32_groups"], states["base_optimizer_state"]["state"]

@@ -36,7 +36,9 @@ GRACE_S = 5.0
 """For the other ranks to see the alarm and write their stacks."""
 BACKUP_S = 60.0
 """The dump in C comes so much later than the thread."""
-STORE_TIMEOUT_S = 10.0
+STORE_TIMEOUT_S = 5.0
+FIRST_STEP_S = 600.0
+"""The first step may take so long, whatever the time-out: it compiles, and reads from cold disks."""
 ALARM = "alarm"
 
 
@@ -54,6 +56,7 @@ class Watchdog:
 
     def __init__(self, run: Path, *, timeout_s: float, silent_after_s: float) -> None:
         self.run, self.timeout_s, self.silent_after_s = run, timeout_s, silent_after_s
+        self._limit_s = max(timeout_s, FIRST_STEP_S)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._interval_s = min(BEAT_EVERY_S, timeout_s / 5, silent_after_s / 5)
         self._beats, self._position, self._ledger = 0, (0, "set-up"), ""
@@ -62,13 +65,16 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._peers: dict[int, _Peer] = {}
         self._store: Any = None
+        self._store_failed_at = -STORE_TIMEOUT_S
         self._backup: Any = None
 
     def mark(self, step: int, phase: str, ledger: str = "") -> None:
         """Something ended at `step`, and `phase` begins."""
+        if self._position[1] == "step":
+            self._limit_s = self.timeout_s  # one step has ended
         self._position, self._ledger, self._last_mark = (step, phase), ledger or self._ledger, time.monotonic()
         if self._backup is not None:
-            faulthandler.dump_traceback_later(self.timeout_s + BACKUP_S, file=self._backup, exit=True)
+            faulthandler.dump_traceback_later(self._limit_s + BACKUP_S, file=self._backup, exit=True)
 
     def __enter__(self) -> "Watchdog":
         nonce = [time.time_ns()]  # the store may outlive this start of the job, with an old alarm in it
@@ -79,38 +85,47 @@ class Watchdog:
         watched = range(1, self.world_size) if self.rank == 0 else [0]
         self._peers = {rank: _Peer(since=now) for rank in watched} if self._store is not None else {}
         self.mark(*self._position)
+        self._show()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        faulthandler.cancel_dump_traceback_later()
+        self._drop_backup()
         self._thread.join()
-        backup, self._backup = self._backup, None
-        backup.close()
-        if Path(backup.name).stat().st_size == 0:
-            Path(backup.name).unlink()
 
     def lost_connection(self, error: BaseException) -> None:
         """End this process for a collective that failed because a peer went away: say who, if it can be told."""
-        if self._store is not None:
-            self._write(f"{self.rank}/lost", "1")
-            time.sleep(GRACE_S)
-        gone = self._ranks_without("lost") if self._store is not None else []
-        who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank is gone"
-        self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=True)
+        self._write(f"{self.rank}/lost", "1")
+        time.sleep(GRACE_S)
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        gone = [rank for rank in others if not self._read(f"{rank}/lost")] if self._store_answers() else [0]
+        who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank was gone for a while"
+        self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=self.rank == 0 or 0 in gone)
+
+    def _drop_backup(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        backup, self._backup = self._backup, None
+        if backup is not None:
+            backup.close()
+            if Path(backup.name).stat().st_size == 0:
+                Path(backup.name).unlink()
+
+    def _show(self) -> None:
+        """Give a sign of life to the other ranks."""
+        self._write(str(self.rank), json.dumps([self._beats, *self._position, socket.gethostname(), os.getpid()]))
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        before = time.monotonic()
         while not self._stop.wait(self._interval_s):
             now = time.monotonic()
-            if now - last > self._interval_s + self.silent_after_s / 2:
+            if now - before > self._interval_s + self.silent_after_s / 2:
                 self._forgive(now)  # this process itself was stopped (a suspended job): the others may have been, too
-            last = now
             self._beats += 1
             reason = self._own_problem(now) or self._peers_problem()
             if reason is not None and not self._stop.is_set():
                 self._autopsy(reason)
+            before = time.monotonic()
 
     def _forgive(self, now: float) -> None:
         self._last_mark = now
@@ -119,7 +134,7 @@ class Watchdog:
 
     def _own_problem(self, now: float) -> str | None:
         step, phase = self._position
-        if now - self._last_mark > self.timeout_s:
+        if now - self._last_mark > self._limit_s:
             return f"nothing ended for {now - self._last_mark:.0f} s on rank {self.rank}, at step {step} in {phase}"
         return None
 
@@ -127,7 +142,7 @@ class Watchdog:
         """An alarm that another rank raised, or a rank that gives no sign of life."""
         if self._store is None:
             return None
-        self._write(str(self.rank), json.dumps([self._beats, *self._position, socket.gethostname(), os.getpid()]))
+        self._show()
         alarm = self._read(ALARM)
         if alarm:
             return alarm
@@ -151,7 +166,7 @@ class Watchdog:
         if tell:
             positions = {self.rank: self._position}
             for rank in range(self.world_size):
-                sign = self._read(str(rank)) if self._store is not None and rank != self.rank else None
+                sign = self._read(str(rank)) if rank != self.rank else None
                 if sign:
                     positions[rank] = (json.loads(sign)[1], json.loads(sign)[2])
             odd = odd_ranks(positions)
@@ -162,6 +177,7 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
+        self._drop_backup()
         os._exit(STALLED)
 
     def _dump(self, reason: str) -> None:
@@ -179,9 +195,8 @@ class Watchdog:
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / f"{what}-rank{self.rank}.txt", "w", encoding="utf-8")
 
-    def _ranks_without(self, mark: str) -> list[int]:
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        return [rank for rank in others if not self._read(f"{rank}/{mark}")]
+    def _store_answers(self) -> bool:
+        return self._ask(lambda: self._store.check([ALARM])) is not None
 
     def _write(self, key: str, value: str, *, unless_there: bool = False) -> None:
         self._ask(lambda: None if unless_there and self._store.check([key]) else self._store.set(key, value))
@@ -191,9 +206,12 @@ class Watchdog:
         return self._ask(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
+        if self._store is None or time.monotonic() - self._store_failed_at < STORE_TIMEOUT_S:
+            return None  # who does not answer is not asked again for a while: each time would cost the timeout
         try:
             return question()
         except (RuntimeError, ValueError):  # torch's store errors are RuntimeErrors
+            self._store_failed_at = time.monotonic()
             return None
 
 

@@ -49,7 +49,9 @@ def cosine_to_top_k(pooled_BKD: Tensor, embeddings_BND: Tensor, scores_BN: Tenso
     return found.max(dim=2).values.mean().item()
 
 
-def figure_rows(batch: int, device: str, repeats: int, points: list[tuple[int, int]]) -> list[dict[str, Any]]:
+def figure_rows(
+    batch: int, device: str, repeats: int, points: list[tuple[int, int]], clock: Callable[[], float]
+) -> list[dict[str, Any]]:
     """One row for each operator and point (n, k): forward time, quality, and the published numbers where known."""
     rows = []
     for n, k in points:
@@ -60,7 +62,7 @@ def figure_rows(batch: int, device: str, repeats: int, points: list[tuple[int, i
             calls = {
                 name: lambda pool=pool, e=embeddings, s=scores, k=k: pool(e, s, k) for name, pool in OPERATORS.items()
             }
-            times = measure(calls, device=device, repeats=repeats, warm_up=1)
+            times = measure(calls, device=device, repeats=repeats, warm_up=1, clock=clock)
             for name, call in calls.items():
                 quality = cosine_to_top_k(call(), embeddings, scores, k)
                 rows.append(
@@ -103,7 +105,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1, column].minorticks_off()
     axes[0, 0].set_ylabel("forward, ms")
     axes[1, 0].set_ylabel("cosine to the true top k")
-    axes[0, 0].legend(fontsize=8)
-    axes[1, 1].legend(fontsize=8, loc="center right")
+    axes[0, 0].legend(fontsize=8, framealpha=0.5)
+    axes[1, 1].legend(*(part[-1:] for part in axes[1, 1].get_legend_handles_labels()), fontsize=8, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

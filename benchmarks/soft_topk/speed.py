@@ -32,7 +32,9 @@ class Case:
     device: str
 
 
-def speed_rows(case: Case, backends: list[str], repeats: int, slow: bool) -> list[dict[str, Any]]:
+def speed_rows(
+    case: Case, backends: list[str], repeats: int, slow: bool, clock: Callable[[], float]
+) -> list[dict[str, Any]]:
     """Rows for `copy_`, the steps and each backend; with `slow` for the reference too (forward alone, three calls)."""
     embeddings_BND, scores_BN, grad_BKD = _inputs(case)
     pooling: dict[str, Callable] = {"steps": lambda e, s: stepwise_soft_topk(e, s, case.k)[0]}
@@ -45,7 +47,7 @@ def speed_rows(case: Case, backends: list[str], repeats: int, slow: bool) -> lis
     both |= {name: _both(pool, embeddings_BND, scores_BN, grad_BKD) for name, pool in pooling.items()}
     rows = []
     for kind, functions in (("forward", forward), ("forward + backward", both)):
-        times = measure(functions, device=case.device, repeats=repeats)
+        times = measure(functions, device=case.device, repeats=repeats, clock=clock)
         for name, timing in times.items():
             rows.append(_row(case, kind, name, timing, times))
             if kind == "forward + backward" and name in pooling:
@@ -54,7 +56,7 @@ def speed_rows(case: Case, backends: list[str], repeats: int, slow: bool) -> lis
         reference = _forward(_backend(case.k, "reference"), embeddings_BND, scores_BN)
         times = measure(
             {"copy_": forward["copy_"], "steps": forward["steps"], "reference": reference},
-            device=case.device, repeats=3, warm_up=0,
+            device=case.device, repeats=3, warm_up=0, clock=clock,
         )  # fmt: skip
         rows.append(_row(case, "forward", "reference", times["reference"], times))
     return rows

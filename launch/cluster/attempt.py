@@ -21,6 +21,8 @@ from launch.exits import DONE, PREEMPTED, USER_ERROR
 from trainer.config_cluster import ClusterConfig
 
 POLL_EVERY_S = 0.25
+LOOK_S_PER_RANK = 0.002
+"""Signs of life are files on a shared file system: large jobs are looked at less often."""
 END_TOGETHER_S = 20.0
 """When one rank has failed, the engine may take so long to end the others before it is killed."""
 ENGINE_END_S = 3.0
@@ -113,7 +115,7 @@ class Attempt:
         self.started_at = self.progress_at = time.monotonic()
         failed_at: float | None = None
         while (code := engine.poll()) is None:
-            time.sleep(POLL_EVERY_S)
+            time.sleep(max(POLL_EVERY_S, LOOK_S_PER_RANK * num_ranks(self.plan.hosts)))
             now = time.monotonic()
             self._look(now)
             self.on_poll()
@@ -188,6 +190,11 @@ class Attempt:
         failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
         killed = next((sign for sign in failed if sign.facts["exit"] < 0 and not sign.facts["told"]), None)
         if killed is None and wordless and exits:
+            stopped = next((sign for sign in wordless if sign.stopped_since is not None), None)
+            if stopped is not None:
+                return _blame(
+                    "stopped", stopped, f"its process {stopped.facts['pid']} is stopped (SIGSTOP or a debugger)"
+                )
             return _blame(
                 "lost", wordless[0], "ended without a word: it and what watched it were killed, or the host died"
             )

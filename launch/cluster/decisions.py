@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from launch.cluster.attempt import Outcome
 from launch.cluster.hosts import Host
-from launch.exits import DONE, PREEMPTED, USER_ERROR
+from launch.exits import DONE, PREEMPTED, STALLED, USER_ERROR
 from trainer.config_cluster import ClusterConfig
 
 GIVEN_UP = 1
@@ -42,7 +42,7 @@ class Decision:
 
 def blames_peer(outcome: Outcome) -> bool:
     """True where the rank that failed first only saw another one vanish."""
-    return outcome.ending == "crashed" and bool(PEERS.search(outcome.reason))
+    return outcome.ending == "crashed" and (outcome.exit_code == STALLED or bool(PEERS.search(outcome.reason)))
 
 
 def blames_host(outcome: Outcome) -> bool:

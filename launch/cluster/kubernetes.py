@@ -1,10 +1,12 @@
-"""Kubernetes: a manifest that `kubectl apply -f -` takes. A ConfigMap holds the resolved configuration, a JobSet (or a
-Kubeflow Trainer v2 TrainJob) starts torchrun in one pod a node.
+"""Kubernetes: a manifest that `kubectl apply -f -` takes. A ConfigMap holds the resolved configuration, a JobSet starts
+DeepSpeed's launcher in one pod a node; or a Kubeflow Trainer v2 TrainJob starts torchrun.
 
 Kubernetes restarts the job itself, up to cluster.max_restarts times, and not after exit code 2; every start resumes
 from the newest valid checkpoint on the volume.
 """
 
+import base64
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -47,15 +49,18 @@ def objects(config: Config) -> list[dict[str, Any]]:
 def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
     site, nodes = config.cluster.kubernetes, config.cluster.nodes
     master = f"{site.name}-{RANKS}-0-0.{site.name}"
-    torchrun = [
-        *("torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(_ranks_per_node(config))),
-        *("--node-rank", "$(JOB_COMPLETION_INDEX)", "--master-addr", master, "--master-port", str(_port(config))),
-        *("--max-restarts", "0", "-m", "launch.train", f"{CONFIG_FOLDER}/config.yaml"),
+    slots = {f"node{number}": list(range(_ranks_per_node(config))) for number in range(nodes)}
+    # DeepSpeed's launcher of one node, since it passes a rank's exit code on; torchrun makes 1 of every failure.
+    launcher = [
+        *("python", "-m", "deepspeed.launcher.launch", "--node_rank=$(JOB_COMPLETION_INDEX)"),
+        f"--world_info={base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()}",
+        *(f"--master_addr={master}", f"--master_port={_port(config)}"),
+        *("--no_local_rank", "--module", "launch.train", f"{CONFIG_FOLDER}/config.yaml"),
     ]
     container: dict[str, Any] = {
         "name": "train",
         "image": site.image,
-        "command": torchrun,
+        "command": launcher,
         "env": _environment(config),
         "ports": [{"containerPort": _port(config)}],
         "volumeMounts": _mounts(site),

@@ -63,6 +63,7 @@ def ask_hosts(
     arguments["master"] = config.cluster.master_address or ""
     command = [python(config), "-m", "launch.cluster.probe", *(f"{key}={value}" for key, value in arguments.items())]
     lines = [*prologue(config, rank_variables(config, os.environ)), shlex.join(command)]
+    created = [folder for folder in (witness.parent, *witness.parent.parents) if not folder.exists()]
     try:
         witness.parent.mkdir(parents=True, exist_ok=True)
         witness.touch()
@@ -73,8 +74,9 @@ def ask_hosts(
             answers = list(pool.map(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts))
     finally:
         witness.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            os.removedirs(witness.parent)  # only what is empty: `doctor` leaves nothing behind
+        for folder in created:  # `doctor` leaves nothing behind
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     found = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, dict)}
     silent = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, str)}
     return found, silent

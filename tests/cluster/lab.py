@@ -3,7 +3,9 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +72,7 @@ class Lab:
         """Start a command on a host; standard error goes to standard output. `more` is added to the environment."""
         return subprocess.Popen(
             ["bash", str(HERE / "lab.sh"), "exec", self.host(number), *command],
-            env=self._environment() | more,
+            env=self.environment() | more,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -87,29 +89,31 @@ class Lab:
             raise
         return process.returncode, output
 
-    def pids(self, number: int, words: Sequence[str]) -> list[int]:
-        """Processes of a host (numbers as the host sees them) whose command line has `words` one after another."""
+    def signal(self, number: int, words: Sequence[str], what: signal.Signals) -> int:
+        """Signal the processes of a host whose command line has `words` one after another; how many there were."""
         wanted = "\0".join(words)
         script = (
             "import glob, os\n"
             "for path in glob.glob('/proc/[0-9]*/cmdline'):\n"
             "    try: line = open(path).read()\n"
             "    except OSError: continue\n"
-            "    pid = path.split('/')[2]\n"
-            f"    if {wanted!r} in line and pid != str(os.getpid()): print(pid)\n"
+            "    pid = int(path.split('/')[2])\n"
+            f"    if {wanted!r} in line and pid != os.getpid(): os.kill(pid, {int(what)}); print(pid)\n"
         )
-        _, output = self.run(number, ["python3", "-S", "-c", script])
-        return [int(line) for line in output.split() if line.isdigit()]
+        _, output = self.run(number, [sys.executable, "-I", "-S", "-c", script])
+        return len(output.split())
 
-    def _environment(self) -> dict[str, str]:
-        path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    def environment(self) -> dict[str, str]:
+        """What commands on its hosts find."""
+        # As in an activated environment: ninja, which compiled operators need, lies beside the interpreter.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         lab = {"LAB_PREFIX": self.prefix, "LAB_NET": self.net, "LAB_STATE": str(self.state)}
         return {**os.environ, "PATH": path, "HOME": "/root", "OMP_NUM_THREADS": "1", **lab}
 
     def _script(self, name: str, *arguments: str) -> None:
         finished = subprocess.run(
             ["bash", str(HERE / name), *arguments],
-            env=self._environment(),
+            env=self.environment(),
             stdout=subprocess.DEVNULL,  # daemons keep it open: a pipe would never end
             stderr=subprocess.PIPE if arguments[0] != "up" else None,
             text=True,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.cluster.lab import wait_for
 from trainer.metrics import read_metrics
 
-STEPS = 30
+STEPS = 40
 COMPARED = ("step", "loss", "grad_norm", "learning_rate", "ledger")
 DEADLINE_S = 400
 

@@ -40,6 +40,7 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
+RequeueExit=75
 SlurmctldParameters=preempt_send_user_signal
 AccountingStorageType=accounting_storage/none
 SlurmctldTimeout=30

@@ -1,6 +1,7 @@
 """Two real hosts train what two local processes train, to the bit, whichever engine starts them; and bad input."""
 
 import shutil
+import signal
 import sys
 from importlib.metadata import files, version
 from pathlib import Path
@@ -33,7 +34,10 @@ def test_two_hosts_equal_two_local_processes(cluster: Lab, runs: Runs, hostfile:
 
 
 def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    path = hostfile.partition("=")[2]
+    path, passed_on = hostfile.partition("=")[2], runs.folder / "deepspeed_env"
+    names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
+    values = {name: value for name, value in cluster.environment().items() if name in names}
+    passed_on.write_text("".join(f"{name}={value}\n" for name, value in values.items()))  # as ~/.deepspeed_env would
     launcher = [
         sys.executable,
         "-m",
@@ -44,7 +48,7 @@ def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfil
         cluster.address(1),
     ]
     command = [*launcher, "--module", "launch.train", *runs.arguments("plain_deepspeed")]
-    code, output = cluster.run(0, command)
+    code, output = cluster.run(0, command, DS_ENV_FILE=str(passed_on))
     assert code == 0, output[-3000:]
     runs.assert_same("plain_deepspeed")
 
@@ -77,7 +81,7 @@ def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hos
         assert listener.stdout.readline() == "up\n"
         (line,) = refused("cluster.master_port=23456")
     finally:
-        cluster.run(1, ["kill", *map(str, cluster.pids(1, [occupy]))])
+        cluster.signal(1, [occupy], signal.SIGKILL)
         listener.wait(10)
     assert line.startswith(f"{first}: port 23456 is in use")
     bare = runs.folder / "bare"

@@ -24,13 +24,13 @@ def test_a_killed_rank_a_stopped_process_and_a_cut_cable(cluster: Lab, runs: Run
     second = cluster.host(2)
     try:
         runs.wait_for_step("faults", 6)
-        cluster.run(2, ["kill", "-KILL", *map(str, cluster.pids(2, TRAINING))])
+        assert cluster.signal(2, TRAINING, signal.SIGKILL) == 1
         end = _end_of_attempt(runs, "faults", 1)
         assert (end["ending"], end["rank"], end["host"]) == ("crashed", 1, second)
         assert "killed by SIGKILL" in end["reason"]
 
         runs.wait_for_step("faults", end["step"] + 6)
-        cluster.run(2, ["kill", "-STOP", *map(str, cluster.pids(2, TRAINING))])
+        assert cluster.signal(2, TRAINING, signal.SIGSTOP) == 1
         end = _end_of_attempt(runs, "faults", 2)
         assert (end["ending"], end["rank"], end["host"]) == ("stopped", 1, second)
         assert "is stopped (SIGSTOP" in end["reason"]

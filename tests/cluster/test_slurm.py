@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.cluster.lab import SLURM_NEEDED, Lab, wait_for, why_not
-from tests.cluster.runs import Runs
+from tests.cluster.runs import STEPS, Runs
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 300
@@ -25,7 +25,7 @@ def test_preempted_and_requeued_it_equals_the_undisturbed_run(slurm: Lab, runs: 
     assert code == 0, output
     job = output.split()[-1]
     try:
-        runs.wait_for_step("slurm", 8)
+        runs.wait_for_step("slurm", 4)
         code, output = slurm.run(
             0, ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"]
         )
@@ -36,7 +36,7 @@ def test_preempted_and_requeued_it_equals_the_undisturbed_run(slurm: Lab, runs: 
         assert [event["event"] for event in runs.events("slurm")] == ["start", "stop_requested", "end", "finish"]
         assert runs.events("slurm")[-1]["exit_code"] == 75
         stopped_at = runs.step("slurm")
-        assert 8 <= stopped_at < 30
+        assert 4 <= stopped_at < STEPS
         wait_for(lambda: _state(slurm, job) == "COMPLETED", "the requeued job", DEADLINE_S)
     finally:
         slurm.run(0, ["scancel", job])

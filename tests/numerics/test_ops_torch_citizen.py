@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model.ops.soft_topk import soft_topk
-from model.ops.soft_topk.ops import tournament_op
+from model.ops.soft_topk import ops, soft_topk
 
 K = 5
 
@@ -44,9 +43,9 @@ def test_autocast_changes_nothing(low, backend):
         inputs = _inputs(dtype=dtype)
         plain = _gradients(partial(_pool, backend=backend), *inputs)
 
-        def autocast(*arguments: Tensor) -> Tensor:
+        def autocast(embeddings: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype=low):
-                return _pool(*arguments, backend=backend)
+                return _pool(embeddings, logits, mask, backend)
 
         for a, b in zip(plain, _gradients(autocast, *inputs), strict=True):
             assert a.dtype == b.dtype
@@ -56,8 +55,8 @@ def test_autocast_changes_nothing(low, backend):
 def test_autocast_lifts_scores_of_the_bare_operator_to_float32():
     scores, mask, k = torch.rand(1, 16).bfloat16(), torch.ones(1, 16, dtype=torch.bool), torch.tensor([[4]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        weights = tournament_op(scores, mask, k, 4, 2, 20.0, True, "cpp")[0]
-        assert tournament_op(scores.double(), mask, k, 4, 2, 20.0, True, "cpp")[0].dtype == torch.float64
+        weights = ops.tournament_op(scores, mask, k, 4, 2, 20.0, True, "cpp")[0]
+        assert ops.tournament_op(scores.double(), mask, k, 4, 2, 20.0, True, "cpp")[0].dtype == torch.float64
     assert weights.dtype == torch.float32
 
 
@@ -152,3 +151,20 @@ def test_no_documents_and_only_padding(backend):
     assert (padding.groups == -1).all()
     if backend != "reference":
         assert not torch.autograd.grad(padding.embeddings.sum(), embeddings)[0].any()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
+def test_opcheck_of_all_four_operators_in_float32(backend):
+    """Schema, fake kernels, autograd, dynamic shapes; float64 is in test_model_soft_topk."""
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("with a GPU, tests/gpu runs the compiled kernels")
+    embeddings, logits, mask = _inputs(batch=2, num_tokens=12, dim=4)
+    scores = logits.detach().sigmoid().requires_grad_()
+    settings = (torch.full((2, 1), K), K, 2, 20.0, True, backend)
+    torch.library.opcheck(ops.tournament_op, (scores, mask, *settings))
+    plan = soft_topk(embeddings, scores, K, mask_BN=mask)
+    weights, grads = plan.weights.detach(), torch.ones(2, K)
+    torch.library.opcheck(ops.tournament_backward_op, (weights, grads, scores.detach(), mask, *settings))
+    torch.library.opcheck(ops.group_sum_op, (embeddings, weights.clone().requires_grad_(), plan.groups, K, backend))
+    grad = torch.ones(2, K, 4)
+    torch.library.opcheck(ops.group_sum_backward_op, (grad, embeddings.detach(), weights, plan.groups, backend))

@@ -1,5 +1,7 @@
 """Our count of operations against the one that torch makes while the model runs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,8 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import TranspoolerConfig, TranspoolerForConditionalGeneration
 from trainer.flops import batch_flops, forward_flops
 
-SIZES = {"d_model": 32, "num_heads": 2, "ffn_dim": 48, "encoder_layers": 3, "decoder_layers": 2, "vocab_size": 70}
-KINDS = {
+SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "num_heads": 2,
+    "ffn_dim": 48,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "vocab_size": 70,
+}
+KINDS: dict[str, dict[str, Any]] = {
     "vanilla": {"block_size": None},
     "blockwise": {"block_size": 16},
     "pyramid": {"block_size": 16, "pooling": [{"after_layer": 1, "length": 32}, {"after_layer": 3, "length": 16}]},

@@ -128,14 +128,19 @@ def test_leftovers_of_a_killed_run_are_cleared(config, tmp_path):
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # tarfile flushes once more when collected
-def test_a_full_disk_leaves_nothing_behind(config, tmp_path, monkeypatch):
+def test_after_a_full_disk_the_same_command_continues(config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("data_pipeline.shard_writer._HashingFile.write", full)
-    with pytest.raises(UserError, match="disk is full"):
-        prepare(config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.shard_writer._HashingFile.write", full)
+        with pytest.raises(UserError, match="disk is full; free space and run the same command again"):
+            prepare(config)
+    assert not Path(config.output).exists()
+    assert not list((tmp_path / "out.incomplete").rglob("*.tar*"))
+    monkeypatch.setattr("data_pipeline.tasks._Part.encode", lambda *_: pytest.fail("a finished task was done again"))
+    prepare(config)
+    assert len(ShardDataset(tmp_path / "out/train")) == 30
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -63,6 +63,7 @@ def test_every_file_keeps_to_the_import_rules():
         ("common/files.py", "import trainer"),
         ("launch/commands/train.py", "import benchmarks"),
         ("launch/cli.py", "from benchmarks import harness"),
+        ("trainer/loop.py", "from benchmarks import harness"),
     ],
 )
 def test_a_planted_violation_is_found(path, source):

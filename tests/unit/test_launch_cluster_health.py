@@ -1,5 +1,8 @@
 """The judgements of `transpooler doctor`, and manifests for Kubernetes against the published models."""
 
+import base64
+import json
+
 import pytest
 import yaml
 
@@ -44,7 +47,9 @@ def test_a_jobset_is_valid_and_says_what_was_asked() -> None:
     container = job["template"]["spec"]["containers"][0]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
     assert container["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
-    assert "transpooler-ranks-0-0.transpooler" in container["command"]
+    assert "--master_addr=transpooler-ranks-0-0.transpooler" in container["command"]
+    (world,) = (word.partition("=")[2] for word in container["command"] if word.startswith("--world_info="))
+    assert json.loads(base64.urlsafe_b64decode(world)) == {f"node{number}": [*range(8)] for number in range(4)}
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert yaml.safe_load(settings["data"]["config.yaml"])["cluster"]["nodes"] == 4
 

@@ -52,22 +52,25 @@ def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tens
 
 
 def values_are_checked(device: torch.device) -> bool:
-    """CPU: yes, it costs a hundredth of the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
+    """CPU: yes, it is cheap beside the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
     if torch.compiler.is_compiling():
         return False
     return device.type == "cpu" or os.environ.get(DEBUG) == "1"
 
 
-def check_values(scores_BN: Tensor, k, slots: int | None, mask_BN: Tensor) -> None:
+def check_values(scores_BN: Tensor, k, slots: int | None, mask_BN: Tensor | None) -> None:
     """Scores of real tokens lie in (0, 1], each k in 1..slots."""
     if isinstance(k, Tensor) and k.numel() and not 1 <= int(k.min()) <= int(k.max()) <= (slots or 0):
         raise ValueError(f"k: {int(k.min())} to {int(k.max())}; expected 1 to {slots} (slots) for each document")
-    # NaN fails both comparisons.
-    bad_BN = mask_BN & ~((scores_BN > 0) & (scores_BN <= HIGHEST_SCORE))
-    if bad_BN.any():
-        row, token = bad_BN.nonzero()[0].tolist()
-        value = scores_BN[row, token].item()
-        raise ValueError(f"scores: {value} at [{row}, {token}]; expected finite numbers in (0, 1] where mask is True")
+    if not scores_BN.numel():
+        return
+    known_BN = scores_BN if mask_BN is None else torch.where(mask_BN, scores_BN, 1)
+    low, high = torch.aminmax(known_BN)
+    if low > 0 and high <= HIGHEST_SCORE:  # NaN fails both
+        return
+    row, token = (~((known_BN > 0) & (known_BN <= HIGHEST_SCORE))).nonzero()[0].tolist()
+    value = scores_BN[row, token].item()
+    raise ValueError(f"scores: {value} at [{row}, {token}]; expected finite numbers in (0, 1] where mask is True")
 
 
 def _describe(tensor: Tensor) -> str:

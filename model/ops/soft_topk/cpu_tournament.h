@@ -21,30 +21,29 @@ using at::Tensor;
 
 // Order of `count` scores, highest first, ties in their order. Radix sort: linear, and stable by nature.
 struct Sorter {
-  std::vector<uint32_t> keys, other_keys;
-  std::vector<int32_t> order, other_order;
+  std::vector<uint64_t> items, others;  // key << 32 | index
+  std::vector<int32_t> order;
 
   void sort(const float* scores, int64_t count) {
-    keys.resize(count), other_keys.resize(count), order.resize(count), other_order.resize(count);
-    constexpr int kDigitBits = 11, kDigits = 3, kBuckets = 1 << kDigitBits;
+    items.resize(count), others.resize(count), order.resize(count);
+    constexpr int kDigitBits = 11, kDigits = 3, kBuckets = 1 << kDigitBits, kKeyAt = 32;
     int32_t starts[kDigits][kBuckets] = {};
+    const auto digit_of = [](uint64_t item, int digit) { return item >> (kKeyAt + digit * kDigitBits) & (kBuckets - 1); };
     for (int64_t i = 0; i < count; ++i) {
       const float score = scores[i] + 0.0f;  // -0 equals 0
       uint32_t bits;
       std::memcpy(&bits, &score, sizeof bits);
       // Bits that ascend as scores descend.
-      keys[i] = bits >> 31 ? bits : ~bits & 0x7fffffffu;
-      order[i] = static_cast<int32_t>(i);
-      for (int digit = 0; digit < kDigits; ++digit) ++starts[digit][keys[i] >> (digit * kDigitBits) & (kBuckets - 1)];
+      const uint64_t key = bits >> 31 ? bits : ~bits & 0x7fffffffu;
+      items[i] = key << kKeyAt | static_cast<uint64_t>(i);
+      for (int digit = 0; digit < kDigits; ++digit) ++starts[digit][digit_of(items[i], digit)];
     }
     for (int digit = 0; digit < kDigits; ++digit) {
       std::exclusive_scan(starts[digit], starts[digit] + kBuckets, starts[digit], 0);
-      for (int64_t i = 0; i < count; ++i) {
-        const int32_t place = starts[digit][keys[i] >> (digit * kDigitBits) & (kBuckets - 1)]++;
-        other_keys[place] = keys[i], other_order[place] = order[i];
-      }
-      keys.swap(other_keys), order.swap(other_order);
+      for (const uint64_t item : items) others[starts[digit][digit_of(item, digit)]++] = item;
+      items.swap(others);
     }
+    for (int64_t i = 0; i < count; ++i) order[i] = static_cast<int32_t>(items[i] & 0xffffffffu);
   }
 
   void sort(const double* scores, int64_t count) {
@@ -54,12 +53,34 @@ struct Sorter {
   }
 };
 
+// e^x. In float a polynomial after Cephes (2 ulp), which compilers vectorise; where float would overflow or vanish it stays
+// at the bound.
+inline double exponential(double x) { return std::exp(x); }
+
+inline float exponential(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float n = (x * 1.44269504088896341f + kRound) - kRound;
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const uint32_t power = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;  // bits of 2^n
+  float scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return (p * r * r + r + 1.0f) * scale;
+}
+
 // One round: survivor m of the next round is the pair (winner[m], loser[m]) of this one; loser -1: it stood alone.
 template <typename T>
 struct Round {
   std::vector<int32_t> winner, loser;
   std::vector<T> p;
-  std::vector<T> scores;  // of the survivors before the round
+  std::vector<T> scores, powers;  // of the survivors before the round: s and b^s
 };
 
 // The tournament of one document: rounds, then what is left of it.
@@ -107,12 +128,14 @@ struct Game {
       positions[next++] = positions[v];  // next <= v
     }
     positions.resize(half);
+    round.powers.resize(count);
+    for (int64_t v = 0; v < count; ++v) round.powers[v] = exponential(round.scores[v] * log_base);
+    for (int64_t m = 0; m < half; ++m)  // alone: e^-infinity, p = 1
+      round.p[m] = round.loser[m] < 0 ? T(-100) : round.powers[round.loser[m]] - round.powers[round.winner[m]];
+    for (int64_t m = 0; m < half; ++m) round.p[m] = 1 / (1 + exponential(round.p[m]));  // 3. sigmoid(b^a - b^c)
     for (int64_t m = 0; m < half; ++m) {
-      const T a = round.scores[round.winner[m]];
-      const T c = round.loser[m] < 0 ? a : round.scores[round.loser[m]];
-      const T p = 1 / (1 + std::exp(std::exp(c * log_base) - std::exp(a * log_base)));  // 3. sigmoid(b^a - b^c)
-      round.p[m] = round.loser[m] < 0 ? T(1) : p;
-      scores[m] = round.loser[m] < 0 ? a : p * a + (1 - p) * c;  // 4. merge
+      const T a = round.scores[round.winner[m]], p = round.p[m];
+      scores[m] = round.loser[m] < 0 ? a : p * a + (1 - p) * round.scores[round.loser[m]];  // 4. merge
     }
   }
 };
@@ -220,8 +243,8 @@ void tournament_backward_rows(const Tensor& grad_weights, const Tensor& grad_poo
           const T a = round.scores[winner], c = round.scores[loser], p = round.p[m];
           const T grad_p = above[r + 1][m] * (below[r][winner] - below[r][loser]) + grads[m] * (a - c);
           const T grad_difference = grad_p * p * (1 - p) * log_base;
-          before[winner] = grads[m] * p + grad_difference * std::exp(a * log_base);
-          before[loser] = grads[m] * (1 - p) - grad_difference * std::exp(c * log_base);
+          before[winner] = grads[m] * p + grad_difference * round.powers[winner];
+          before[loser] = grads[m] * (1 - p) - grad_difference * round.powers[loser];
         }
         grads.swap(before);
       }

@@ -62,10 +62,10 @@ def soft_topk(
     Raises:
         ValueError: names the argument, its value and what was expected.
     """
-    mask_BN = check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
+    given_mask_BN, mask_BN = mask_BN, check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
     check_backend(backend, k, base, embeddings_BND, scores_BN)
     if values_are_checked(scores_BN.device) if validate is None else validate:
-        check_values(scores_BN.detach(), k, slots, mask_BN)
+        check_values(scores_BN.detach(), k, slots, given_mask_BN)
     batch, num_tokens, _ = embeddings_BND.shape
     scores_BN = scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float()
     bound = k if isinstance(k, int) else slots
