@@ -25,7 +25,7 @@ def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODUL
     # A session of its own, so that Ctrl-C reaches us alone and the launcher's traceback stays unseen.
     launcher = subprocess.Popen(command, env=rank_environment(processes), start_new_session=True)
     try:
-        with _forwarding(lambda number: _signal_ranks(launcher.pid, number)):
+        with _forwarding(lambda number: _signal_ranks(launcher.pid, module, number)):
             return launcher.wait()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -79,13 +79,13 @@ def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _signal_ranks(launcher_pid: int, number: int) -> None:
-    """Send a signal to the ranks below the launcher: the processes that are `python -u -m launch.train ...`."""
+def _signal_ranks(launcher_pid: int, module: str, number: int) -> None:
+    """Send a signal to the ranks below the launcher: the processes that are `python -u -m MODULE ...`."""
     import psutil
 
     for process in psutil.Process(launcher_pid).children(recursive=True):
         try:
-            if process.cmdline()[2:4] == ["-m", RANK_MODULE]:
+            if process.cmdline()[2:4] == ["-m", module]:
                 process.send_signal(number)
         except psutil.Error:  # it ended meanwhile
             continue

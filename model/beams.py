@@ -28,8 +28,8 @@ class SharedMemoryGeneration(_Base):
     ) -> tuple[Any, dict[str, Any]]:
         shared = {name: model_kwargs.pop(name) for name in SHARED if name in model_kwargs}
         # Not as an encoder-decoder: that would ask for encoder_outputs, to repeat them.
-        expand: Any = getattr(super(), "_expand_inputs_for_generation")  # noqa: B009 (its annotation of self misleads mypy)
-        input_ids, model_kwargs = expand(expand_size, False, input_ids, **model_kwargs)
+        stock: Any = super()
+        input_ids, model_kwargs = stock._expand_inputs_for_generation(expand_size, False, input_ids, **model_kwargs)
         return input_ids, model_kwargs | shared
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
