@@ -25,9 +25,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from trainer.metrics import read_metrics
+from trainer.metrics import TIMED, read_metrics
 
-TIMING = {"step_time_s", "source_tokens_per_s", "data_wait_share", "peak_memory_mib"}
 MODEL = "{d_model: 48, num_heads: 2, ffn_dim: 96, block_size: 64, encoder_layers: 2, decoder_layers: 1}"
 
 
@@ -134,7 +133,7 @@ def _ranks(launcher: subprocess.Popen) -> list[psutil.Process]:
 
 def _differences(run: Path, expected: Path) -> list[str]:
     rows, expected_rows = (
-        [json.dumps({key: value for key, value in row.items() if key not in TIMING}) for row in read_metrics(folder)]
+        [json.dumps({key: value for key, value in row.items() if key not in TIMED}) for row in read_metrics(folder)]
         for folder in (run, expected)
     )
     found = [f"{len(rows)} lines of metrics instead of {len(expected_rows)}"] if len(rows) != len(expected_rows) else []

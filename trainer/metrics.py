@@ -10,6 +10,10 @@ from common.errors import UserError
 from common.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
+TIMED = frozenset(
+    {"step_time_s", "source_tokens_per_s", "model_tflops_per_s", "mfu", "data_wait_share", "peak_memory_mib"}
+)
+"""Metrics that tell of the machine and the day; a resumed run repeats all others to the bit."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

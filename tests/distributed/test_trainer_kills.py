@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.checkpoint import checkpoint_steps
-from trainer.metrics import read_metrics
+from trainer.metrics import TIMED, read_metrics
 
-TIMING = {"step_time_s", "source_tokens_per_s", "data_wait_share", "peak_memory_mib"}
 KILLS = ((1, 14), (2, 8))
 """Ranks of the run, and how often it is killed."""
 PHASES = ("step", "evaluation", "checkpoint")
@@ -134,7 +133,7 @@ def _train_and_die(settings: list[str], boundary: int) -> int:
 def assert_same(run: Path, expected: Path) -> None:
     """Metrics, ledger and exported weights of two runs are equal to the bit."""
     rows, expected_rows = (
-        [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(folder)]
+        [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(folder)]
         for folder in (run, expected)
     )
     assert json.dumps(rows) == json.dumps(expected_rows)
