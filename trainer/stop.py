@@ -11,6 +11,7 @@ import torch
 
 from common.durations import duration_s, readable
 
+NO_REASON = "stopped"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -26,7 +27,7 @@ class Stop:
         self._signalled = threading.Event()
         self._limit_s = duration_s(max_time) if max_time is not None else None
         self._started = time.monotonic()
-        self.reason = "stopped"
+        self.reason = NO_REASON
 
     def wanted(self) -> bool:
         """Asked to by a signal, or out of time."""
@@ -41,6 +42,12 @@ class Stop:
         torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
         if wanted.item():
             raise Stopped
+
+    def common_reason(self) -> str:
+        """Why the ranks stop: the reason of the first that wanted to. A collective."""
+        reasons: list[str] = [NO_REASON] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(reasons, self.reason)
+        return next((reason for reason in reasons if reason != NO_REASON), NO_REASON)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

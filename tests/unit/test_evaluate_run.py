@@ -71,7 +71,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     sources = {split: [str(folder / f"{split}.jsonl")] for split in ("train", "validation", "test")}
+    clean = {"held_out_overlap": None}  # the splits hold the same documents here
     values = {"output": str(folder / "shards"), "sources": sources, "tokenizer": {"vocab_size": 400}, "workers": 1}
+    values["clean"] = clean
     prepare(config_from_dict({"prepare": values}).prepare)
     return folder / "shards"
 
