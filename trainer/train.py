@@ -45,9 +45,8 @@ def train(config: Config) -> None:
             _finish(job)
         else:
             job.save()
-            say(
-                f"{job.run}: {stop.common_reason()}: saved step {job.state.step}; run the same command again to continue"
-            )
+            reason = stop.common_reason()
+            say(f"{job.run}: {reason}: saved step {job.state.step}; run the same command again to continue")
         if job.metrics is not None:
             job.metrics.close()
         torch.distributed.barrier()
