@@ -39,7 +39,9 @@ demo: $(STAMP)
 	$(BIN)/transpooler demo --output build/demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	@# Ranks and clusters want the cores for themselves; the rest runs side by side.
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST)
+	$(BIN)/pytest tests/distributed tests/cluster $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
