@@ -44,13 +44,15 @@ def finished_report(output: str, settings: dict[str, Any], splits: Splits) -> di
 
 
 def scratch_folder(config: PrepareConfig) -> Path:
-    """Where unfinished work lies."""
+    """Where unfinished work lies; absolute, since processes elsewhere name its files, too."""
     if config.scratch is not None:
-        return Path(config.scratch).expanduser()
-    if is_remote(config.output):
-        return Path(config.output.rstrip("/").rsplit("/", 1)[1] + INCOMPLETE_SUFFIX)
-    output = Path(config.output).expanduser()
-    return output.with_name(output.name + INCOMPLETE_SUFFIX)
+        folder = Path(config.scratch).expanduser()
+    elif is_remote(config.output):
+        folder = Path(config.output.rstrip("/").rsplit("/", 1)[1] + INCOMPLETE_SUFFIX)
+    else:
+        output = Path(config.output).expanduser()
+        folder = output.with_name(output.name + INCOMPLETE_SUFFIX)
+    return folder.absolute()
 
 
 @contextmanager

@@ -93,6 +93,16 @@ def test_bytes_do_not_depend_on_workers_or_time(config, tmp_path):
     assert tree(Path(config.output)) == tree(tmp_path / "again")
 
 
+def test_paths_may_be_relative(config, tmp_path, monkeypatch):
+    (tmp_path / "in/test.jsonl").write_text(json.dumps(article(99)))
+    sources = SourcesConfig(train=("in/train.jsonl",), test=("in/test.jsonl",))
+    monkeypatch.chdir(tmp_path)
+    report = prepare(changed(config, output="out", sources=sources))
+    assert set(report["splits"]) == {"train", "test"}
+    assert (tmp_path / "out/test/index.json").is_file()
+    assert not (tmp_path / "out.incomplete").exists()
+
+
 def test_a_finished_output_is_left_alone_and_never_overwritten(config, capsys):
     first = prepare(config)
     before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
