@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -94,4 +96,22 @@ def _load() -> ModuleType:
             if not (folder / file.name).is_file():
                 shutil.copyfile(file, folder / f"{file.name}.part")
                 os.replace(folder / f"{file.name}.part", folder / file.name)
-        return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
+        with _own_ninja():
+            return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
+
+
+@contextmanager
+def _own_ninja() -> Iterator[None]:
+    """The `ninja` package's program first on the path: there may be none, or another, whose log makes it build anew."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _ninja_folder() -> str:
+    import ninja
+
+    return str(ninja.BIN_DIR)
