@@ -1,6 +1,8 @@
 # make demo   install, then the whole main job on real text (a few minutes on 2 cores)
 # make test   install, then lint, types and all tests
 # make lint   ruff and mypy alone
+# make bench  what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more
+# make bench-gpu  on a CUDA machine: tests/gpu, then the same tables there
 # make clean  remove what make made
 #
 # Variables: PYTHON (3.11 or newer), DATA (your own documents for `make demo DATA=papers.jsonl`),
@@ -11,6 +13,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DATA ?=
 PYTEST ?=
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,7 +22,7 @@ STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench bench-gpu install clean
 
 install: $(STAMP)
 
@@ -36,12 +39,24 @@ demo: $(STAMP)
 	$(BIN)/transpooler demo --output build/demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	@# Ranks and clusters want the cores for themselves; the rest runs side by side.
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST)
+	$(BIN)/pytest tests/distributed tests/cluster $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.soft_topk speed $(BENCH)
+	$(BIN)/python -m benchmarks.soft_topk figures $(BENCH)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make bench-gpu: torch sees no CUDA device")'
+	$(BIN)/pytest tests/gpu $(PYTEST)
+	$(BIN)/python -m benchmarks.soft_topk speed --device cuda $(BENCH)
+	$(BIN)/python -m benchmarks.soft_topk figures --device cuda $(BENCH)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

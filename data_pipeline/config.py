@@ -4,17 +4,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SPLITS = ("train", "validation", "test", "pretrain")
+ALGORITHMS = ("bpe", "unigram")
+UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
+EXECUTORS = ("processes", "ray")
 OBJECTIVES = ("summarize", "denoise", "gap_sentences")
 GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
 MAX_CORPORA = 256
-_NOT_NEGATIVE = ("short_first_epochs", "gap_noise", "workers", "fetch_ahead_steps", "fetch_retries") + (
-    "max_damaged_documents",
+_NOT_NEGATIVE = (
+    *("short_first_epochs", "gap_noise", "workers"),
+    *("fetch_ahead_steps", "fetch_retries", "max_damaged_documents"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourcesConfig:
-    """Input files of each split: paths or globs of .jsonl, .jsonl.gz and .txt files; an empty list leaves it out."""
+    """Inputs of each split: paths, globs or URLs (s3://, gs://, hf://) of .jsonl(.gz, .zst), .parquet, .tar and .txt
+    files, or datasets://NAME?split=S; an empty list leaves the split out."""
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
@@ -28,15 +33,66 @@ class TokenizerConfig:
     """Which tokenizer turns text into ids."""
 
     path: str | None = None
-    """Folder of a saved fast tokenizer (or a tokenizer.json); null trains a byte-level BPE on the sources."""
+    """Folder of a saved fast tokenizer, a tokenizer.json, or a hub id; null trains one on the sources."""
+    algorithm: str = "bpe"
+    """What is trained: bpe (byte-level, lossless) or unigram (SentencePiece-like, after NFKC; the paper's)."""
     vocab_size: int = 32_000
     """Entries of a trained tokenizer, special tokens included."""
     max_training_documents: int = 10_000
     """Train the tokenizer on the first so many documents."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.vocab_size < 262:
+        if self.algorithm not in ALGORITHMS:
+            yield "algorithm", f"is {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}"
+        if self.algorithm == "bpe" and self.vocab_size < 262:
             yield "vocab_size", f"is {self.vocab_size}; a byte-level BPE needs at least 262 (256 bytes + 6 special)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """Cleaning and filtering, in this order. Every document that goes is counted under the step's name."""
+
+    unicode_form: str | None = "NFC"
+    """Normal form of all text: NFC, NFKC, NFD, NFKD, or null."""
+    control_characters: bool = True
+    """Take out control characters (tabs and line feeds stay; CR LF becomes LF)."""
+    min_source_characters: int = 1
+    max_source_characters: int | None = None
+    min_target_characters: int = 1
+    max_target_characters: int | None = None
+    max_target_source_ratio: float | None = None
+    """Longest summary as a share of its document, in characters; null sets no limit."""
+    quality: bool = False
+    """Drop what is no prose, by the four settings below; knows no language."""
+    min_letter_share: float = 0.5
+    """quality: letters among the characters that are no spaces."""
+    max_mean_word_characters: float = 15.0
+    """quality: mean length of words (of texts in ASCII)."""
+    max_repeated_line_share: float = 0.3
+    """quality: characters in lines that stood before."""
+    max_repeated_words_share: float = 0.2
+    """quality: characters in sequences of five words that stood before."""
+    held_out_overlap: float | None = 0.5
+    """Drop train and pretrain documents that hold this share of a validation or test document; null keeps them."""
+    exact_duplicates: bool = True
+    """Drop documents of a split that stood before (case and spacing do not count)."""
+    near_duplicates: bool = False
+    """Drop documents of a split that are like one before (MinHash of 5-word shingles, similarity about 0.7)."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.unicode_form is not None and self.unicode_form not in UNICODE_FORMS:
+            yield "unicode_form", f"is {self.unicode_form!r}; choose one of {', '.join(UNICODE_FORMS)} or null"
+        for name in ("held_out_overlap", "max_target_source_ratio"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                yield name, f"is {value}; must be positive, or null"
+        for name in ("source", "target"):
+            low, high = getattr(self, f"min_{name}_characters"), getattr(self, f"max_{name}_characters")
+            if high is not None and high < low:
+                yield f"max_{name}_characters", f"is {high}, below min_{name}_characters = {low}"
+        for name in ("min_letter_share", "max_repeated_line_share", "max_repeated_words_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield name, f"is {getattr(self, name)}; must lie in [0, 1]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +100,16 @@ class PrepareConfig:
     """`transpooler prepare`: documents to tokenized WebDataset shards."""
 
     output: str = "shards"
-    """Folder that receives tokenizer/, one folder of shards per split, and report.json."""
+    """Folder or URL that receives tokenizer/, one folder of shards per split, README.md and report.json."""
+    scratch: str | None = None
+    """Folder for unfinished work; null: OUTPUT.incomplete (of a URL: its last part, in the working folder)."""
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     source_column: str | None = None
     """Key of the document; null recognises article, document, text (first present wins)."""
     target_column: str | None = None
     """Key of the summary; null recognises abstract, summary, highlights."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
     min_source_tokens: int = 16
     """Shorter documents are dropped (and counted as source_too_short)."""
     max_source_tokens: int | None = None
@@ -61,12 +120,23 @@ class PrepareConfig:
     """Longer summaries are dropped (target_too_long)."""
     shard_size_mib: float = 64.0
     """A shard is closed when it holds this many MiB."""
+    keep_source_text: bool = False
+    """Store the document's text, too (as source_text in the .json member); summaries are always stored."""
+    license: str | None = None
+    """Licence of the documents, for the dataset card: an identifier of the Hugging Face hub, such as cc-by-4.0."""
+    task_mib: float = 8.0
+    """Input of one task, the unit that is done again after a kill."""
     workers: int = 0
     """Tokenizing processes; 0 uses all cores. Output bytes do not depend on it."""
+    executor: str = "processes"
+    """processes (of this machine) or ray (a Ray cluster; all its machines see the inputs and the scratch folder)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.shard_size_mib <= 0:
-            yield "shard_size_mib", f"is {self.shard_size_mib}; must be positive"
+        for name in ("shard_size_mib", "task_mib"):
+            if getattr(self, name) <= 0:
+                yield name, f"is {getattr(self, name)}; must be positive"
+        if self.executor not in EXECUTORS:
+            yield "executor", f"is {self.executor!r}; choose one of {', '.join(EXECUTORS)}"
         for name in ("source", "target"):
             low, high = getattr(self, f"min_{name}_tokens"), getattr(self, f"max_{name}_tokens")
             if low < 1:
@@ -147,7 +217,7 @@ class DataConfig:
     fetch_retries: int = 5
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = 0
-    """Documents that cannot be read are left out and counted, up to so many per rank and start; one more is an error."""
+    """Documents that cannot be read are left out and counted, up to so many per rank and start; more end the run."""
 
     @property
     def chunks_per_step(self) -> int:
@@ -155,6 +225,11 @@ class DataConfig:
         if self.batch_tokens is not None:
             return self.batch_tokens // (self.micro_batch_tokens or self.max_source_tokens)
         return self.batch_size if self.mixture else 1
+
+    def num_micro_batches(self, world_size: int, micro_batch_size: int) -> int:
+        """Micro batches of every training step, on every rank."""
+        total = self.chunks_per_step if self.batch_tokens is not None else -(-self.batch_size // micro_batch_size)
+        return -(-total // world_size)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name, choices in (("objective", OBJECTIVES), ("gap_selection", GAP_SELECTIONS)):

@@ -128,6 +128,6 @@ def _check_cache(config: DataConfig, corpora: list[Corpus]) -> None:
         needed += sum(sizes if config.shuffle_shards is None else sizes[: 2 * config.shuffle_shards])
     if needed > config.cache_gib * 2**30:
         raise UserError(
-            f"data.cache_gib is {config.cache_gib}, but this order reads from {needed / 2**30:.3f} GiB of remote shards "
-            "at a time; set data.shuffle_shards to fewer, or raise data.cache_gib"
+            f"data.cache_gib is {config.cache_gib}, but this order reads from {needed / 2**30:.3f} GiB of remote "
+            "shards at a time; set data.shuffle_shards to fewer, or raise data.cache_gib"
         )

@@ -25,7 +25,7 @@ def gap_sentences(
     noise: float = 0.2,
     kept_fraction: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Select up to `gap_fraction` of the sentences (at least one) while they fit into the target; generate them, in order.
+    """Select up to `gap_fraction` of the sentences (at least one) while they fit into the target: it is them, in order.
 
     Each selected one is replaced by <gap>, but for `kept_fraction` of them, which stay in the source, too (section 6.1
     of the paper). Scores are multiplied by 1 to 1 + `noise` at random.

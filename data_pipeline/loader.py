@@ -87,8 +87,7 @@ class Loader:
         self.special = self._examples.special
         self._order = batch_order(config, self.corpora, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
-        chunks = config.chunks_per_step if config.batch_tokens else -(-config.batch_size // micro_batch_size)
-        self.num_micro_batches = -(-chunks // world_size)
+        self.num_micro_batches = config.num_micro_batches(world_size, micro_batch_size)
         """Micro batches of every training step, on every rank."""
         self._remote = any(corpus.dataset.remote_bytes for corpus in self.corpora)
         self._looked_ahead = -1

@@ -1,7 +1,7 @@
 """Steps to chunks: how the chunks of one corpus, or of several with weights, make up global batches.
 
-One corpus: an epoch takes a whole number of steps; its last batch holds what is left. Several: every batch is full; each
-corpus runs through epochs of its own, whose ends fall inside batches.
+One corpus: an epoch takes a whole number of steps; its last batch holds what is left. Several: every batch is full;
+each corpus runs through epochs of its own, whose ends fall inside batches.
 """
 
 from collections.abc import Sequence

@@ -3,10 +3,10 @@
 Ranks, workers and the past play no part, so the loader's state is the step, and any step is computed alone at once.
 
 A corpus is sorted once, by length (within groups of shards, where locality is wanted), and cut into *classes* of like
-length; that table, 4 bytes a document, serves all epochs. A *chunk* is a few documents of one class. An epoch visits the
-groups in a random order, the chunks of a group in a random order, and fills the chunks of a class with its documents in
-a random order: each document once. "A random order" is a keyed permutation computed place by place (a Feistel network),
-so nothing is stored or shuffled, and no library's random generator decides what a run reads.
+length; that table, 4 bytes a document, serves all epochs. A *chunk* is a few documents of one class. An epoch visits
+the groups in a random order, the chunks of a group in a random order, and fills the chunks of a class with its
+documents in a random order: each document once. "A random order" is a keyed permutation computed place by place (a
+Feistel network), so nothing is stored or shuffled, and no library's random generator decides what a run reads.
 
 A chunk is a whole global batch (fixed number of documents), or a micro batch of at most so many tokens, padding
 included; then a global batch is a fixed number of micro batches, whatever their lengths and the number of ranks.

@@ -73,7 +73,7 @@ def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: i
     loader = DataLoader(
         Made(),
         batch_size=None,
-        sampler=itertools.count(start),  # type: ignore[arg-type]
+        sampler=itertools.count(start),
         num_workers=workers,
         prefetch_factor=ahead,
         multiprocessing_context="fork",  # nothing to pickle; workers touch neither CUDA nor the process group

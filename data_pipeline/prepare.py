@@ -1,191 +1,251 @@
-"""`transpooler prepare`: documents to a tokenizer, WebDataset shards and a report.
+"""`transpooler prepare`: documents to a tokenizer, WebDataset shards, a dataset card and a report.
 
-Everything is written into `OUTPUT.incomplete` and renamed to `OUTPUT` at the end, so an output folder is either
-complete or absent; what a killed run left behind is cleared by the next one. A finished output of the same settings and
-the same input files is left alone. Memory does not grow with the corpus.
-
-`workers` is the number of tokenizing threads of the `tokenizers` library (it releases Python's lock); 1 turns them off.
+Work is cut into small tasks (parts of the input, then shards), each of which leaves one file that is complete or absent
+in the scratch folder `OUTPUT.incomplete`; a run that was killed goes on with the tasks that are missing, in any number
+of processes or machines, and the bytes are always the same. At the end the folder is renamed to `OUTPUT`, so an output
+is either complete or absent. A finished output of the same settings and inputs is left alone. Memory holds a few tasks
+and some 100 bytes a document.
 """
 
+import hashlib
+import json
 import os
-from collections import Counter
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from common.errors import UserError
-from common.files import write_json
-from common.progress import progress, say
+from common.files import read_json, write_json
+from common.progress import Progress, progress, say
+from data_pipeline.assemble import Unit, assemble
+from data_pipeline.card import write_card
 from data_pipeline.config import SPLITS, PrepareConfig
+from data_pipeline.executors import Executor
 from data_pipeline.output import (
     REPORT_FORMAT,
     REPORT_NAME,
     Splits,
+    alone,
     describe_inputs,
     finished_report,
+    publish,
+    scratch_folder,
     user_errors,
     workspace,
 )
-from data_pipeline.readers import Dropped, RawDocument, read_documents, resolve_paths
-from data_pipeline.shard_writer import ShardWriter
+from data_pipeline.readers import Columns, FileVerdict, RawDocument, read_documents, resolve_paths
+from data_pipeline.sources import DATASETS
+from data_pipeline.tasks import Context, part_info, run_task, save_held_out, tasks_of
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-_BATCH_DOCUMENTS = 64
-_BATCH_CHARACTERS = 2_000_000
-_SHOWN_DROPS = 5  # lines printed for each reason; the rest is only counted
+HELD_OUT_SPLITS = ("validation", "test")
+_TEXTS_TOGETHER = 500  # text files in one unit
+_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
+def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
     """Write the shards that `config` describes, or recognise that they are there; returns the report.
 
+    `array_task` = (i, n): do every n-th task, from the i-th; the rest and the assembly are for others; returns {}.
     Raises UserError for unusable input, an output that belongs to something else, no permission or a full disk.
     """
     splits: Splits = {
-        split: paths
+        split: locations
         for split in SPLITS
-        if (paths := resolve_paths(getattr(config.sources, split), f"prepare.sources.{split}"))
+        if (locations := resolve_paths(getattr(config.sources, split), f"prepare.sources.{split}"))
     }
     if not splits:
         raise UserError("prepare.sources: no input; for example prepare.sources.train=[papers.jsonl]")
-    output = Path(config.output).expanduser()
-    with user_errors(output):
-        finished = finished_report(output, _settings(config), splits)
+    config = replace(config, workers=config.workers or len(os.sched_getaffinity(0)))
+    scratch = scratch_folder(config)
+    with user_errors(config.output, scratch):
+        settings = _settings(config)
+        finished = finished_report(config.output, settings, splits)
         if finished is not None:
-            say(f"{output}: already prepared from the same files with the same settings; nothing to do")
+            say(f"{config.output}: already prepared from the same files with the same settings; nothing to do")
             return finished
-        with workspace(output) as work:
-            report = _prepare_into(work, config, splits)
-    say(f"{output}: ready")
+        executor = Executor(config.executor, config.workers)
+        with (
+            closing(executor),
+            workspace(scratch, config.output, shared=array_task is not None) as work,
+        ):
+            run = _Run.start(work, config, settings, splits, executor)
+            if array_task is not None:
+                run.do_tasks(array_task)
+                say(f"array task {array_task[0]} of {array_task[1]}: done; run `transpooler prepare` once without it")
+                return {}
+            report = run.finish()
+            publish(work, config.output)
+    say(f"{config.output}: ready")
     return report
 
 
-def _prepare_into(work: Path, config: PrepareConfig, splits: Splits) -> dict[str, Any]:
-    _set_threads(config.workers)
-    inputs = describe_inputs(splits)  # before reading: a file that changes meanwhile is noticed by the next run
-    tokenizer = _tokenizer(config, splits)
-    tokenizer.save_pretrained(work / "tokenizer")
-    report = {
-        "format": REPORT_FORMAT,
-        "settings": _settings(config),
-        "inputs": inputs,
-        "tokenizer": {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
-        "splits": {
-            split: _prepare_split(work / split, split, paths, config, tokenizer) for split, paths in splits.items()
-        },
-    }
-    write_json(work / REPORT_NAME, report)
-    return report
+@dataclass(frozen=True)
+class _Run:
+    """One preparation: where it works, on what, with which tokenizer."""
+
+    work: Path
+    config: PrepareConfig
+    settings: dict[str, Any]
+    splits: Splits
+    inputs: dict[str, list[dict[str, Any]]]
+    tokenizer: dict[str, Any]
+    executor: Executor
+
+    @classmethod
+    def start(
+        cls, work: Path, config: PrepareConfig, settings: dict[str, Any], splits: Splits, executor: Executor
+    ) -> "_Run":
+        with alone(work):
+            inputs = describe_inputs(splits)  # before reading: a file that changes meanwhile is noticed by the next run
+            key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
+            note = work / "tokenizer" / "note.incomplete"
+            if not note.is_file() or json.loads(note.read_text())["key"] != key:
+                shutil.rmtree(work / "tokenizer", ignore_errors=True)
+                tokenizer = _tokenizer(config, splits)
+                tokenizer.save_pretrained(work / "tokenizer")
+                facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+                write_json(note, {"key": key, **facts})
+            elif any(work.glob("parts/*/*/*.npz")):
+                say(f"{work}: going on with what an earlier run left")
+            facts = read_json(note)
+            del facts["key"]
+            return cls(work, config, settings, splits, inputs, facts, executor)
+
+    def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[Unit]]:
+        """All tasks of all splits, held-out ones first; with `array_task` that share of the rest, without results."""
+        held_out: str | None = None
+        done: dict[str, list[Unit]] = {}
+        first = [split for split in HELD_OUT_SPLITS if split in self.splits]
+        for split in first:  # every array task needs them, so that none has to wait for another
+            done[split] = self._do_split(split, None, None)
+        if self.config.clean.held_out_overlap is not None and first:
+            parts = [part for split in first for unit in done[split] for part in unit.parts]
+            path = self.work / "parts" / f"held-out-{_hash([str(part.relative_to(self.work)) for part in parts])}.npz"
+            if not path.is_file():
+                save_held_out(parts, path)
+            held_out = str(path)
+        for split in self.splits:
+            if split not in first:
+                done[split] = self._do_split(split, held_out, array_task)
+        return done
+
+    def finish(self) -> dict[str, Any]:
+        """Do what is left, assemble, write the card and, last of all, the report."""
+        done = self.do_tasks(None)
+        indexes = {
+            split: assemble(self.work / split, split, done[split], self.config, self.executor, **self.tokenizer)
+            for split in self.splits
+        }
+        report = {
+            "format": REPORT_FORMAT,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "tokenizer": self.tokenizer,
+            "splits": {
+                split: {
+                    "documents": index["num_documents"],
+                    "source_tokens": index["num_source_tokens"],
+                    "target_tokens": index["num_target_tokens"],
+                    "shards": len(index["shards"]),
+                    "dropped": index["dropped"],
+                }
+                for split, index in indexes.items()
+            },
+        }
+        write_card(self.work, self.config, indexes, self.tokenizer)
+        write_json(self.work / REPORT_NAME, report)
+        return report
+
+    def _do_split(self, split: str, held_out: str | None, array_task: tuple[int, int] | None) -> list[Unit]:
+        config = self.config
+        columns = Columns.of(config.source_column, config.target_column, split != "pretrain")
+        context = Context(
+            replace(config, output="", scratch=None, workers=1, executor="processes"),
+            columns,
+            str((self.work / "tokenizer" / "tokenizer.json").absolute()),
+            self.tokenizer["vocab_size"],
+            held_out if held_out is None else str(Path(held_out).absolute()),
+            sketch=split in HELD_OUT_SPLITS and config.clean.held_out_overlap is not None,
+        )
+        inputs = {item["path"]: item for item in self.inputs[split]}
+        units = []
+        with progress(f"prepare {split} (tasks)") as bar:
+            for number, locations in enumerate(_units(self.splits[split])):
+                key = _hash(self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+                key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
+                folder = (self.work / "parts" / split / key).absolute()
+                folder.mkdir(parents=True, exist_ok=True)
+                parts = self._do_unit(context, locations, folder, number, array_task, bar)
+                if array_task is None:
+                    _judge(parts, locations, columns)
+                    units.append(Unit(locations, parts))
+        return units
+
+    def _do_unit(
+        self,
+        context: Context,
+        locations: list[str],
+        folder: Path,
+        number: int,
+        array_task: tuple[int, int] | None,
+        bar: Progress,
+    ) -> list[Path]:
+        """Make the parts that are missing; returns all of this process's share, in order."""
+        complete = folder / "complete"
+        if complete.is_file():
+            return [folder / f"{i:06d}.npz" for i in range(int(complete.read_text()))]
+        parts: list[Path] = []
+
+        def missing() -> Iterator[tuple[Context, Any]]:
+            for i, task in enumerate(tasks_of(locations, folder, context.columns, self.config.task_mib)):
+                if array_task is not None and (number + i) % array_task[1] != array_task[0]:
+                    continue
+                parts.append(task.part)
+                if not task.part.is_file():
+                    yield context, task
+
+        for _ in self.executor.run(run_task, missing()):
+            bar.advance()
+        if array_task is None:
+            temporary = folder / "complete.incomplete"
+            temporary.write_text(str(len(parts)))
+            os.replace(temporary, complete)
+        return parts
 
 
-def _prepare_split(
-    folder: Path, split: str, paths: list[Path], config: PrepareConfig, tokenizer: "PreTrainedTokenizerFast"
-) -> dict[str, Any]:
-    writer = ShardWriter(
-        folder,
-        split,
-        vocab_size=len(tokenizer),
-        fingerprint=fingerprint(tokenizer),
-        shard_size_mib=config.shard_size_mib,
-    )
-    dropped: Counter[str] = Counter()
-    records = read_documents(paths, config.source_column, config.target_column, split != "pretrain")
-    with progress(f"prepare {split} (documents)") as bar:
-        for batch in _batches(_without_dropped(records, dropped)):
-            for document, source, target in _encode(batch, tokenizer):
-                reason = _length_problem(config, source, target)
-                if reason:
-                    _drop(Dropped(reason, document.path, document.line), dropped)
-                else:
-                    writer.add(source, target, _metadata(document))
-            bar.advance(len(batch))
-    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-    if writer.num_documents == 0:
-        raise UserError(f"prepare.sources.{split}: no document of {_names(paths)} can be used; dropped: {counts}")
-    index = writer.finish(dropped)
-    say(f"prepare {split}: {index['num_documents']} documents kept" + (f"; dropped: {counts}" if counts else ""))
-    return {
-        "documents": index["num_documents"],
-        "source_tokens": index["num_source_tokens"],
-        "target_tokens": index["num_target_tokens"],
-        "shards": len(index["shards"]),
-        "dropped": index["dropped"],
-    }
+def _units(locations: list[str]) -> Iterator[list[str]]:
+    """Files that are read together: each alone, but plain text files (one document each) in hundreds."""
+    texts: list[str] = []
+    for location in locations:
+        if location.endswith(".txt") and not location.startswith(DATASETS):
+            texts.append(location)
+            if len(texts) < _TEXTS_TOGETHER:
+                continue
+        if texts:
+            yield texts
+            texts = []
+        if not location.endswith(".txt") or location.startswith(DATASETS):
+            yield [location]
+    if texts:
+        yield texts
 
 
-def _without_dropped(records: Iterator[RawDocument | Dropped], dropped: Counter[str]) -> Iterator[RawDocument]:
-    for record in records:
-        if isinstance(record, Dropped):
-            _drop(record, dropped)
-        else:
-            yield record
+def _judge(parts: list[Path], locations: list[str], columns: Columns) -> None:
+    """Refuse a file that is bad as a whole, now that its records are counted."""
+    verdict = FileVerdict()
+    for info in map(part_info, parts):
+        verdict.counts.update(info["records"])
+        verdict.keys = verdict.keys or info["keys"]
+        verdict.first_bad = verdict.first_bad or info["first_bad"]
+    verdict.judge(locations[0], columns)
 
 
-def _drop(record: Dropped, dropped: Counter[str]) -> None:
-    dropped[record.reason] += 1
-    if dropped[record.reason] <= _SHOWN_DROPS:
-        say(f"{record.path}:{record.line}: dropped: {record.reason}")
-    elif dropped[record.reason] == _SHOWN_DROPS + 1:
-        say(f"more records are dropped as {record.reason}; counting without naming them")
-
-
-def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
-    """Batches bounded in number of documents and of characters, so that memory stays flat."""
-    batch: list[RawDocument] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.source)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(
-    batch: list[RawDocument], tokenizer: "PreTrainedTokenizerFast"
-) -> Iterator[tuple[RawDocument, np.ndarray, np.ndarray | None]]:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True  # "<mask>" in a document is six characters, not the special token
-    texts = [document.source for document in batch]
-    with_target = [document for document in batch if document.target is not None]
-    encodings = backend.encode_batch_fast(
-        texts + [document.target for document in with_target], add_special_tokens=False
-    )
-    ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
-    targets = iter(ids[len(texts) :])
-    for document, source in zip(batch, ids, strict=False):
-        yield document, source, next(targets) if document.target is not None else None
-
-
-def _length_problem(config: PrepareConfig, source: np.ndarray, target: np.ndarray | None) -> str | None:
-    sides = (
-        ("source", source, config.min_source_tokens, config.max_source_tokens),
-        ("target", target, config.min_target_tokens, config.max_target_tokens),
-    )
-    for name, tokens, low, high in sides:
-        if tokens is not None and len(tokens) < low:
-            return f"{name}_too_short"
-        if tokens is not None and high is not None and len(tokens) > high:
-            return f"{name}_too_long"
-    return None
-
-
-def _metadata(document: RawDocument) -> dict[str, Any]:
-    meta: dict[str, Any] = {"id": document.id, "file": document.path, "line": document.line}
-    return meta if document.target is None else {**meta, "target_text": document.target}
-
-
-def _tokenizer(config: PrepareConfig, splits: Splits) -> "PreTrainedTokenizerFast":
+def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     if not splits.keys() & {"train", "pretrain"}:
@@ -203,7 +263,7 @@ def _tokenizer(config: PrepareConfig, splits: Splits) -> "PreTrainedTokenizerFas
                     yield document.target
                 bar.advance()
 
-        return train_tokenizer(texts(), config.tokenizer.vocab_size)
+        return train_tokenizer(texts(), config.tokenizer.vocab_size, config.tokenizer.algorithm)
 
 
 def _training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
@@ -218,22 +278,15 @@ def _training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDo
             yield record
 
 
-def _set_threads(workers: int) -> None:
-    """The thread pool of `tokenizers` is sized when it is first used in a process, from this variable."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers == 1 else "true"
-    if workers > 1:
-        os.environ["RAYON_NUM_THREADS"] = str(workers)
-
-
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """What decides the output's bytes, beside the input files' content. As JSON gives it back: tuples are lists."""
     settings = asdict(config)
-    for name in ("output", "workers", "sources"):
+    for name in _NOT_SETTINGS:
         del settings[name]
     if config.tokenizer.path is not None:
         settings["tokenizer"] = {"fingerprint": fingerprint(load_tokenizer(config.tokenizer.path))}
     return settings
 
 
-def _names(paths: list[Path]) -> str:
-    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more files" if len(paths) > 3 else "")
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,137 +1,138 @@
-"""Writing a split: WebDataset tars, then the index. See docs/data-format.md."""
+"""Writing a split: WebDataset tars planned in advance, so that each can be written alone, then the index.
+
+See docs/data-format.md. Bytes depend on the documents alone: no times, users or host names get into the tars.
+"""
 
 import hashlib
 import io
-import json
 import os
-import shutil
-from collections import Counter
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write, fsync_folder, write_json
-from data_pipeline.shards import (
-    DOCUMENT_DTYPE,
-    DOCUMENTS_NAME,
-    FORMAT,
-    INDEX_NAME,
-    TAR_BLOCK,
-    document_key,
-    token_dtype,
-)
+from common.files import atomic_write
+from data_pipeline.shards import DOCUMENT_DTYPE, DOCUMENTS_NAME, NPY_HEADER_BYTES, TAR_BLOCK, document_key
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One tar: which rows of which parts, in order."""
+
+    path: Path
+    split: str
+    first: int
+    """Number of its first document."""
+    pieces: list[tuple[str, np.ndarray]]
+    """(part file, rows of it)."""
+    size_bytes: int
+
+
+def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """documents.npy and, for each shard, (first document, end, bytes), from the kept documents' rows (ROW_DTYPE).
+
+    A shard is closed when it holds `max_bytes` or more.
+    """
+
+    def padded(size: np.ndarray) -> np.ndarray:
+        return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+    meta = kept["meta_bytes"].astype(np.int64)
+    source = NPY_HEADER_BYTES + kept["source_tokens"].astype(np.int64) * token_bytes
+    target = NPY_HEADER_BYTES + kept["target_tokens"].astype(np.int64) * token_bytes
+    to_source = TAR_BLOCK + padded(meta)
+    to_target = to_source + TAR_BLOCK + padded(source)
+    size = to_target + np.where(kept["has_target"], TAR_BLOCK + padded(target), 0)
+    ends = np.cumsum(size)
+    documents = np.zeros(len(kept), DOCUMENT_DTYPE)
+    shards: list[tuple[int, int, int]] = []
+    first = 0
+    while first < len(kept):
+        base = int(ends[first - 1]) if first else 0
+        end = min(int(np.searchsorted(ends, base + max_bytes, "left")) + 1, len(kept))
+        documents["shard"][first:end] = len(shards)
+        documents["meta_offset"][first:end] = ends[first:end] - size[first:end] - base + TAR_BLOCK
+        shards.append((first, end, int(ends[end - 1]) - base))
+        first = end
+    documents["meta_bytes"] = kept["meta_bytes"]
+    documents["source_offset"] = documents["meta_offset"] + to_source.astype(np.uint64)
+    documents["source_tokens"] = kept["source_tokens"]
+    documents["target_offset"] = np.where(kept["has_target"], documents["meta_offset"] + to_target.astype(np.uint64), 0)
+    documents["target_tokens"] = kept["target_tokens"]
+    return documents, shards
+
+
+def write_shard(job: ShardJob) -> dict[str, Any]:
+    """Write one tar, or recognise that it is there; returns its entry of the index."""
+    if job.path.is_file():
+        with open(job.path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = job.path.stat().st_size
+    else:
+        temporary = job.path.with_name(f"{job.path.name}.{uuid.uuid4().hex}.incomplete")
+        try:
+            sha256, size = _write_tar(job, temporary)
+            os.replace(temporary, job.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    num_documents = sum(len(rows) for _, rows in job.pieces)
+    return {"name": job.path.name, "size_bytes": size, "sha256": sha256, "num_documents": num_documents}
+
+
+def write_documents(folder: Path, documents: np.ndarray) -> None:
+    """documents.npy: one row a document."""
+    with atomic_write(folder / DOCUMENTS_NAME, "wb") as file:
+        np.lib.format.write_array(file, documents, version=(1, 0), allow_pickle=False)
 
 
 class _HashingFile:
     """Passes writes on and remembers their SHA-256 and number of bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = open(path, "wb")  # noqa: SIM115 closed by ShardWriter
-        self.hash, self.size = hashlib.sha256(), 0
+    def __init__(self, file: Any) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
         self.hash.update(data)
         self.size += len(data)
         return self.file.write(data)
 
-    def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+
+def _write_tar(job: ShardJob, path: Path) -> tuple[str, int]:
+    from webdataset.writer import TarWriter
+
+    with open(path, "wb", buffering=1 << 20) as raw:
+        file = _HashingFile(raw)
+        tar = TarWriter(file, user="", group="", mtime=0, encoder=False)
+        for number, (meta, source, target) in enumerate(_documents(job), start=job.first):
+            members = {"json": meta, "source.npy": _npy(source)}
+            if target is not None:
+                members["target.npy"] = _npy(target)
+            tar.write({"__key__": document_key(job.split, number), **members})
+        assert tar.tarstream.offset == job.size_bytes, "the tar writer no longer lays members out as we count"
+        tar.close()
+        raw.flush()
+        os.fsync(raw.fileno())
+    return file.hash.hexdigest(), file.size
 
 
-class ShardWriter:
-    """Writes one split into an empty folder; `finish` writes documents.npy and, last of all, index.json.
+def _documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarray | None]]:
+    for part, numbers in job.pieces:
+        with np.load(part, allow_pickle=False) as arrays:
+            rows, tokens, meta = arrays["rows"], arrays["tokens"], arrays["meta"]
+        lengths = rows["source_tokens"].astype(np.int64) + rows["target_tokens"]
+        starts, metas = np.cumsum(lengths) - lengths, np.cumsum(rows["meta_bytes"].astype(np.int64))
+        for i in numbers:
+            middle = int(starts[i]) + int(rows["source_tokens"][i])
+            target = tokens[middle : middle + int(rows["target_tokens"][i])] if rows["has_target"][i] else None
+            meta_start = int(metas[i]) - int(rows["meta_bytes"][i])
+            yield meta[meta_start : metas[i]].tobytes(), tokens[starts[i] : middle], target
 
-    Bytes depend on the documents alone: no times, users or host names get into the tars.
-    """
 
-    def __init__(self, folder: Path, split: str, *, vocab_size: int, fingerprint: str, shard_size_mib: float) -> None:
-        self.folder, self.split, self.vocab_size, self.fingerprint = folder, split, vocab_size, fingerprint
-        self.dtype = token_dtype(vocab_size)
-        self.num_documents = self.num_source_tokens = self.num_target_tokens = 0
-        self._max_bytes = int(shard_size_mib * 2**20)
-        self._shards: list[dict[str, Any]] = []
-        self._tar: Any = None
-        folder.mkdir(parents=True)
-        self._rows = open(folder / "documents.rows", "wb")  # noqa: SIM115 closed by finish
-
-    def add(self, source: np.ndarray, target: np.ndarray | None, meta: dict[str, Any]) -> None:
-        """Append one document of raw token ids."""
-        if self._tar is not None and self._tar.tarstream.offset >= self._max_bytes:
-            self._close_shard()
-        if self._tar is None:
-            self._open_shard()
-        members = {"json": json.dumps(meta, ensure_ascii=False).encode(), "source.npy": self._npy(source)}
-        if target is not None:
-            members["target.npy"] = self._npy(target)
-        offsets, end = {}, self._tar.tarstream.offset
-        for name in sorted(members):  # the order in which TarWriter writes them
-            offsets[name] = end + TAR_BLOCK
-            end += TAR_BLOCK + -(-len(members[name]) // TAR_BLOCK) * TAR_BLOCK
-        self._tar.write({"__key__": document_key(self.split, self.num_documents), **members})
-        assert self._tar.tarstream.offset == end, "the tar writer no longer lays members out as we count"
-        num_target = 0 if target is None else len(target)
-        row = (len(self._shards), offsets["source.npy"], len(source), offsets.get("target.npy", 0), num_target)
-        self._rows.write(np.array([(*row, offsets["json"], len(members["json"]))], DOCUMENT_DTYPE).tobytes())
-        self.num_documents += 1
-        self.num_source_tokens += len(source)
-        self.num_target_tokens += num_target
-
-    def finish(self, dropped: Counter[str]) -> dict[str, Any]:
-        """Close everything and write the index; returns it."""
-        if self._tar is not None:
-            self._close_shard()
-        self._rows.close()
-        self._write_documents()
-        index = {
-            "format": FORMAT,
-            "split": self.split,
-            "tokenizer_fingerprint": self.fingerprint,
-            "vocab_size": self.vocab_size,
-            "token_dtype": self.dtype.name,
-            "num_documents": self.num_documents,
-            "num_source_tokens": self.num_source_tokens,
-            "num_target_tokens": self.num_target_tokens,
-            "dropped": dict(sorted(dropped.items())),
-            "shards": self._shards,
-        }
-        write_json(self.folder / INDEX_NAME, index)
-        return index
-
-    def _open_shard(self) -> None:
-        from webdataset.writer import TarWriter
-
-        self._first = self.num_documents
-        self._name = f"{self.split}-{len(self._shards):06d}.tar"
-        self._file = _HashingFile(self.folder / self._name)
-        self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
-
-    def _close_shard(self) -> None:
-        self._tar.close()
-        self._file.close()
-        self._tar = None
-        self._shards.append(
-            {
-                "name": self._name,
-                "size_bytes": self._file.size,
-                "sha256": self._file.hash.hexdigest(),
-                "num_documents": self.num_documents - self._first,
-            }
-        )
-
-    def _write_documents(self) -> None:
-        """Put the .npy header, which holds the number of rows, before the rows that were written as they came."""
-        rows = self.folder / "documents.rows"
-        header = {"descr": DOCUMENT_DTYPE.descr, "fortran_order": False, "shape": (self.num_documents,)}
-        with atomic_write(self.folder / DOCUMENTS_NAME, "wb") as file, open(rows, "rb") as body:
-            np.lib.format.write_array_header_1_0(file, header)
-            shutil.copyfileobj(body, file)
-        rows.unlink()
-        fsync_folder(self.folder)
-
-    def _npy(self, tokens: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.ascontiguousarray(tokens, self.dtype), version=(1, 0), allow_pickle=False)
-        return buffer.getvalue()
+def _npy(tokens: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(tokens), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE, or load any fast tokenizer and give it the special tokens that it lacks.
+"""Tokenizers: train a byte-level BPE or a unigram model, or load any fast one and give it the special tokens it lacks.
 
 No tokenizer of ours adds special tokens by itself: shards hold raw ids, the loader appends </s>. Text that happens to
 contain the letters of a special token (such as "<mask>" in source code) is encoded as those letters.
@@ -6,6 +6,7 @@ contain the letters of a special token (such as "<mask>" in source code) is enco
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
 """In a tokenizer trained here these have the ids 0 to 5."""
 GAP_TOKEN = "<gap>"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
 
@@ -34,13 +36,43 @@ class SpecialIds:
     gap: int
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """Train a byte-level BPE with at most `vocab_size` entries; the same texts give the same tokenizer.
+def train_tokenizer(texts: Iterator[str], vocab_size: int, algorithm: str = "bpe") -> "PreTrainedTokenizerFast":
+    """Train a tokenizer with at most `vocab_size` entries.
 
-    Byte-level and without a prefix space: decode(encode(text)) == text for every text.
+    bpe: byte-level, without a prefix space; decode(encode(text)) == text for every text; the same texts give the same
+    tokenizer. unigram (Kudo 2018): over
+    text in NFKC with runs of spaces made one, as SentencePiece does; unknown characters become <unk>; the
+    library's trainer is not deterministic, so train once and name its folder where bytes must be reproducible.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    backend = _train_unigram(texts, vocab_size) if algorithm == "unigram" else _train_bpe(texts, vocab_size)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        additional_special_tokens=[GAP_TOKEN],
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+        **dict(zip(_ROLES, SPECIAL_TOKENS, strict=False)),
+    )
+
+
+def _train_unigram(texts: Iterator[str], vocab_size: int) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    backend: Any = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _train_bpe(texts: Iterator[str], vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend: Any = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,18 +84,11 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        additional_special_tokens=[GAP_TOKEN],
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-        model_input_names=["input_ids", "attention_mask"],
-        **dict(zip(_ROLES, SPECIAL_TOKENS, strict=False)),
-    )
+    return backend
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
-    """Load a saved fast tokenizer (a folder, or a bare tokenizer.json) and add the special tokens it lacks.
+    """Load a fast tokenizer (a folder, a bare tokenizer.json, or a hub id) and add the special tokens it lacks.
 
     Raises UserError where there is none or it cannot be read.
     """
@@ -71,6 +96,8 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
 
     path = Path(folder).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file() and not path.exists() and _HUB_ID.fullmatch(str(folder)):
+        return _load_from_hub(str(folder))
     if not file.is_file():
         raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
     settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
@@ -81,6 +108,20 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **settings)
     except Exception as error:  # the tokenizers library raises bare Exception for a file that it cannot parse
         raise UserError(f"{file}: cannot load the tokenizer: {str(error).splitlines()[0]}") from error
+    _add_missing_tokens(tokenizer)
+    return tokenizer
+
+
+def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False, split_special_tokens=True)
+    except Exception as error:  # no network, no such repository, no permission: each has its own
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name}: no such folder, and the hub gives no tokenizer ({reason})") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{name}: has no fast tokenizer (tokenizer.json); choose another")
     _add_missing_tokens(tokenizer)
     return tokenizer
 

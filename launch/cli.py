@@ -12,16 +12,25 @@ from launch.exits import guarded
 
 COMMANDS = (
     "prepare",
+    "inspect",
+    "verify",
     "order",
     "train",
+    "launch",
+    "doctor",
+    "checkpoints",
     "evaluate",
     "summarize",
     "report",
     "export",
+    "bench",
     "demo",
 )
 
-_EXIT_CODES = "exit codes: 0 done, 2 a mistake in input or configuration, 75 preempted: run the same command again"
+_EXIT_CODES = (
+    "exit codes: 0 done, 2 a mistake in input or configuration, 75 preempted and saved, 70 hung or lost a rank; "
+    "after 70 and 75 run the same command again"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

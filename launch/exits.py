@@ -10,6 +10,8 @@ DONE = 0
 USER_ERROR = 2
 PREEMPTED = 75
 """Temporary failure (sysexits.h): the run is saved and continues when started again."""
+STALLED = 70
+"""The watchdog's: the job hung or lost another rank; its checkpoints are fine."""
 INTERRUPTED = 130
 
 

@@ -15,17 +15,17 @@ RANK_MODULE = "launch.train"
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def run_ranks(processes: int, arguments: Sequence[str]) -> int:
-    """Run `launch.train ARGUMENTS` in `processes` local ranks; returns the first non-zero exit code, else 0.
+def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODULE) -> int:
+    """Run `python -m MODULE ARGUMENTS` in `processes` local ranks; returns the first non-zero exit code, else 0.
 
     SIGTERM and SIGUSR1 go to the ranks themselves, which save a checkpoint and exit with 75; DeepSpeed's launcher
     alone would kill them. Ctrl-C ends everything.
     """
-    command = launcher_command(processes, free_port(), arguments)
+    command = launcher_command(processes, free_port(), arguments, module)
     # A session of its own, so that Ctrl-C reaches us alone and the launcher's traceback stays unseen.
     launcher = subprocess.Popen(command, env=rank_environment(processes), start_new_session=True)
     try:
-        with _forwarding(lambda number: _signal_ranks(launcher.pid, number)):
+        with _forwarding(lambda number: _signal_ranks(launcher.pid, module, number)):
             return launcher.wait()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -35,13 +35,13 @@ def run_ranks(processes: int, arguments: Sequence[str]) -> int:
             launcher.wait()
 
 
-def launcher_command(processes: int, port: int, arguments: Sequence[str]) -> list[str]:
+def launcher_command(processes: int, port: int, arguments: Sequence[str], module: str = RANK_MODULE) -> list[str]:
     """The command that starts the ranks."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--hostfile", os.devnull, "--num_accelerators", str(processes)),
         *("--master_addr", "127.0.0.1", "--master_port", str(port), "--log_level", "critical"),
-        *("--no_local_rank", "--module", RANK_MODULE, *arguments),
+        *("--no_local_rank", "--module", module, *arguments),
     ]
 
 
@@ -79,13 +79,13 @@ def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _signal_ranks(launcher_pid: int, number: int) -> None:
-    """Send a signal to the ranks below the launcher: the processes that are `python -u -m launch.train ...`."""
+def _signal_ranks(launcher_pid: int, module: str, number: int) -> None:
+    """Send a signal to the ranks below the launcher: the processes that are `python -u -m MODULE ...`."""
     import psutil
 
     for process in psutil.Process(launcher_pid).children(recursive=True):
         try:
-            if process.cmdline()[2:4] == ["-m", RANK_MODULE]:
+            if process.cmdline()[2:4] == ["-m", module]:
                 process.send_signal(number)
         except psutil.Error:  # it ended meanwhile
             continue

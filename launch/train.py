@@ -1,6 +1,7 @@
 """What each training rank runs: `python -m launch.train CONFIG... key=value...`.
 
-`deepspeed --hostfile HOSTS --module launch.train CONFIG` starts it on several hosts.
+`deepspeed --hostfile HOSTS --module launch.train CONFIG`, `torchrun -m launch.train CONFIG` and
+`srun python -m launch.train CONFIG` start it on several hosts.
 """
 
 import argparse
@@ -28,10 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(parsed: argparse.Namespace) -> None:
     from common.progress import set_quiet
+    from launch.discovery import rank_identity
     from trainer.config_loader import load_config
 
     set_quiet(parsed.quiet)
     try:
+        os.environ.update(rank_identity(os.environ))
         config = load_config(*split_settings(parsed.settings))
         from trainer.train import train
 

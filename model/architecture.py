@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 OPERATORS = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
 NORMS = ("pre", "post")
-POSITIONS = ("sinusoidal", "rotary")
+POSITIONS = ("sinusoidal", "rotary", "learned")
 ACTIVATIONS = ("relu", "gelu", "swiglu")
 
 
@@ -21,6 +21,13 @@ class PoolingStage:
     """Share of the document's tokens kept, 1/2, 1/4, 1/8, ... Give this or `length`."""
     operator: str = "successive_halving"
     """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, iterative_softmax)."""
+
+    def slots(self, num_tokens: int) -> int:
+        """Slots that a document of so many tokens (at least 1) fills after the stage."""
+        if self.length is not None:
+            return min(self.length, num_tokens)
+        assert self.ratio is not None  # Architecture.problems
+        return -(-num_tokens // round(1 / self.ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,12 @@ class Architecture:
     norm: str = "post"
     """post (paper) or pre."""
     positions: str = "sinusoidal"
-    """sinusoidal (paper; added to the embeddings) or rotary (follows the positions of pooled tokens)."""
+    """sinusoidal (paper; added to the embeddings), rotary (follows the positions of pooled tokens) or learned
+    (BART's: a table of max_positions, added)."""
+    max_positions: int = 8192
+    """learned: rows of the table; no document and no summary may be longer, in tokens."""
+    embedding_norm: bool = False
+    """A LayerNorm over the embeddings before the first layer, as BART has."""
     block_size: int | None = 512
     """Tokens per encoder attention block; null = full attention (the vanilla Transformer)."""
     pooling: tuple[PoolingStage, ...] = field(default_factory=tuple)
@@ -54,7 +66,7 @@ class Architecture:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
-        for name in ("d_model", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim"):
+        for name in ("d_model", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "max_positions"):
             if getattr(self, name) < 1:
                 yield name, f"is {getattr(self, name)}; must be at least 1"
         if self.num_heads >= 1 and self.d_model % (2 * self.num_heads):

@@ -1,27 +1,34 @@
-"""Multi-head attention through `scaled_dot_product_attention`; blocks by reshape, not by mask.
+"""Multi-head attention through the attention functions of `transformers` (sdpa, eager, registered ones).
 
-B batch, N queries, M keys, D width, H heads, K head width, m block size.
+B batch, N queries, M keys, D width, H heads, K head width; P packed tokens, R blocks of m (see `layout`).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model.beams import beams_as_queries, queries_as_beams
 from model.config import TranspoolerConfig
+from model.layout import Layout
 from model.positions import rotate
 
 CosSin = tuple[Tensor, Tensor]
+Attended = tuple[Tensor, Tensor | None]
+"""Output, and the attention weights if they were asked for."""
 
 
 class Attention(nn.Module):
     """Projections and heads; what attends to what is decided by the subclasses."""
 
+    is_causal = False
+
     def __init__(self, config: TranspoolerConfig, layer: int = 0) -> None:
         super().__init__()
-        self.num_heads, self.layer = config.num_heads, layer
+        self.config, self.num_heads, self.layer = config, config.num_heads, layer
+        self.scaling = (config.d_model // config.num_heads) ** -0.5
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(config.d_model, config.d_model) for _ in range(4)
         )
@@ -30,58 +37,74 @@ class Attention(nn.Module):
         """(B, N, D) -> (B, H, N, K)."""
         return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def attend(self, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Attention output, (B, N, D); `mask` is boolean, True = attend."""
-        out = F.scaled_dot_product_attention(q_BHNK, k_BHMK, v_BHMK, attn_mask=mask, is_causal=causal)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+    def attend(
+        self, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, output_attentions: bool
+    ) -> Attended:
+        """Heads side by side (B, N, D), and weights (B, H, N, M): only eager attention has them, so asking chooses it.
+
+        `mask`: bool, True = attend, or added to the scores; None: all, or what `is_causal` allows.
+        """
+        name = "eager" if output_attentions else self.config._attn_implementation
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        out_BNHK, weights = function(
+            self, q_BHNK, k_BHMK, v_BHMK, mask, scaling=self.scaling, dropout=0.0, is_causal=self.is_causal
+        )
+        return out_BNHK.flatten(2), weights if output_attentions else None
 
 
 class BlockAttention(Attention):
     """The encoder's self-attention: each token sees the real tokens of its own block of m."""
 
-    def __init__(self, config: TranspoolerConfig) -> None:
-        super().__init__(config)
-        self.block_size = config.block_size
-
-    def forward(self, x_BND: Tensor, mask_BN: Tensor, cos_sin: CosSin | None) -> Tensor:
-        """x_BND and its output (B, N, D); mask_BN bool, True = real token."""
-        q, k, v = (self.split(project(x_BND)) for project in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x_PD: Tensor, layout: Layout, cos_sin: CosSin | None, output_attentions: bool) -> Attended:
+        """x_PD and its output (P, D); weights (B, H, N, m): column j is the j-th token of the query's block."""
+        q, k, v = (project(x_PD) for project in (self.q_proj, self.k_proj, self.v_proj))
         if cos_sin is not None:
-            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-        num_tokens = x_BND.shape[1]
-        block = min(self.block_size or num_tokens, num_tokens)
-        num_blocks = -(-num_tokens // block)
-        padding = num_blocks * block - num_tokens
-        q, k, v = (_to_blocks(part, num_blocks, padding) for part in (q, k, v))
-        mask = F.pad(mask_BN, (0, padding)).reshape(-1, 1, 1, block)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=somewhere(mask))
-        # (B * blocks, H, m, K) -> (B, N, D)
-        out = out.transpose(1, 2).reshape(x_BND.shape[0], num_blocks * block, -1)[:, :num_tokens]
-        return self.out_proj(out)
+            q, k = (rotate(part.unflatten(-1, (self.num_heads, -1)), cos_sin).flatten(1) for part in (q, k))
+        q, k, v = (self.split(layout.blocks.put(part)) for part in (q, k, v))
+        out_RmD, weights = self.attend(q, k, v, layout.block_mask, output_attentions)
+        if weights is not None and layout.blocks.rows > len(layout.lengths):
+            # (R, H, m, m) -> (B, H, N, m). The output is made of what is handed out, so that its gradient can be asked.
+            weights = layout.documents.put(layout.blocks.take(weights.transpose(1, 2))).transpose(1, 2)
+            regrouped = layout.blocks.put(layout.documents.take(weights.transpose(1, 2))).transpose(1, 2)
+            out_RmD = (regrouped @ v).transpose(1, 2).flatten(2)
+        return self.out_proj(layout.blocks.take(out_RmD)), weights
 
 
 class CausalAttention(Attention):
     """The decoder's self-attention, with a cache of keys and values."""
 
+    is_causal = True
+
     def forward(
-        self, x_BND: Tensor, mask: Tensor | None, cos_sin: CosSin | None, cache: EncoderDecoderCache | None
-    ) -> Tensor:
-        """`mask`: boolean, broadcast to (B, H, N, M), or None: plainly causal, or one new token that sees all."""
+        self,
+        x_BND: Tensor,
+        mask: Tensor | None,
+        cos_sin: CosSin | None,
+        cache: EncoderDecoderCache | None,
+        output_attentions: bool,
+    ) -> Attended:
+        """`mask`: broadcast to (B, H, N, M), or None: plainly causal, or one new token that sees all."""
         q, k, v = (self.split(project(x_BND)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if cos_sin is not None:
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if cache is not None:
             k, v = cache.self_attention_cache.update(k, v, self.layer)
-        return self.attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
+        out, weights = self.attend(q, k, v, mask, output_attentions)
+        return self.out_proj(out), weights
 
 
 class CrossAttention(Attention):
     """The decoder's attention to what the encoder kept; keys and values are computed once per document."""
 
     def forward(
-        self, x_BND: Tensor, memory_BMD: Tensor, memory_mask_BM: Tensor, cache: EncoderDecoderCache | None
-    ) -> Tensor:
-        """memory_mask_BM: bool, True = holds something."""
+        self,
+        x_BND: Tensor,
+        memory_BMD: Tensor,
+        memory_mask: Tensor,
+        cache: EncoderDecoderCache | None,
+        output_attentions: bool,
+    ) -> Attended:
+        """x_BND has a row for each document of memory_BMD, or for each beam of each; memory_mask (B, 1, 1, M) bool."""
         q = self.split(self.q_proj(x_BND))
         if cache is not None and cache.is_updated.get(self.layer):
             stored: Any = cache.cross_attention_cache.layers[self.layer]
@@ -91,17 +114,22 @@ class CrossAttention(Attention):
             if cache is not None:
                 k, v = cache.cross_attention_cache.update(k, v, self.layer)
                 cache.is_updated[self.layer] = True
-        return self.attend(q, k, v, somewhere(memory_mask_BM[:, None, None, :]), causal=False)
+        out, weights = self.attend(beams_as_queries(q, len(k)), k, v, memory_mask, output_attentions)
+        weights = None if weights is None else queries_as_beams(weights, len(q), dim=2)
+        return self.out_proj(queries_as_beams(out, len(q), dim=1)), weights
 
 
-def somewhere(mask: Tensor) -> Tensor:
-    """The mask with rows that allow nothing opened: softmax over nothing is NaN, and what comes out is never read."""
-    return mask | ~mask.any(dim=-1, keepdim=True)
-
-
-def _to_blocks(x_BHNK: Tensor, num_blocks: int, padding: int) -> Tensor:
-    """(B, H, N, K) -> (B * blocks, H, m, K)."""
-    if num_blocks == 1:
-        return x_BHNK
-    x = F.pad(x_BHNK, (0, 0, 0, padding)) if padding else x_BHNK
-    return torch.movedim(x.unflatten(2, (num_blocks, -1)), 2, 1).flatten(0, 1)
+def eager_attention(
+    module: Attention, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, *, scaling: float, **kwargs
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention step by step; output (B, N, H, K) and weights (B, H, N, M). Masks as in `Attention.attend`."""
+    scores = q_BHNK @ k_BHMK.transpose(2, 3) * scaling
+    num_queries, num_keys = scores.shape[2:]
+    if mask is None and module.is_causal and num_queries > 1:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device).tril(num_keys - num_queries)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(dim=-1)
+    return (weights @ v_BHMK).transpose(1, 2).contiguous(), weights

@@ -34,6 +34,8 @@ class TranspoolerConfig(PreTrainedConfig):
     activation: str = Architecture.activation
     norm: str = Architecture.norm
     positions: str = Architecture.positions
+    max_positions: int = Architecture.max_positions
+    embedding_norm: bool = Architecture.embedding_norm
     block_size: int | None = Architecture.block_size
     pooling: list | tuple = ()
     pooling_base: float = Architecture.pooling_base

@@ -3,11 +3,15 @@
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.utils import can_return_tuple
 
+from model.checks import check_inputs, check_mask
 from model.config import TranspoolerConfig
 from model.encoder import Embedder, TranspoolerPreTrainedModel
-from model.layers import DecoderLayer, FinalNorm, causal_mask
+from model.layers import DecoderLayer, FinalNorm
+from model.layout import somewhere
 from model.positions import rotary
 
 
@@ -22,6 +26,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         self.final_norm = FinalNorm(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -31,30 +36,56 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         past_key_values: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """input_ids (B, T) continue `past_key_values`; attention_mask covers past and new tokens."""
-        if encoder_hidden_states is None or encoder_attention_mask is None:
-            raise ValueError("the decoder needs encoder_hidden_states and encoder_attention_mask")
-        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None and not (self.training and self.is_gradient_checkpointing):
+        """input_ids (B, T) continue `past_key_values`; attention_mask (B, past + T) covers past and new tokens.
+
+        encoder_attention_mask (B, S) is the mask of the encoder's output, not that of its input.
+        """
+        given = check_inputs(input_ids, inputs_embeds, self.config, prefix="decoder_")
+        memory_mask = _memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
+        embeddings = given if given.is_floating_point() else self.embed_tokens(given)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None and not (self.training and self.layers[0].gradient_checkpointing):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        num_new = embeddings.shape[1]
-        positions = torch.arange(num_past, num_past + num_new, device=embeddings.device)[None]
+        positions = (torch.arange(embeddings.shape[1], device=embeddings.device) + num_past)[None]
         x = self.embedder(embeddings, positions)
         cos_sin = None
         if self.config.positions == "rotary":
             cos_sin = rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
-        mask = causal_mask(num_new, num_past, attention_mask, x.device)
-        memory_mask = encoder_attention_mask.bool()
-        hidden_states = [x]
+        own_cache = None if past_key_values is None else past_key_values.self_attention_cache
+        mask = create_causal_mask(self.config, x, attention_mask, own_cache)
+        hidden_states, attentions, cross_attentions = [], [], []
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states, memory_mask, mask, cos_sin, past_key_values=past_key_values)
             hidden_states.append(x)
+            x, weights, cross_weights = layer(
+                x, encoder_hidden_states, memory_mask, mask, cos_sin, output_attentions, past_key_values=past_key_values
+            )
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
+        x = self.final_norm(x)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.final_norm(x),
+            last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            hidden_states=(*hidden_states, x) if keep_all else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
         )
+
+
+def _memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
+    """bool (B, 1, 1, S) of a memory (B, S, D); a document that has nothing kept is read as it is, zeros."""
+    if memory is None or memory.dim() != 3 or len(memory) == 0 or batch % len(memory):
+        found = None if memory is None else tuple(memory.shape)
+        raise ValueError(
+            f"encoder_hidden_states: {found}; expected the encoder's output for {batch} documents (B, S, D)"
+        )
+    if mask_BS is None:
+        mask_BS = torch.ones(memory.shape[:2], device=memory.device)
+    check_mask("encoder_attention_mask", mask_BS, memory)
+    return somewhere(mask_BS.bool())[:, None, None]

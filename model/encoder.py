@@ -1,17 +1,21 @@
 """The blockwise encoder with its pooling schedule.
 
-B batch, N source tokens, D width; after a stage, S slots.
+B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage, S slots.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import can_return_tuple
 
+from model.checks import check_inputs, check_mask
 from model.config import TranspoolerConfig
 from model.layers import DecoderLayer, EncoderLayer, FinalNorm
+from model.layout import Layout
+from model.ops.soft_topk import SoftTopK
 from model.outputs import EncoderOutput
 from model.pooler import Pooler
 from model.positions import rotary, sinusoidal
@@ -20,28 +24,38 @@ from model.positions import rotary, sinusoidal
 class TranspoolerPreTrainedModel(PreTrainedModel):
     """What the encoder, the decoder and the whole share as `transformers` models."""
 
+    config: TranspoolerConfig
     config_class = TranspoolerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_attention_backend = True
     _no_split_modules = [EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
 
 class Embedder(nn.Module):
-    """Token embeddings as a stack reads them: scaled by sqrt(D) and with sinusoids added, or plain before rotary."""
+    """Token embeddings as a stack reads them: with sinusoids (scaled by sqrt(D) first) or learned positions added, or
+    plain before rotary; then the norm, if any."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
         self.sinusoids, self.dropout = config.positions == "sinusoidal", config.dropout
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_positions, config.d_model) if learned else None
+        self.norm = nn.LayerNorm(config.d_model) if config.embedding_norm else None
 
-    def forward(self, embeddings_BND: Tensor, positions_BN: Tensor) -> Tensor:
-        """positions_BN: int64 (B, N) or (1, N)."""
+    def forward(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """embeddings (..., D), positions int64 (...)."""
         if self.sinusoids:
-            dim = embeddings_BND.shape[-1]
-            embeddings_BND = embeddings_BND * dim**0.5 + sinusoidal(positions_BN, dim, embeddings_BND.dtype)
-        return F.dropout(embeddings_BND, self.dropout, self.training)
+            dim = embeddings.shape[-1]
+            embeddings = embeddings * dim**0.5 + sinusoidal(positions, dim, embeddings.dtype)
+        if self.positions is not None:
+            embeddings = embeddings + self.positions(positions)
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
+        return F.dropout(embeddings, self.dropout, self.training)
 
 
 class PooledStage(NamedTuple):
@@ -54,7 +68,12 @@ class PooledStage(NamedTuple):
 
 
 class TranspoolerEncoder(TranspoolerPreTrainedModel):
-    """Documents to the few token representations that matter; useful alone for retrieval and classification."""
+    """Documents to the few token representations that matter; useful alone for retrieval and classification.
+
+    `from_pretrained` reads folders of the encoder alone and of the whole model.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
@@ -67,57 +86,76 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         self.last_pooling: list[PooledStage] = []
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."} | (key_mapping or {})
+        loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
+        # The library would undo the renaming when saving; an encoder is saved under its own names.
+        vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
+        return loaded
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> EncoderOutput | tuple:
+    ) -> EncoderOutput:
         """input_ids int64 (B, N) or inputs_embeds (B, N, D); attention_mask (B, N), 0 = padding, on either side."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        embeddings, mask = self._embed(input_ids, attention_mask, inputs_embeds)
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        x = self.embedder(embeddings, positions)
-        positions = positions.expand(mask.shape)
-        hidden_states, self.last_pooling = [x], []
+        given = check_inputs(input_ids, inputs_embeds, self.config)
+        check_mask("attention_mask", attention_mask, given)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        x, layout, positions_P = self._packed(given, attention_mask)
+        hidden_states, attentions, self.last_pooling = [], [], []
         for number, layer in enumerate(self.layers, 1):
-            x = layer(x, mask, self._cos_sin(positions, x))
+            if keep_all:
+                hidden_states.append(layout.documents.put(x))
+                # What was handed out is what is read on, so that its gradient can be asked for.
+                x = layout.documents.take(hidden_states[-1])
+            x, weights = layer(x, layout, self._cos_sin(positions_P, x), output_attentions)
+            attentions.append(weights)
             if str(number) in self.poolers:
-                x, mask, positions = self._pool(self.poolers[str(number)], x, mask, positions)
-            hidden_states.append(x)
-        output = EncoderOutput(
-            last_hidden_state=self.final_norm(x),
-            attention_mask=mask.long(),
-            positions=positions,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+                x, layout, positions_P = self._pooled(number, x, layout, positions_P)
+        memory = layout.documents.put(self.final_norm(x))
+        if not layout.all_real:
+            memory = memory.masked_fill(~layout.document_mask[..., None], 0)
+        return EncoderOutput(
+            last_hidden_state=memory,
+            hidden_states=(*hidden_states, memory) if keep_all else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            attention_mask=layout.document_mask.long(),
+            positions=layout.documents.put(positions_P),
         )
-        return output if return_dict is not False else output.to_tuple()
 
-    def _embed(self, input_ids, attention_mask, inputs_embeds) -> tuple[Tensor, Tensor]:
-        """Embeddings and bool mask with real tokens at the front, so that the side of the padding changes nothing."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        mask = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
-        if attention_mask is not None:
-            order = front_order(attention_mask.bool())
-            mask = attention_mask.bool().gather(1, order)
-            given = given.gather(1, order if inputs_embeds is None else order[..., None].expand_as(given))
-        return (self.embed_tokens(given) if inputs_embeds is None else given), mask
+    def _packed(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
+        """Embedded real tokens (P, D), their layout, and their positions (P,) in the document, padding not counted."""
+        batch, num_tokens = given.shape[:2]
+        block, flat = self.config.block_size, given.flatten(0, 1)
+        if attention_mask is None:
+            layout = Layout([num_tokens] * batch, block, given.device)
+            positions_P = torch.arange(num_tokens, device=given.device).repeat(batch)
+        else:
+            layout, at_P = Layout.of_mask(attention_mask.bool(), block)
+            flat = flat.index_select(0, at_P)
+            positions_P = layout.documents.take(torch.arange(layout.longest, device=given.device).repeat(batch, 1))
+        embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
+        return self.embedder(embeddings, positions_P), layout, positions_P
 
     def _cos_sin(self, positions: Tensor, x: Tensor):
         if self.config.positions != "rotary":
             return None
         return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
 
-    def _pool(self, pooler: nn.Module, x: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled = pooler(x, mask)
-        self.last_pooling.append(PooledStage(pooled.groups, pooled.weights.detach().float(), mask))
-        return pooled.embeddings, pooled.mask, positions.gather(1, pooled.positions)
-
-
-def front_order(mask_BN: Tensor) -> Tensor:
-    """int64 (B, N): columns of each row with its real tokens first, in order."""
-    return (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices
+    def _pooled(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
+        pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
+        # Reentrant checkpointing returns a plain tuple.
+        pooled = SoftTopK(*pooler(layout.documents.put(x_PD), mask_BN))
+        self.last_pooling.append(PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN))
+        lengths = [pooler.stage.slots(length) for length in layout.lengths]
+        after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
+        positions_BS = layout.documents.put(positions_P).gather(1, pooled.positions)
+        return after.documents.take(pooled.embeddings), after, after.documents.take(positions_BS)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.encoder import PooledStage, TranspoolerEncoder, front_order
+from model.encoder import PooledStage, TranspoolerEncoder
+from model.layout import front_order
 from model.outputs import Selection
 
 NUM_TENTHS = 10

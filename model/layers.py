@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.attention import BlockAttention, CausalAttention, CosSin, CrossAttention
+from model.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
 from model.config import TranspoolerConfig
+from model.layout import Layout
 
 
 class FeedForward(nn.Module):
@@ -23,14 +23,15 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(config.d_model, config.ffn_dim) if config.activation == "swiglu" else None
         self.fc_out = nn.Linear(config.ffn_dim, config.d_model)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         if self.gate is None:
-            return self.fc_out(self.activation(self.fc_in(x_BND)))
-        return self.fc_out(self.activation(self.gate(x_BND)) * self.fc_in(x_BND))
+            return self.fc_out(self.activation(self.fc_in(x)))
+        return self.fc_out(self.activation(self.gate(x)) * self.fc_in(x))
 
 
 class Residual(nn.Module):
-    """x + dropout(sublayer(x)) with its norm before the sublayer or after the sum."""
+    """x + dropout(sublayer(x)) with its norm before the sublayer or after the sum, in two halves."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
@@ -38,9 +39,14 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = config.dropout
 
-    def forward(self, x_BND: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        out = F.dropout(sublayer(self.norm(x_BND) if self.pre else x_BND), self.dropout, self.training)
-        return x_BND + out if self.pre else self.norm(x_BND + out)
+    def before(self, x: Tensor) -> Tensor:
+        """What the sublayer reads."""
+        return self.norm(x) if self.pre else x
+
+    def after(self, x: Tensor, out: Tensor) -> Tensor:
+        """The stream with what the sublayer made of it."""
+        x = x + F.dropout(out, self.dropout, self.training)
+        return x if self.pre else self.norm(x)
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -51,10 +57,11 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.attention, self.ffn = BlockAttention(config), FeedForward(config)
         self.attention_residual, self.ffn_residual = Residual(config), Residual(config)
 
-    def forward(self, x_BND: Tensor, mask_BN: Tensor, cos_sin: CosSin | None) -> Tensor:
-        """x_BND and the result (B, N, D); mask_BN bool, True = real token."""
-        x_BND = self.attention_residual(x_BND, lambda x: self.attention(x, mask_BN, cos_sin))
-        return self.ffn_residual(x_BND, self.ffn)
+    def forward(self, x_PD: Tensor, layout: Layout, cos_sin: CosSin | None, output_attentions: bool) -> Attended:
+        """x_PD and the result (P, D), packed tokens; weights as BlockAttention's."""
+        out, weights = self.attention(self.attention_residual.before(x_PD), layout, cos_sin, output_attentions)
+        x_PD = self.attention_residual.after(x_PD, out)
+        return self.ffn_residual.after(x_PD, self.ffn(self.ffn_residual.before(x_PD))), weights
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -70,17 +77,20 @@ class DecoderLayer(GradientCheckpointingLayer):
         self,
         x_BTD: Tensor,
         memory_BSD: Tensor,
-        memory_mask_BS: Tensor,
+        memory_mask: Tensor,
         mask: Tensor | None,
         cos_sin: CosSin | None,
+        output_attentions: bool,
         past_key_values: EncoderDecoderCache | None = None,
-    ) -> Tensor:
-        """x_BTD and the result (B, T, D); memory (B, S, D) with its bool mask; `mask` as in CausalAttention."""
-        x_BTD = self.self_residual(x_BTD, lambda x: self.self_attention(x, mask, cos_sin, past_key_values))
-        x_BTD = self.cross_residual(
-            x_BTD, lambda x: self.cross_attention(x, memory_BSD, memory_mask_BS, past_key_values)
-        )
-        return self.ffn_residual(x_BTD, self.ffn)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x_BTD and the result (B, T, D), then the weights of both attentions; masks as theirs."""
+        cache = past_key_values
+        out, weights = self.self_attention(self.self_residual.before(x_BTD), mask, cos_sin, cache, output_attentions)
+        x_BTD = self.self_residual.after(x_BTD, out)
+        read = self.cross_residual.before(x_BTD)
+        out, cross_weights = self.cross_attention(read, memory_BSD, memory_mask, cache, output_attentions)
+        x_BTD = self.cross_residual.after(x_BTD, out)
+        return self.ffn_residual.after(x_BTD, self.ffn(self.ffn_residual.before(x_BTD))), weights, cross_weights
 
 
 class FinalNorm(nn.Module):
@@ -90,23 +100,5 @@ class FinalNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else None
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return x_BND if self.norm is None else self.norm(x_BND)
-
-
-def causal_mask(num_new: int, num_past: int, mask_BM: Tensor | None, device: torch.device) -> Tensor | None:
-    """Boolean mask for `num_new` queries after `num_past` cached keys, or None where SDPA's own causal rule does.
-
-    mask_BM: (B, past + new), non-zero = attend; or a 4-dimensional boolean mask, which is used as it is.
-    """
-    if mask_BM is not None and mask_BM.dim() == 4:
-        return mask_BM.bool()
-    if mask_BM is None and (num_past == 0 or num_new == 1):
-        return None
-    queries = torch.arange(num_past, num_past + num_new, device=device)[:, None]
-    mask = torch.arange(num_past + num_new, device=device) <= queries
-    if mask_BM is None:
-        return mask[None, None]
-    # A padded query sees itself alone: softmax over nothing is NaN.
-    itself = torch.arange(num_past + num_new, device=device) == queries
-    return (mask & mask_BM[:, None, None, :].bool()) | itself
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)

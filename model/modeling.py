@@ -1,18 +1,22 @@
 """The pooling encoder-decoder as a `transformers` model: loss, generation, saving, inspection."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.modeling_outputs import Seq2SeqModelOutput
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
+from model.beams import SharedMemoryGeneration
+from model.checks import describe
 from model.config import TranspoolerConfig
 from model.decoder import TranspoolerDecoder
 from model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
 from model.inspection import pooling_statistics, select
-from model.outputs import Selection, TranspoolerOutput
+from model.outputs import EncoderOutput, Selection
 
 IGNORED_LABEL = -100
 
@@ -20,7 +24,6 @@ IGNORED_LABEL = -100
 class TranspoolerModel(TranspoolerPreTrainedModel):
     """Encoder and decoder over shared embeddings, without a language-model head."""
 
-    base_model_prefix = ""
     _tied_weights_keys = {  # noqa: RUF012 (transformers' own convention)
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
@@ -39,6 +42,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         for owner, name in ((self, "shared"), (self.encoder, "embed_tokens"), (self.decoder, "embed_tokens")):
             setattr(owner, name, value)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -50,35 +54,41 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
-        """As BART's; encoder_outputs carry the mask of what was kept, and attention_mask that of the source."""
+        """As BART's; attention_mask (B, N) is that of the source, also where encoder_outputs are given."""
+        wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(
-                input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states
-            )
-        memory, memory_mask = encoder_outputs[0], memory_mask_of(encoder_outputs, attention_mask)
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
+        elif isinstance(encoder_outputs, tuple | list):
+            encoder_outputs = encoder_output_of(encoder_outputs)
+        assert isinstance(encoder_outputs, ModelOutput)
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=memory,
-            encoder_attention_mask=memory_mask,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=memory_mask_of(encoder_outputs, attention_mask, self.config),
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
-            use_cache=self.config.use_cache if use_cache is None else use_cache,
-            output_hidden_states=output_hidden_states,
+            use_cache=use_cache,
+            return_dict=True,
+            **wanted,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoded.last_hidden_state,
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
-            encoder_last_hidden_state=memory,
-            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=encoder_outputs.get("hidden_states"),
+            encoder_attentions=encoder_outputs.get("attentions"),
         )
 
 
-class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, GenerationMixin):
+class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemoryGeneration, GenerationMixin):
     """The model to train and to summarize with."""
 
     _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}  # noqa: RUF012 (transformers' own convention)
@@ -89,6 +99,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, Generation
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -101,11 +112,11 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, Generation
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> TranspoolerOutput | tuple:
+    ) -> Seq2SeqLMOutput:
         """Logits (B, T, vocabulary), and with labels (B, T), -100 = ignored, the loss.
 
         The loss is the sum of the tokens' cross entropies in float32, divided by num_items_in_batch, or by the number
@@ -115,34 +126,40 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, Generation
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if encoder_outputs is None:
-            encoder_outputs = self.model.encoder(
-                input_ids, attention_mask, inputs_embeds, output_hidden_states=output_hidden_states
-            )
         outputs = self.model(
+            input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         logits = self.lm_head(outputs.last_hidden_state)
-        output = TranspoolerOutput(
+        return Seq2SeqLMOutput(
             loss=None if labels is None else token_loss(logits, labels, num_items_in_batch),
             logits=logits,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attention_mask=memory_mask_of(encoder_outputs, attention_mask),
+            encoder_attentions=outputs.encoder_attentions,
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels shifted right behind decoder_start_token_id; ignored ones become padding."""
+        if labels.dim() != 2 or self.config.decoder_start_token_id is None or self.config.pad_token_id is None:
+            raise ValueError(
+                f"labels: {describe(labels)}; expected int64 (batch, tokens), and a configuration with"
+                " decoder_start_token_id and pad_token_id"
+            )
         shifted = F.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
         return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
@@ -155,17 +172,34 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, Generation
         return pooling_statistics(self.model.encoder.last_pooling)
 
 
-def memory_mask_of(encoder_outputs: ModelOutput | tuple, attention_mask: Tensor | None) -> Tensor:
-    """(B, S) mask of the kept tokens; outputs of another make (a bare tuple) are taken as full of tokens."""
-    mask = getattr(encoder_outputs, "attention_mask", None)
-    if mask is None and len(encoder_outputs) > 1 and encoder_outputs[1].dim() == 2:
-        mask = encoder_outputs[1]
-    memory = encoder_outputs[0]
-    return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device) if mask is None else mask
+def encoder_output_of(outputs: Sequence) -> EncoderOutput:
+    """What the encoder returned with return_dict=False, its parts known by their shapes; only the first is needed."""
+    masks = [part for part in outputs[1:] if isinstance(part, Tensor) and part.dim() == 2]
+    return EncoderOutput(last_hidden_state=outputs[0], attention_mask=masks[0] if masks else None)
+
+
+def memory_mask_of(outputs: ModelOutput, attention_mask: Tensor | None, config: TranspoolerConfig) -> Tensor:
+    """(B, S) mask of the kept tokens; what carries none is full of tokens, or as full as the source's mask makes it."""
+    mask, memory = outputs.get("attention_mask"), outputs[0]
+    if mask is not None:
+        return mask
+    if attention_mask is None:
+        return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device)
+    kept_B = attention_mask.bool().sum(1)
+    for stage in config.architecture.pooling:
+        if stage.ratio is not None:
+            shrink = round(1 / stage.ratio)
+            kept_B = (kept_B + shrink - 1) // shrink
+        else:
+            kept_B = kept_B.clamp(max=stage.length)
+    return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
 
 
 def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None) -> Tensor:
     """Cross entropy summed in float32 over labels that are not -100, over `num_items` or their number, at least 1."""
+    if labels_BT.shape != logits_BTV.shape[:2]:
+        expected = tuple(logits_BTV.shape[:2])
+        raise ValueError(f"labels: {describe(labels_BT)}; expected {expected}, one for each decoder token")
     summed = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
@@ -177,3 +211,4 @@ def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | 
 AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
 AutoModel.register(TranspoolerConfig, TranspoolerModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(TranspoolerConfig, TranspoolerForConditionalGeneration, exist_ok=True)
+AutoModelForTextEncoding.register(TranspoolerConfig, TranspoolerEncoder, exist_ok=True)

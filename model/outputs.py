@@ -4,29 +4,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 
 @dataclass
-class EncoderOutput(ModelOutput):
-    """The kept tokens of a batch; S slots a document, filled ones first."""
+class EncoderOutput(BaseModelOutput):
+    """The kept tokens of a batch; S slots a document, filled ones first, padding dropped: S <= N.
+
+    hidden_states: embeddings and each layer's output (after its pooling), (B, N, D), N falling where a stage pools.
+    attentions: (B, H, N, m) a layer, before its pooling; column j is the j-th token of the query's own block of m.
+    """
 
     last_hidden_state: Tensor | None = None
-    """(B, S, D)."""
+    """(B, S, D), zero in empty slots."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     attention_mask: Tensor | None = None
     """(B, S) int64: 1 = the slot holds something."""
     positions: Tensor | None = None
     """(B, S) int64: position in the document (padding not counted) of each slot's winner."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """Embeddings and each layer's output, if asked for; lengths fall where a stage pools."""
-
-
-@dataclass
-class TranspoolerOutput(Seq2SeqLMOutput):
-    """`Seq2SeqLMOutput` with the mask that belongs to encoder_last_hidden_state."""
-
-    encoder_attention_mask: Tensor | None = None
 
 
 class Selection(NamedTuple):

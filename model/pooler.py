@@ -1,6 +1,7 @@
 """One stage of the pooling schedule: score every token, keep the few that matter."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,20 +49,22 @@ class Pooler(GradientCheckpointingLayer):
             return self._unscored(x_BND, k_B, slots, mask_BN)
         scores_BN = self.scorer(self.score_norm(x_BND))
         if self.stage.operator == "hard":
-            return baselines.hard(x_BND, scores_BN, k_B, slots, mask_BN)
+            return baselines.hard(x_BND, scores_BN, k_B, mask_BN=mask_BN, slots=slots)
         if self.stage.operator == "iterative_softmax":
-            return baselines.iterative_softmax(x_BND, scores_BN, k_B, slots, mask_BN)
+            return baselines.iterative_softmax(x_BND, scores_BN, k_B, mask_BN=mask_BN, slots=slots)
+        # Not validated: should scores ever be NaN, the loss is too, and training skips that step.
+        settings: dict[str, Any] = {"mask_BN": mask_BN, "base": self.base, "validate": False}
         if self.stage.length is None:
-            return soft_topk(x_BND, scores_BN, k_B, mask_BN=mask_BN, base=self.base, slots=slots, rounds=rounds)
-        pooled = soft_topk(x_BND, scores_BN, self.stage.length, mask_BN=mask_BN, base=self.base)
+            return soft_topk(x_BND, scores_BN, k_B, slots=slots, rounds=rounds, **settings)
+        pooled = soft_topk(x_BND, scores_BN, self.stage.length, **settings)
         # Where nothing is to be pooled the scorer has no part in the result. It takes part with zero all the same:
         # ranks whose documents are short must reduce the same gradients as the others.
         return pooled._replace(embeddings=pooled.embeddings + 0 * scores_BN.sum().to(x_BND.dtype))
 
     def _unscored(self, x_BND: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> SoftTopK:
         if self.stage.operator == "random":
-            return baselines.random(x_BND, k_B, slots, mask_BN, training=self.training)
-        return baselines.strided_mean(x_BND, k_B, slots, mask_BN)
+            return baselines.random(x_BND, None, k_B, mask_BN=mask_BN, slots=slots, training=self.training)
+        return baselines.strided_mean(x_BND, None, k_B, mask_BN=mask_BN, slots=slots)
 
     def _lengths(self, mask_BN: Tensor) -> tuple[int, Tensor, int]:
         """Slots for the batch, slots of each document (B,), rounds of halving that suffice."""

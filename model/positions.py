@@ -6,22 +6,25 @@ from torch import Tensor
 MAX_WAVELENGTH = 10_000.0
 
 
-def sinusoidal(positions_BN: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """(B, N, dim) sines and cosines of int64 positions (Vaswani et al. 2017, section 3.5), computed in float32."""
-    angles = _angles(positions_BN, dim)
+def sinusoidal(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(..., dim) sines and cosines of int64 positions (...) (Vaswani et al. 2017, section 3.5), computed in float32."""
+    angles = _angles(positions, dim)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
-def rotary(positions_BN: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, N, head_dim / 2) for `rotate` (Su et al. 2021), computed in float32."""
-    angles = _angles(positions_BN, head_dim)[:, None]
+def rotary(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, N, head_dim / 2) for `rotate` (Su et al. 2021), computed in float32.
+
+    Of packed positions (P,): (P, 1, head_dim / 2), for heads of shape (P, H, K).
+    """
+    angles = _angles(positions, head_dim)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x_BHNK: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (x_i, x_{i + K/2}) by its position's angle, so that dot products see relative positions."""
-    cos, sin = cos_sin
-    first, second = x_BHNK.chunk(2, dim=-1)
+    cos, sin = (part.to(x.dtype) for part in cos_sin)
+    first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 

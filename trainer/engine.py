@@ -1,28 +1,42 @@
-"""DeepSpeed: distributed set-up, its configuration from ours, the engine."""
+"""DeepSpeed: distributed set-up, the engine, weights that are spread over the ranks."""
 
 import logging
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.errors import UserError
 from trainer.config import Config, EngineConfig
+from trainer.deepspeed_config import deepspeed_config
 from trainer.optimizer import GuardedAdamW, parameter_groups
 
-NO_CLIPPING = 1e30
-"""As a bound on the gradient norm it never binds, but DeepSpeed computes the norm, which metrics show."""
 
-
-def check_precision(engine: EngineConfig) -> None:
-    """UserError where this machine cannot train in the precision asked for."""
+def check_machine(engine: EngineConfig) -> None:
+    """UserError where this machine cannot do what is asked for: fp16 without CUDA, NVMe offload without its op."""
     if engine.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("engine.precision is 'fp16', but this machine has no CUDA device; use bf16 or fp32")
+    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
+        if not torch.cuda.is_available():
+            raise UserError(
+                "engine.offload_* is 'nvme', which hangs in DeepSpeed 0.19 without a CUDA device; use cpu or none"
+            )
+        choose_accelerator()
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                "engine.offload_* is 'nvme', but DeepSpeed cannot build its async_io op here; install libaio-dev, or "
+                "use cpu"
+            )
 
 
 def init_distributed(config: Config) -> tuple[int, int]:
@@ -46,69 +60,129 @@ def init_distributed(config: Config) -> tuple[int, int]:
 
 
 def create_engine(model: nn.Module, config: Config, num_micro_batches: int, world_size: int) -> Any:
-    """Wrap the model and AdamW into a DeepSpeed engine."""
+    """Wrap the model and its optimizer into a DeepSpeed engine."""
     import deepspeed
 
-    optimizer = config.optimizer
-    # Above stage 0 DeepSpeed looks for non-finite gradients itself, and knows stock AdamW only.
-    kind = GuardedAdamW if config.engine.zero_stage == 0 else torch.optim.AdamW
-    groups = parameter_groups(model, optimizer)
+    settings = deepspeed_config(config, num_micro_batches, world_size)
     engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=kind(groups, lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps),
-        config=deepspeed_config(config, num_micro_batches, world_size),
-        dist_init_required=False,
+        model=model, optimizer=_optimizer(model, config), config=settings, dist_init_required=False
     )
-    if config.engine.activation_checkpointing:
-        engine.module.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.engine.activation_checkpointing == "torch":
+        _checkpoint_layers(engine.module, partial(torch.utils.checkpoint.checkpoint, use_reentrant=False))
+    elif config.engine.activation_checkpointing == "deepspeed":
+        deepspeed.checkpointing.configure(None, deepspeed_config=settings)
+        _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
+    if config.engine.compile:
+        engine.module.compile()
     return engine
 
 
-def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: ours, then the user's fragment, which may add keys but change none of ours."""
-    engine = config.engine
-    ours: dict[str, Any] = {
-        "train_batch_size": engine.micro_batch_size * num_micro_batches * world_size,
-        "train_micro_batch_size_per_gpu": engine.micro_batch_size,
-        "gradient_accumulation_steps": num_micro_batches,
-        "gradient_clipping": config.optimizer.max_grad_norm or NO_CLIPPING,
-        "zero_optimization": {"stage": engine.zero_stage},
-        "steps_per_print": 2**62,
-        "wall_clock_breakdown": False,
-    }
-    if engine.precision == "bf16":
-        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if engine.zero_stage > 1:
-            # At stage 1 DeepSpeed would take its BF16_Optimizer, whose checkpoints its own zero_to_fp32 cannot read.
-            ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif engine.precision == "fp16":
-        ours["fp16"] = {"enabled": True}
-    return _merged(ours, engine.deepspeed, "")
+def sharded_init(config: Config, num_micro_batches: int, world_size: int) -> AbstractContextManager:
+    """In this context a model is built with each module's weights spread over the ranks at once (ZeRO 3 alone)."""
+    if config.engine.zero_stage != 3:
+        return nullcontext()
+    import deepspeed
+
+    settings = deepspeed_config(config, num_micro_batches, world_size)
+    return deepspeed.zero.Init(config_dict_or_path=settings)
 
 
-OWNED = {
-    "train_batch_size": "data.batch_size",
-    "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
-    "gradient_accumulation_steps": "data.batch_size and engine.micro_batch_size",
-    "gradient_clipping": "optimizer.max_grad_norm",
-    "zero_optimization.stage": "engine.zero_stage",
-    "bf16.enabled": "engine.precision",
-    "fp16.enabled": "engine.precision",
-    "optimizer": "the optimizer section",
-    "scheduler": "optimizer.schedule",
-}
-"""Keys of DeepSpeed's configuration that are ours, and where a user sets them."""
+def gathered(parameters: Sequence[Tensor]) -> AbstractContextManager:
+    """In this context the parameters are whole on every rank; what rank 0 wrote into them goes to all at its end."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)
 
 
-def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
-    merged = dict(ours)
-    for key, value in fragment.items():
-        path = f"{prefix}{key}"
-        if path in OWNED:
-            raise UserError(f"engine.deepspeed.{path} is set by {OWNED[path]}; remove it here")
-        inner = ours.get(key, {})
-        merged[key] = _merged(inner, value, f"{path}.") if isinstance(value, dict) else value
-    return merged
+def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer asked for, over our parameter groups."""
+    settings, engine = config.optimizer, config.engine
+    groups = parameter_groups(model, settings)
+    adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "muon":
+        from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+        adam.pop("lr")
+        own = {True: {"momentum": settings.muon_momentum}, False: adam}
+        return MuonWithAuxAdam([{**own[group["use_muon"]], **group} for group in groups])
+    if engine.offload_optimizer != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
+    if settings.name == "fused_adamw":
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **adam)
+    if engine.zero_stage == 0:
+        return GuardedAdamW(groups, max_grad_norm=settings.max_grad_norm, **adam)
+    # Above stage 0 DeepSpeed clips and looks for non-finite gradients itself, and knows stock AdamW only.
+    return torch.optim.AdamW(groups, **adam)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global norm of the last step's gradients before clipping."""
+    if isinstance(engine.optimizer, GuardedAdamW):
+        return engine.optimizer.grad_norm
+    return float(engine.get_global_grad_norm() or 0.0)
+
+
+def estimated_states(
+    parameters: int, largest_layer: int, stage: int, world_size: int, offload_optimizer: bool, offload_weights: bool
+) -> tuple[int, int]:
+    """DeepSpeed's estimate of (device, host) bytes for ZeRO 2 and 3 with 16-bit weights, all ranks on one machine."""
+    choose_accelerator()
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    if stage == 2:
+        host, device = estimate_zero2_model_states_mem_needs(
+            parameters, num_gpus_per_node=world_size, cpu_offload=offload_optimizer
+        )
+        return device, host
+    host, device, _ = estimate_zero3_model_states_mem_needs(
+        parameters,
+        largest_layer,
+        num_gpus_per_node=world_size,
+        cpu_offload=offload_optimizer,
+        cpu_offload_params=offload_weights,
+        zero_init=True,
+    )
+    return device, host
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """fp16's dynamic loss scale, for the metrics; nothing in other precisions."""
+    return {"loss_scale": float(engine.optimizer.loss_scale)} if engine.fp16_enabled() else {}
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    """Encoder layers, poolers and decoder layers: what is checkpointed as a whole."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _checkpoint_layers(model: nn.Module, checkpoint: Callable) -> None:
+    """Let `checkpoint` run every layer in training, as `transformers` does with torch's."""
+    for layer in _layers(model):
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = checkpoint
+
+
+def _checkpointed(checkpoint: Callable, function: Callable, *arguments: Any) -> Any:
+    """DeepSpeed's checkpoint of a layer: it takes tensors alone, and gives bare tuples where we have named ones."""
+    # Views, since it may empty what it is given, which others still need: all decoder layers read one memory.
+    tensors = [item.view_as(item) for item in arguments if isinstance(item, Tensor)]
+    kind: list[type] = []
+
+    def run(*given: Tensor) -> Any:
+        left = iter(given)
+        outputs = function(*(next(left) if isinstance(item, Tensor) else item for item in arguments))
+        kind[:] = [type(outputs)]
+        return outputs
+
+    outputs = checkpoint(run, *tensors)
+    return kind[0]._make(outputs) if hasattr(kind[0], "_make") else outputs
 
 
 def _prepare_environment() -> None:

@@ -6,7 +6,7 @@ Writes three files, each complete or absent: generated.jsonl (all texts), metric
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_write, write_json
-from common.progress import progress, say
+from common.progress import progress, say, set_quiet
 from data_pipeline.corpus import open_dataset, split_exists
 from trainer.config import Config
 from trainer.highlights import highlight
 from trainer.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
+from trainer.sharing import ALONE, Ranks, ranks_of_environment
 from trainer.summarize import batches, generate, pad_batch
 
 FORMAT = 1
@@ -34,12 +35,16 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
 
     The lead-n baseline takes n = mean words of the references of data.validation_split (first 1,000 documents), so
     that it learns nothing from the evaluated split; without such a split, of the evaluated one.
+
+    Ranks share the batches (WORLD_SIZE and its kin from the environment); all return the same numbers, whatever their
+    number, and rank 0 writes the files.
     """
+    ranks = _ranks(config)
     model, tokenizer = _model(config, model_folder)
     documents = _documents(config, tokenizer, model_folder)
     lead_words = _mean_reference_words(config, documents, tokenizer)
-    loss, shuffled_loss = held_out_losses(model, tokenizer, documents, config)
-    rows = list(_generated(model, tokenizer, documents, lead_words, config))
+    loss, shuffled_loss = held_out_losses(model, tokenizer, documents, config, ranks)
+    rows = _generated(model, tokenizer, documents, lead_words, config, ranks)
     results = {
         "format": FORMAT,
         "model": "untrained" if model_folder is None else str(model_folder),
@@ -54,6 +59,8 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
         "lead_rouge": _intervals(rows, "lead_rouge", config.seed),
         "generation": dataclasses.asdict(config.generation),
     }
+    if ranks.rank:
+        return results
     with atomic_write(output / "generated.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with atomic_write(output / "highlights.json") as file:
@@ -66,27 +73,32 @@ _TEXTS = ("generated", "reference", "lead")
 
 
 @torch.no_grad()
-def held_out_losses(model: Any, tokenizer: Any, documents: Sequence[Any], config: Config) -> tuple[float, float | None]:
+def held_out_losses(
+    model: Any, tokenizer: Any, documents: Sequence[Any], config: Config, ranks: Ranks = ALONE
+) -> tuple[float, float | None]:
     """Mean loss per target token, and the same with every document given another document's summary.
 
     The second is None for a single document. A model that ignores its input has equal losses.
     """
     model.eval()
     partners = derangement(len(documents), config.seed)
-    sums = np.zeros(2)
+    work = ranks.own(list(batches(range(len(documents)), config.generation.batch_size)))
+    sums = []
     num_tokens = sum(len(_target(document, tokenizer, config)) for document in documents)
-    with progress("held-out loss", len(documents)) as bar:
-        for batch in batches(range(len(documents)), config.generation.batch_size):
+    with progress("held-out loss", sum(len(batch) for _, batch in work)) as bar:
+        for number, batch in work:
             sources = [_source(documents[i], tokenizer, config) for i in batch]
             input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
-            for column, chosen in enumerate((batch, [partners[i] for i in batch])):
+            losses = []
+            for chosen in (batch, [partners[i] for i in batch]):
                 targets = [_target(documents[i], tokenizer, config) for i in chosen]
                 labels, _ = pad_batch(targets, IGNORED, model.device)
                 summed = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=1)
-                sums[column] += float(summed.loss)
+                losses.append(float(summed.loss))
+            sums.append((number, losses))
             bar.advance(len(batch))
     # Both sums run over the same summaries, so over the same number of tokens.
-    loss, shuffled = sums / num_tokens
+    loss, shuffled = np.sum(ranks.collected(sums), axis=0) / num_tokens
     return float(loss), float(shuffled) if len(documents) > 1 else None
 
 
@@ -128,6 +140,17 @@ def _percent(interval: dict[str, float]) -> str:
     return f"{100 * interval['mean']:.1f} ({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
 
 
+def _ranks(config: Config) -> Ranks:
+    """Join the ranks that the environment describes, if any."""
+    if ranks_of_environment() == 1:
+        return ALONE
+    from trainer.engine import init_distributed
+
+    ranks = Ranks(*init_distributed(config))
+    set_quiet(bool(ranks.rank))
+    return ranks
+
+
 def _model(config: Config, folder: Path | None) -> tuple[Any, Any]:
     from trainer.models import build_model, load_model
 
@@ -162,26 +185,28 @@ def _documents(config: Config, tokenizer: Any, model_folder: Path | None) -> lis
 
 def _mean_reference_words(config: Config, documents: Sequence[Any], tokenizer: Any) -> int:
     validation = config.data.validation_split
-    if validation and validation != config.evaluation.split:
-        if split_exists(config.data, config.data.shards, validation):
-            dataset = open_dataset(config.data, config.data.shards, validation)
-            held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
-            documents = [document for document in held_out if document.target is not None] or documents
+    shards = config.data.shards
+    if validation and validation != config.evaluation.split and split_exists(config.data, shards, validation):
+        dataset = open_dataset(config.data, shards, validation)
+        held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
+        documents = [document for document in held_out if document.target is not None] or documents
     return max(1, round(np.mean([count_words(_reference(document, tokenizer)) for document in documents])))
 
 
 def _generated(
-    model: Any, tokenizer: Any, documents: Sequence[Any], lead_words: int, config: Config
-) -> Iterator[dict[str, Any]]:
+    model: Any, tokenizer: Any, documents: Sequence[Any], lead_words: int, config: Config, ranks: Ranks
+) -> list[dict[str, Any]]:
     """One row per document, in corpus order."""
-    with progress("summaries", len(documents)) as bar:
-        for batch in batches(documents, config.generation.batch_size):
+    work = ranks.own(list(batches(documents, config.generation.batch_size)))
+    rows = []
+    with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
+        for number, batch in work:
             sources = [_source(document, tokenizer, config) for document in batch]
             texts = generate(model, tokenizer, sources, config.generation)
             for document, text in zip(batch, texts, strict=True):
                 reference = _reference(document, tokenizer)
                 baseline = lead(tokenizer.decode(document.source, skip_special_tokens=True), lead_words)
-                yield {
+                row = {
                     "key": document.key,
                     "id": document.meta.get("id"),
                     "generated": text,
@@ -190,7 +215,9 @@ def _generated(
                     "rouge": rouge(reference, text),
                     "lead_rouge": rouge(reference, baseline),
                 }
+                rows.append((number, row))
             bar.advance(len(batch))
+    return ranks.collected(rows)
 
 
 def _highlights(model: Any, tokenizer: Any, documents: Sequence[Any], config: Config) -> list[dict[str, Any]]:

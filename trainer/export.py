@@ -1,4 +1,4 @@
-"""Checkpoints to folders that `transformers` loads: config, safetensors, tokenizer, model card."""
+"""Checkpoints to folders that `transformers` loads: config, safetensors, tokenizer, code, model card."""
 
 import contextlib
 import io
@@ -10,27 +10,11 @@ from typing import Any
 from common.errors import UserError
 from common.files import INCOMPLETE_SUFFIX, fsync_folder
 from trainer import checkpoint
-from trainer.config import Config
+from trainer.config import Config, GenerationConfig
 from trainer.engine import choose_accelerator
-
-CARD = """---
-library_name: transformers
-tags: [summarization, long-documents, transpooler]
----
-# {name}
-
-A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens
-that matter ({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps
-({objective}).
-
-```python
-import model.modeling  # registers the architecture; from the transpooler package
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_source}).input_ids
-print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
-```
-"""
+from trainer.export_code import AUTO_MAP, write_code
+from trainer.model_card import model_card
+from trainer.safe_load import load_file, weights_only
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -61,10 +45,13 @@ def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, st
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
     tokenizer.model_max_length = config.data.max_source_tokens
+    model.config.auto_map = dict(AUTO_MAP)
+    _set_generation(model.generation_config, config.generation)
     try:
         model.save_pretrained(incomplete)
         tokenizer.save_pretrained(incomplete)
-        (incomplete / "README.md").write_text(_card(model, config, step), encoding="utf-8")
+        write_code(incomplete)
+        (incomplete / "README.md").write_text(model_card(model, config, step), encoding="utf-8")
         for path in incomplete.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -76,19 +63,26 @@ def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, st
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 
 
+def _set_generation(target: Any, settings: GenerationConfig) -> None:
+    """What `model.generate` does where its caller says nothing: as the run's `generation` section says."""
+    target.num_beams = settings.num_beams
+    target.max_new_tokens = settings.max_new_tokens
+    target.min_new_tokens = settings.min_new_tokens or None
+    target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
+    target.no_repeat_ngram_size = settings.no_repeat_ngram_size
+
+
 def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
     """The checkpoint's weights by name, in float32: of ZeRO's shards, or as they were where nothing was sharded."""
-    import torch
-
     folder = checkpoint.folder_of(run, step)
+    choose_accelerator()
     if not list(folder.glob("*_optim_states.pt")):
         # Stage 0 trains in float32 alone: nothing is sharded.
-        return torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    choose_accelerator()
+        return load_file(folder / "mp_rank_00_model_states.pt")["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     # It reports its every step to the terminal.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with weights_only(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
 
 
@@ -104,17 +98,3 @@ def _chosen_step(run: Path, step: int | None) -> int:
     for problem in checkpoint.problems(checkpoint.folder_of(run, step)):
         raise UserError(f"{checkpoint.folder_of(run, step)}: {problem}; choose another step of {steps}")
     return step
-
-
-def _card(model: Any, config: Config, step: int) -> str:
-    stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
-    return CARD.format(
-        name=Path(config.run).resolve().name,
-        block=config.model.block_size or "any number of",
-        schedule=", ".join(stages) or "no pooling: it keeps all of them",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        step=step,
-        objective=config.data.objective,
-        max_source=config.data.max_source_tokens,
-        max_target=config.data.max_target_tokens,
-    )

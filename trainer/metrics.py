@@ -1,6 +1,8 @@
-"""Metrics of a run: RUN/metrics.jsonl always, TensorBoard beside it. Units are in the names."""
+"""Metrics of a run: RUN/metrics.jsonl always, TensorBoard and Weights & Biases beside it. Units are in the names."""
 
+import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,10 @@ from common.errors import UserError
 from common.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
+TIMED = frozenset(
+    {"step_time_s", "source_tokens_per_s", "model_tflops_per_s", "mfu", "data_wait_share", "peak_memory_mib"}
+)
+"""Metrics that tell of the machine and the day; a resumed run repeats all others to the bit."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -32,8 +38,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to TensorBoard; made on rank 0 alone."""
 
-    def __init__(self, run: Path, *, step: int, tensorboard: bool) -> None:
-        """Continue after `step`: what a killed run wrote beyond it is removed, since it will be written again."""
+    def __init__(
+        self,
+        run: Path,
+        *,
+        step: int,
+        tensorboard: bool,
+        wandb_project: str | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Continue after `step`: what a killed run wrote beyond it is removed, since it will be written again.
+
+        `settings`, the whole configuration, goes to Weights & Biases with the run.
+        """
         kept = [row for row in read_metrics(run) if row["step"] <= step]
         with atomic_write(run / FILE_NAME) as file:
             file.writelines(_line(row) for row in kept)
@@ -43,20 +60,46 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._wandb: Any = None if wandb_project is None else _wandb_run(run, wandb_project, settings or {})
 
     def write(self, row: dict[str, Any]) -> None:
         """One line; `row` has step and split, and numbers or strings."""
         self._file.write(_line(row))
+        numbers = {
+            f"{row['split']}/{name}": value
+            for name, value in row.items()
+            if name not in ("step", "split") and isinstance(value, int | float)
+        }
         if self._tensorboard is not None:
-            for name, value in row.items():
-                if name not in ("step", "split") and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log({**numbers, "step": row["step"]})
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all of them."""
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """UserError where Weights & Biases is asked for and not installed."""
+    if project is not None and find_spec("wandb") is None:
+        raise UserError("train.wandb_project is set, but wandb is not installed; pip install 'transpooler[wandb]'")
+
+
+def _wandb_run(run: Path, project: str, settings: dict[str, Any]) -> Any:
+    """A run of Weights & Biases that goes on where one of this folder stopped; its id is the folder's path."""
+    import wandb
+
+    name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+    started = wandb.init(project=project, name=run.name, id=name, resume="allow", dir=str(run), config=settings)
+    # Our own step: after a resume W&B would refuse steps that it has seen already.
+    started.define_metric("*", step_metric="step")
+    return started
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Models from weights on disk or from a seed. Both come back in float32 on the CPU, in training mode."""
 
+import zlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,25 +9,45 @@ from common.errors import UserError
 from trainer.config import Config
 
 
-def build_model(config: Config, tokenizer: Any) -> Any:
+def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager | None = None) -> Any:
     """A model of `config.model` over the tokenizer's vocabulary, weights seeded by `config.seed`.
 
+    Each module's weights depend on the seed and its name alone, so they are the same whatever the ranks, and whether or
+    not the model is built in the context `sharded` (trainer.engine.sharded_init), where no rank ever holds it whole.
     The global random state is left as it was.
     """
     import torch
+    from transformers.initialization import no_init_weights
 
-    from model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from model import TranspoolerForConditionalGeneration
+    from trainer.engine import gathered
 
-    model_config = TranspoolerConfig.from_architecture(
+    with torch.random.fork_rng():
+        with no_init_weights(), sharded or nullcontext():
+            model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
+        model.tie_weights()
+        done: set[int] = set()
+        for name, module in model.named_modules():
+            parameters = [item for item in module.parameters(recurse=False) if id(item) not in done]
+            if parameters:
+                done.update(map(id, parameters))
+                torch.manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
+                with gathered(parameters):
+                    model._init_weights(module)
+        return model.train()
+
+
+def model_config(config: Config, tokenizer: Any) -> Any:
+    """The `TranspoolerConfig` of a run."""
+    from model import TranspoolerConfig
+
+    return TranspoolerConfig.from_architecture(
         config.model,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return TranspoolerForConditionalGeneration(model_config).train()
 
 
 def load_model(folder: Path) -> tuple[Any, Any]:

@@ -10,15 +10,17 @@ import torch
 from common.errors import UserError
 from common.progress import say, set_quiet
 from data_pipeline.loader import Loader
-from data_pipeline.tokenizer import fingerprint
 from trainer import checkpoint
 from trainer.agreement import together
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
-from trainer.engine import check_precision, create_engine, init_distributed
-from trainer.metrics import MetricsWriter
-from trainer.models import build_model, load_model
+from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
+from trainer.metrics import MetricsWriter, check_wandb
+from trainer.models import build_model
 from trainer.state import TrainState
+from trainer.stop import Stop
+from trainer.warm_start import start_from
+from trainer.watchdog import Watchdog
 
 RANK_SEED_STRIDE = 1_000_003
 FREE_TO_CHANGE = (
@@ -27,8 +29,6 @@ FREE_TO_CHANGE = (
     *("data.fetch_retries", "data.max_damaged_documents"),
 )
 """Keys of the fixed sections that a resumed run may change: they do not decide what it is."""
-FREE_TO_FINE_TUNE = ("dropout", "init_std", "block_size", "pooling")
-"""Fields of the architecture in which fine-tuning may differ from the weights that it starts from."""
 
 
 @dataclass
@@ -46,25 +46,57 @@ class Job:
     facts: dict[str, Any]
     metrics: MetricsWriter | None
     """On rank 0 alone."""
+    stop: Stop
+    saved_step: int | None = None
+    """The step of the newest checkpoint, loaded or written by this process."""
+    watchdog: Watchdog | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.engine.module.config.vocab_size)
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
-        if checkpoint.folder_of(self.run, self.state.step).is_dir() and self.state.step:
+        """Write a checkpoint of this step, unless it was loaded or written already."""
+        if self.saved_step == self.state.step:
             return
-        checkpoint.save(self.engine, self.state, self.run, self.facts, self.config.train.keep_last_checkpoints)
+        settings = self.config.train
+        best = self.state.best_step if settings.keep_best_checkpoint else None
+        self.mark("checkpoint")
+        checkpoint.save(
+            self.engine,
+            self.state,
+            self.run,
+            self.facts,
+            settings.keep_last_checkpoints,
+            settings.keep_checkpoint_every_steps,
+            best,
+        )
+        self.saved_step = self.state.step
+
+    def mark(self, phase: str) -> None:
+        """Tell the watchdog that something ended and `phase` begins."""
+        if self.watchdog is not None:
+            self.watchdog.mark(self.state.step, phase, self.state.ledger)
+
+    def check_stop(self, phase: str) -> None:
+        """`mark`, and raise Stopped on all ranks if any is asked to stop. A collective: for evaluation, generation."""
+        self.mark(phase)
+        self.stop.check(self.engine.device)
 
 
-def prepare_job(config: Config) -> Job:
+def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     """Check everything that can be checked, join the other ranks, build or resume."""
-    check_precision(config.engine)
+    check_machine(config.engine)
+    check_wandb(config.train.wandb_project)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config)
     if rank:
         set_quiet(True)
     loader, validation = together(lambda: _loaders(config, rank, world_size))
-    step = _agreed_step(run, rank)
-    model = build_model(config, loader.tokenizer)
+    step = checkpoint.agreed_newest_valid(run)
+    sharded = sharded_init(config, loader.num_micro_batches, world_size)
+    model = build_model(config, loader.tokenizer, sharded)
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
     engine = create_engine(model, config, loader.num_micro_batches, world_size)
@@ -75,17 +107,23 @@ def prepare_job(config: Config) -> Job:
         "tokenizer_fingerprint": loader.tokenizer_fingerprint,
     }
     if step is None:
-        torch.manual_seed(config.seed * RANK_SEED_STRIDE + rank)  # dropout differs between ranks
+        torch.manual_seed(_rank_seed(config, rank, 0))
         state = TrainState()
     else:
-        state = checkpoint.load(engine, run, step, facts)
+        state = checkpoint.load(engine, run, step, facts, seed=_rank_seed(config, rank, step))
         say(f"{run}: resumed at step {step}")
     torch.distributed.barrier()  # nobody reads config.yaml any more
     metrics = None
     if rank == 0:
         save_config(config, run / "config.yaml")
-        metrics = MetricsWriter(run, step=state.step, tensorboard=config.train.tensorboard)
-    return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics)
+        metrics = MetricsWriter(
+            run,
+            step=state.step,
+            tensorboard=config.train.tensorboard,
+            wandb_project=config.train.wandb_project,
+            settings=dataclasses.asdict(config),
+        )
+    return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics, stop or Stop(), step)
 
 
 def check_run_folder(config: Config, run: Path) -> None:
@@ -103,24 +141,6 @@ def check_run_folder(config: Config, run: Path) -> None:
         )
 
 
-def start_from(model: Any, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
-    """Copy the weights of an exported model; UserError where tokenizer or architecture are not those of this run."""
-    source, tokenizer = load_model(folder)
-    if fingerprint(tokenizer) != tokenizer_fingerprint:
-        raise UserError(
-            f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
-            f"with prepare.tokenizer.path={folder}"
-        )
-    for entry in dataclasses.fields(config.model):
-        old, new = getattr(source.config.architecture, entry.name), getattr(config.model, entry.name)
-        if old != new and entry.name not in FREE_TO_FINE_TUNE:
-            raise UserError(f"model.{entry.name} is {new!r}, but train.init_from {folder} was trained with {old!r}")
-    missing, unused = model.load_state_dict(source.state_dict(), strict=False)
-    for names, what in ((missing, "start from random weights"), (unused, "are left out")):
-        if names:
-            say(f"train.init_from {folder}: {', '.join(names)} {what}, since the pooling schedule differs")
-
-
 def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
     pairs = [("seed", before.seed, after.seed), ("train.init_from", before.train.init_from, after.train.init_from)]
     for section in ("model", "data"):
@@ -128,6 +148,11 @@ def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, An
         for entry in dataclasses.fields(old):
             pairs.append((f"{section}.{entry.name}", getattr(old, entry.name), getattr(new, entry.name)))
     return [pair for pair in pairs if pair[0] not in FREE_TO_CHANGE]
+
+
+def _rank_seed(config: Config, rank: int, step: int) -> int:
+    """Seed of dropout, which differs between ranks; `step` where a run goes on with other ranks than it had."""
+    return (config.seed * RANK_SEED_STRIDE + rank + (step << 32)) % 2**63
 
 
 def _loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
@@ -145,10 +170,3 @@ def _loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
         world_size=world_size,
         micro_batch_size=config.engine.micro_batch_size,
     )
-
-
-def _agreed_step(run: Path, rank: int) -> int | None:
-    """The checkpoint to resume, as rank 0 finds it (verifying reads every byte, so one rank does it)."""
-    found = [checkpoint.newest_valid(run) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(found)
-    return found[0]

@@ -26,6 +26,18 @@ class TrainState:
     window_loss: float = 0.0
     """Summed loss since the last line of metrics, so that a resumed run writes the lines of an undisturbed one."""
     window_target_tokens: int = 0
+    best_value: float | None = None
+    """The best evaluation's train.best_metric (the loss with its sign turned: higher is better)."""
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    """Evaluations since the best one."""
+    evaluation_pending: bool = False
+    """The evaluation of this step is due and not done: a run stopped during it starts with it."""
+    loss_spikes: int = 0
+    loss_mean: float = 0.0
+    """Moving mean of the loss per target token, and of its squared distance from it: what a spike is measured by."""
+    loss_variance: float = 0.0
+    losses_seen: int = 0
 
     def record(self, keys: Sequence[str]) -> None:
         """Chain the documents of one global batch into the ledger."""

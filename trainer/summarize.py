@@ -1,7 +1,7 @@
 """Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ class Summary:
     text: str
     num_source_tokens: int
     """Tokens of the document, before cutting."""
-    num_read_tokens: int
-    """Tokens that the model read, </s> included."""
+    read_ids: list[int]
+    """Token ids that the model read, </s> included."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the text under `summary`, and the lengths."""
-        values = asdict(self)
-        return {"summary": values.pop("text"), **values}
+        lengths = {"num_source_tokens": self.num_source_tokens, "num_read_tokens": len(self.read_ids)}
+        return {"summary": self.text, **lengths}
 
 
 def summarize(
@@ -44,12 +44,22 @@ def summarize(
         ]
         cut = [[*source[: limit - 1], tokenizer.eos_token_id] for source in sources]
         for source, read, text in zip(sources, cut, generate(model, tokenizer, cut, generation), strict=True):
-            yield Summary(text=text, num_source_tokens=len(source), num_read_tokens=len(read))
+            yield Summary(text=text, num_source_tokens=len(source), read_ids=read)
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], generation: GenerationConfig) -> list[str]:
-    """Beam search over one batch of token ids (</s> included); the decoded texts."""
+def generate(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[Sequence[int]],
+    generation: GenerationConfig,
+    *,
+    synced: bool = False,
+) -> list[str]:
+    """Beam search over one batch of token ids (</s> included); the decoded texts.
+
+    `synced`: go on until all ranks have finished, since each forward pass of ZeRO 3 needs all of them.
+    """
     model.eval()
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
     generated = model.generate(
@@ -61,6 +71,7 @@ def generate(model: Any, tokenizer: Any, sources: Sequence[Sequence[int]], gener
         length_penalty=generation.length_penalty,
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         do_sample=False,
+        **({"synced_gpus": True} if synced else {}),
     )
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 

@@ -1,13 +1,10 @@
 """The training loop: one for pretraining and fine-tuning, run by each rank."""
 
 import resource
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,63 +13,91 @@ from common.errors import UserError
 from common.progress import progress, say
 from data_pipeline.loader import Step
 from trainer.config import Config
+from trainer.engine import loss_scale
 from trainer.export import export_run
+from trainer.flops import peak_tflops
+from trainer.guards import note_loss
 from trainer.optimizer import learning_rate
+from trainer.profiler import profiling
 from trainer.setup import Job, prepare_job
-from trainer.step import StepResult, held_out_loss, train_step
+from trainer.step import StepResult, train_step
+from trainer.stop import Stop, Stopped
+from trainer.validation import evaluate_in_loop, is_complete
+from trainer.watchdog import is_lost_connection, watchdog
 
 PREEMPTED = 75
 """Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
 MAX_SKIPPED_IN_A_ROW = 20
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def train(config: Config) -> None:
     """Train from the newest checkpoint, or from the start, to `train.steps`; then export to RUN/export.
 
-    RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM or
-    SIGUSR1 all ranks finish the step together, save a checkpoint and exit with code 75.
+    RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM,
+    SIGUSR1 or after `train.max_time` all ranks finish the step together, save a checkpoint and exit with code 75.
     """
-    with _stop_signals() as stop:
-        job = prepare_job(config)
-        if job.state.step >= config.train.steps and (job.run / "export" / "config.json").is_file():
+    stop = Stop(config.train.max_time)
+    with stop.listening():
+        job = prepare_job(config, stop)
+        if is_complete(job) and (job.run / "export" / "config.json").is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
-        elif _loop(job, stop):
+        elif _watched_loop(job):
             _finish(job)
         else:
             job.save()
-            say(f"{job.run}: stopped at step {job.state.step} and saved; run the same command again to continue")
+            reason = stop.common_reason()
+            say(f"{job.run}: {reason}: saved step {job.state.step}; run the same command again to continue")
         if job.metrics is not None:
             job.metrics.close()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        if job.state.step < config.train.steps:
+        if not is_complete(job):
             raise SystemExit(PREEMPTED)
 
 
-def _loop(job: Job, stop: threading.Event) -> bool:
-    """Take steps until the run is complete (True) or asked to stop (False)."""
+def _watched_loop(job: Job) -> bool:
+    """`_loop` under the watchdog. A collective that fails for a rank that is gone ends this process with one line."""
+    with watchdog(job.run, job.config.guards) as job.watchdog:
+        try:
+            return _loop(job)
+        except RuntimeError as error:
+            if job.watchdog is None or not is_lost_connection(error):
+                raise
+            job.watchdog.lost_connection(error)
+            raise
+        except Stopped:
+            return False
+
+
+def _loop(job: Job) -> bool:
+    """Take steps until the run is complete (True) or asked to stop (False, or Stopped)."""
     state, settings = job.state, job.config.train
-    clock = _Clock()
+    peak = peak_tflops(job.config.engine.precision, job.config.engine.peak_tflops)
+    clock = _Clock(peak and peak * job.world_size)
     with (
         closing(job.loader.steps(state.step)) as steps,
         progress(f"train {job.run.name}", settings.steps - state.step) as bar,
+        profiling(job.run, settings, job.rank, state.step) as step_is_done,
     ):
-        while state.step < settings.steps:
+        while True:
+            if state.evaluation_pending and evaluate_in_loop(job):
+                job.save()
+            if state.step and _due(state.step, settings.checkpoint_every_steps, settings.steps):
+                job.save()
+            if is_complete(job):
+                return True
+            job.mark("data")
             step = clock.waited_for(steps)
-            result = train_step(job, step, stop.is_set())
+            job.mark("step")
+            result = train_step(job, step, job.stop.wanted())
             if result is None:
                 return False
             _record(job, step, result)
             clock.count(result)
+            step_is_done()
             bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
             if _due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
-            if job.validation is not None and _due(state.step, settings.evaluate_every_steps, settings.steps):
-                _evaluate(job)
-            if _due(state.step, settings.checkpoint_every_steps, settings.steps):
-                job.save()
-    return True
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -87,17 +112,27 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
     state.target_tokens += result.target_tokens
     state.damaged_documents += result.damaged_documents
     state.record(step.keys)
+    every, last = job.config.train.evaluate_every_steps, job.config.train.steps
+    state.evaluation_pending = job.validation is not None and _due(state.step, every, last)
+    loss = result.loss_sum / max(1, result.target_tokens)
+    if result.spike:
+        state.loss_spikes += 1
+        what = "a spike, no update" if result.skipped else "a spike"
+        keys = ", ".join(step.keys)
+        say(f"step {state.step}: loss {loss:.3f} is {what} (mean {state.loss_mean:.3f}; documents {keys})")
     if not result.skipped:
+        note_loss(state, loss)
         state.skipped_in_a_row = 0
         state.window_loss += result.loss_sum
         state.window_target_tokens += result.target_tokens
         return
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
-    say(f"step {state.step}: loss or gradient not finite, no update (documents {', '.join(step.keys)})")
+    if not result.spike:
+        say(f"step {state.step}: loss or gradient not finite, no update (documents {', '.join(step.keys)})")
     if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"{job.run}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite, the last on documents "
+            f"{job.run}: {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite or spikes, the last on documents "
             f"{', '.join(step.keys)}; lower optimizer.learning_rate or look at these documents"
         )
 
@@ -115,10 +150,12 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         "loss": loss,
         "learning_rate": learning_rate(state.step - 1, job.config.optimizer, job.config.train.steps),
         "grad_norm": result.gradient_norm,
+        **loss_scale(job.engine),
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,
         "damaged_documents": state.damaged_documents,
+        "loss_spikes": state.loss_spikes,
         "source_tokens": state.source_tokens,
         "target_tokens": state.target_tokens,
         "peak_memory_mib": _peak_memory_mib(),
@@ -128,20 +165,14 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
     job.metrics.write(row)
 
 
-def _evaluate(job: Job) -> None:
-    loss, num_tokens = held_out_loss(job)
-    say(f"step {job.state.step}: held-out loss {loss:.4f}")
-    if job.metrics is not None:
-        row = {"step": job.state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
-        job.metrics.write(row)
-
-
 def _finish(job: Job) -> None:
     """Export the complete run; the other ranks wait."""
     job.save()
     if job.rank == 0:
-        export_run(job.run, job.run / "export")
-        say(f"{job.run}: done, {job.state.step} steps; model in {Path(job.run) / 'export'}")
+        step = job.state.best_step if job.config.train.export_best else None
+        export_run(job.run, job.run / "export", step)
+        what = f"model of step {step or job.state.step}"
+        say(f"{job.run}: done, {job.state.step} steps; {what} in {Path(job.run) / 'export'}")
 
 
 def _peak_memory_mib() -> float:
@@ -151,31 +182,18 @@ def _peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set."""
-    event = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Clock:
     """Times and token counts of this process since the last line of metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None) -> None:
+        """`peak_tflops` of all ranks' devices together."""
+        self._peak_tflops = peak_tflops
         self._reset()
 
     def _reset(self) -> None:
         self._started, self._waited_s = time.perf_counter(), 0.0
         self._steps = self._source_tokens = self._padded_tokens = 0
+        self._flops = 0.0
 
     def waited_for(self, steps: Iterator[Step]) -> Step:
         """The next step of the loader, with the wait for it measured."""
@@ -189,6 +207,7 @@ class _Clock:
         self._steps += 1
         self._source_tokens += result.source_tokens
         self._padded_tokens += result.padded_tokens
+        self._flops += result.flops
 
     def window(self) -> dict[str, float]:
         """Means since the last call (evaluation and checkpoints in between included)."""
@@ -198,6 +217,9 @@ class _Clock:
             "source_tokens_per_s": self._source_tokens / elapsed_s,
             "data_wait_share": self._waited_s / elapsed_s,
             "padding_share": 1 - self._source_tokens / max(1, self._padded_tokens),
+            "model_tflops_per_s": self._flops / elapsed_s / 1e12,
         }
+        if self._peak_tflops is not None:
+            values["mfu"] = values["model_tflops_per_s"] / self._peak_tflops
         self._reset()
         return values

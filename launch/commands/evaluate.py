@@ -1,9 +1,10 @@
 """`transpooler evaluate`: summaries, ROUGE and losses beside baselines."""
 
 import argparse
+import os
 from pathlib import Path
 
-from launch.arguments import add_command, add_settings
+from launch.arguments import add_command, add_settings, config_settings, positive
 from launch.checks import checked_config, require_model
 
 UNTRAINED = "untrained"
@@ -17,7 +18,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "generate summaries of held-out documents and score them against references and baselines",
         "  transpooler evaluate runs/finetune\n"
         "  transpooler evaluate my.yaml evaluation.split=validation evaluation.max_documents=100\n"
-        "  transpooler evaluate runs/finetune --model untrained",
+        "  transpooler evaluate runs/finetune --model untrained\n"
+        "  transpooler evaluate runs/finetune --processes 4",
     )
     add_settings(parser)
     parser.add_argument(
@@ -32,21 +34,38 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="receives generated.jsonl, metrics.json and highlights.json (default RUN/evaluation/SPLIT, "
         "or RUN/evaluation/SPLIT-untrained)",
     )
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks on this machine that share the documents; the results do not depend on it (default 1)",
+    )
 
 
-def run(parsed: argparse.Namespace) -> None:
-    """`transpooler evaluate`."""
+def run(parsed: argparse.Namespace) -> int | None:
+    """`transpooler evaluate`: in this process, in several ranks, or as one of them."""
     config = checked_config(parsed)
     if config is None:
-        return
+        return None
     untrained = parsed.model == UNTRAINED
     model = None if untrained else Path(parsed.model or Path(config.run) / "export")
     if model is not None:
         require_model(model)
+    if parsed.processes > 1:
+        from launch.ranks import run_ranks
+
+        given = {"--model": parsed.model, "--output": parsed.output}
+        options = [f"{name}={value}" for name, value in given.items() if value is not None]
+        quiet = ["--quiet"] if parsed.quiet else []
+        settings = config_settings(parsed.settings)
+        return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="launch")
     name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
     from trainer.evaluate import evaluate as evaluate_model
     from trainer.evaluate import print_table
 
-    print_table(
-        evaluate_model(config, model_folder=model, output=parsed.output or Path(config.run) / "evaluation" / name)
-    )
+    output = parsed.output or Path(config.run) / "evaluation" / name
+    results = evaluate_model(config, model_folder=model, output=output)
+    if os.environ.get("RANK", "0") == "0":
+        print_table(results)
+    return None

@@ -17,9 +17,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  transpooler order runs/finetune --from-step 1200 --steps 10\n"
         "  transpooler order my.yaml --steps 1000 --ledger | tail -n 1",
     )
-    parser.description += (
-        "\n\nA line holds step (as in metrics.jsonl: the first batch of a run makes step 1), epoch and keys, and does not "
-        "depend\non the number of ranks or workers. No document is read. With --ledger it holds the ledger of "
+    parser.description = (
+        f"{parser.description}"
+        "\n\nA line holds step (as in metrics.jsonl: the first batch of a run makes step 1), epoch and keys, and does "
+        "not depend\non the number of ranks or workers. No document is read. With --ledger it holds the ledger of "
         "metrics.jsonl, too."
     )
     add_settings(parser)

@@ -1,7 +1,9 @@
 """`transpooler prepare`: documents to shards."""
 
 import argparse
+import os
 
+from common.errors import UserError
 from launch.arguments import add_command, add_settings
 from launch.checks import checked_config
 
@@ -11,18 +13,46 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "prepare",
-        "turn documents into tokenized shards; does nothing where they are complete",
+        "turn documents into tokenized shards; goes on where it was killed, does nothing where they are complete",
         "  transpooler prepare my.yaml\n"
-        "  transpooler prepare my.yaml prepare.output=shards 'prepare.sources.train=[papers/*.jsonl.gz]'",
+        "  transpooler prepare my.yaml prepare.output=shards 'prepare.sources.train=[papers/*.jsonl.gz]'\n"
+        "  sbatch --array=0-15 --wrap 'transpooler prepare my.yaml' && transpooler prepare my.yaml  # see docs",
     )
     add_settings(parser)
+    parser.add_argument(
+        "--task",
+        metavar="I/N",
+        help="do the I-th of N shares (from 0) and stop; the same command without it then does the rest. "
+        "In a SLURM array this is taken from the array's variables; 'all' turns that off",
+    )
+    parser.add_argument("--executor", choices=("processes", "ray"), help="short for prepare.executor=...")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler prepare`."""
+    if parsed.executor:
+        parsed.settings.append(f"prepare.executor={parsed.executor}")
     config = checked_config(parsed)
     if config is None:
         return
     from data_pipeline.prepare import prepare as prepare_shards
 
-    prepare_shards(config.prepare)
+    prepare_shards(config.prepare, array_task(parsed.task))
+
+
+def array_task(text: str | None) -> tuple[int, int] | None:
+    """(index from 0, number of tasks) from --task or from SLURM's variables; None: everything."""
+    if text == "all":
+        return None
+    if text is not None:
+        left, _, right = text.partition("/")
+        if not (left.isdecimal() and right.isdecimal() and int(left) < int(right)):
+            raise UserError(f"--task {text}: give I/N with I from 0 to N - 1, for example 0/16, or all")
+        return int(left), int(right)
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    if names[0] not in os.environ:
+        return None
+    number, first, count = (int(os.environ[name]) for name in names)
+    if not 0 <= number - first < count:
+        raise UserError(f"{names[0]}={number}: the array must be numbered without gaps, for example --array=0-15")
+    return number - first, count

@@ -3,12 +3,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
+from common.files import atomic_write
+from common.progress import progress
 from launch.arguments import add_command, positive
 from launch.checks import require_model
+from launch.documents import count_documents, read_documents, spooled
 from trainer.config import GenerationConfig
 
 
@@ -17,12 +22,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands,
         "summarize",
-        "summarize text files (one document each) and .jsonl or .jsonl.gz files (one document a line)",
+        "summarize text files (one document each) and JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; one document a line)",
         "  transpooler summarize paper.txt --model runs/finetune/export\n"
         "  pdftotext paper.pdf - | transpooler summarize - --model runs/finetune/export\n"
-        "  transpooler summarize papers.jsonl.gz --model runs/finetune/export --json --output summaries.jsonl",
+        "  transpooler summarize papers.jsonl.gz --model runs/finetune/export --json --output summaries.jsonl\n"
+        "  transpooler summarize paper.txt --model runs/finetune/export --html paper.html",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE|-", help="documents; - reads one text from standard input")
+    parser.add_argument("files", nargs="+", metavar="FILE|-", help="documents; - reads standard input")
+    parser.add_argument("--json-input", action="store_true", help="standard input holds JSON Lines, not one text")
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="an exported model")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="width of the beam search (default 4)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest summary (default 256)")
@@ -38,33 +45,72 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--column", metavar="KEY", help="key of the document in .jsonl lines (default: recognised)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of standard output")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page that shows what the model kept of each document"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per document, with its name and lengths")
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """`transpooler summarize`."""
+    """Do it: a batch at a time, so that any number of documents fits into memory."""
     require_model(parsed.model)
     generation = generation_of(parsed)
-    documents = list(_documents(parsed.files, parsed.column))
-    from trainer.models import load_model
-    from trainer.summarize import summarize as summarize_texts
+    with ExitStack() as stack:
+        files = stack.enter_context(spooled(parsed.files, parsed.json_input))
+        total = count_documents(files, parsed.column)
+        from trainer.models import load_model
 
-    model, tokenizer = load_model(parsed.model)
-    summaries = summarize_texts(
-        model, tokenizer, (text for _, text in documents), generation, max_source_tokens=parsed.max_source_tokens
-    )
-    lines = (
-        json.dumps({"document": name, **summary.as_dict()}, ensure_ascii=False) if parsed.json else summary.text
-        for (name, _), summary in zip(documents, summaries, strict=True)
-    )
-    if parsed.output is None:
-        for line in lines:
-            print(line, flush=True)
+        model, tokenizer = load_model(parsed.model)
+        write = stack.enter_context(_output(parsed.output))
+        # A bar between the lines of results would only be in the way.
+        watched = parsed.output is not None or not sys.stdout.isatty()
+        bar = stack.enter_context(progress("summarize (documents)", total)) if watched else None
+        documents = read_documents(files, parsed.column)
+        highlighted = []
+        for name, summary in _summaries(model, tokenizer, documents, parsed.max_source_tokens, generation):
+            line = {"document": name, **summary.as_dict()}
+            write(json.dumps(line, ensure_ascii=False) if parsed.json else summary.text)
+            if parsed.html is not None:
+                highlighted.append(_highlighted(model, tokenizer, name, summary))
+            if bar is not None:
+                bar.advance()
+        if parsed.html is not None:
+            from trainer.report import write_documents
+
+            write_documents(highlighted, parsed.html)
+
+
+def _summaries(
+    model: Any,
+    tokenizer: Any,
+    documents: Iterator[tuple[str, str]],
+    max_source_tokens: int | None,
+    generation: GenerationConfig,
+) -> Iterator[tuple[str, Any]]:
+    """(name, Summary) of every document, in order."""
+    from trainer.summarize import batches, summarize
+
+    for batch in batches(documents, generation.batch_size):
+        texts = [text for _, text in batch]
+        found = summarize(model, tokenizer, texts, generation, max_source_tokens=max_source_tokens)
+        yield from zip((name for name, _ in batch), found, strict=True)
+
+
+def _highlighted(model: Any, tokenizer: Any, name: str, summary: Any) -> dict[str, Any]:
+    from trainer.highlights import highlight
+
+    marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)
+    return {"name": name, "generated": summary.text, **marks}
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """A function that writes one line: to a file that is complete or absent, or at once to standard output."""
+    if path is None:
+        yield lambda line: print(line, flush=True)
         return
-    from common.files import atomic_write
-
-    with atomic_write(parsed.output) as file:
-        file.writelines(f"{line}\n" for line in lines)
+    with atomic_write(path) as file:
+        yield lambda line: file.write(f"{line}\n")
 
 
 def generation_of(parsed: argparse.Namespace) -> GenerationConfig:
@@ -75,42 +121,3 @@ def generation_of(parsed: argparse.Namespace) -> GenerationConfig:
     if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
         raise UserError("\n".join(problems))
     return generation
-
-
-def _documents(files: Sequence[str], column: str | None) -> Iterator[tuple[str, str]]:
-    """(name, text) of every document; a bad line of a .jsonl file is a UserError, since it was asked for by name."""
-    for file in files:
-        if file == "-":
-            yield "-", _checked("standard input", _read(sys.stdin.buffer.read(), "standard input"))
-        elif file.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_documents(file, column)
-        else:
-            try:
-                yield file, _checked(file, _read(Path(file).read_bytes(), file))
-            except OSError as error:
-                raise UserError(f"{file}: cannot read: {error.strerror}") from None
-
-
-def _json_documents(file: str, column: str | None) -> Iterator[tuple[str, str]]:
-    from data_pipeline.readers import Dropped, read_documents, resolve_paths
-
-    paths = resolve_paths([file], "FILE")
-    for item in read_documents(paths, source_column=column, target_column=None, require_target=False):
-        where = f"{file}:{item.line}"
-        if isinstance(item, Dropped):
-            remedy = "; name the document's key with --column" if item.reason == "missing_source" else ""
-            raise UserError(f"{where}: cannot be summarized ({item.reason}){remedy}")
-        yield where, _checked(where, item.source)
-
-
-def _read(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}; convert it first (iconv -t UTF-8)") from None
-
-
-def _checked(name: str, text: str) -> str:
-    if not text.strip():
-        raise UserError(f"{name}: empty document; nothing to summarize")
-    return text

@@ -4,59 +4,108 @@ hard: top-k by score, gated by the score (its gradient reaches the scorer straig
 random: k tokens drawn evenly, again at every call in training, always the same ones in evaluation.
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
+
+All take (embeddings_BND, scores_BN, k, *, mask_BN, slots, keep_order) as `soft_topk` does and raise as it does.
+random and strided_mean read no scores (None will do) and always keep the document's order.
 """
 
 import torch
 from torch import Tensor
 
 from model.ops.soft_topk import SoftTopK
+from model.ops.soft_topk.checks import check_tensors
+from model.ops.soft_topk.ops import group_sum_op
 
 TEMPERATURE = 0.1  # of iterative softmax: scores lie in (0, 1), so that 1.0 would average everything
 
 
-def hard(embeddings_BND: Tensor, scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> SoftTopK:
+def hard(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+    keep_order: bool = True,
+) -> SoftTopK:
     """The k best tokens as they are; in the backward pass they count as score * token."""
-    positions, mask = _chosen(scores_BN.detach(), k_B, slots, mask_BN)
+    scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
+    positions, mask = _chosen(scores_BN.detach(), k_B, slots, mask_BN, keep_order)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     scores = scores_BN.gather(1, positions)
     gate = 1 + (scores - scores.detach())
     return _of_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
 
 
-def random(embeddings_BND: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor, *, training: bool) -> SoftTopK:
+def random(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor | None,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+    keep_order: bool = True,
+    training: bool = False,
+) -> SoftTopK:
     """k tokens of each document, evenly drawn."""
+    scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
     generator = None if training else torch.Generator(mask_BN.device).manual_seed(0)
     # One row of draws for all documents in evaluation, so that a document's choice does not depend on its batch.
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
-    positions, mask = _chosen(draws_BN, k_B, slots, mask_BN)
+    positions, mask = _chosen(draws_BN, k_B, slots, mask_BN, keep_order=True)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     return _of_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
 
 
-def strided_mean(embeddings_BND: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> SoftTopK:
+def strided_mean(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor | None,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+    keep_order: bool = True,
+) -> SoftTopK:
     """The document cut into k runs of as equal length as can be, each replaced by its mean."""
+    _, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
     count_B1, k_B1 = mask_BN.sum(1, keepdim=True), k_B[:, None]
     rank_BN = mask_BN.cumsum(1) - 1
     run_BN = torch.where(count_B1 > k_B1, rank_BN * k_B1 // count_B1.clamp(min=1), rank_BN)
     groups_BN = torch.where(mask_BN, run_BN, -1)
-    member = (groups_BN[:, None] == torch.arange(slots, device=mask_BN.device)[:, None]).float()
-    sizes = member.sum(2)
-    weights_BSN = member / sizes.clamp(min=1)[..., None]
+    # Slot `slots` takes the padding, and is cut off.
+    bins_BN = torch.where(mask_BN, run_BN, slots)
+    wide = torch.float64 if embeddings_BND.dtype == torch.float64 else torch.float32
+    sizes = torch.zeros(len(mask_BN), slots + 1, device=mask_BN.device, dtype=wide)
+    sizes = sizes.scatter_add(1, bins_BN, torch.ones_like(bins_BN, dtype=wide))
+    weights_BN = torch.where(mask_BN, 1 / sizes.gather(1, bins_BN), 0)
+    mask = sizes[:, :slots] > 0
+    token_BN = torch.arange(mask_BN.shape[1], device=mask_BN.device).expand(mask_BN.shape)
+    firsts = torch.full_like(sizes, mask_BN.shape[1], dtype=torch.int64).scatter_reduce(1, bins_BN, token_BN, "amin")
     return SoftTopK(
-        embeddings=(weights_BSN.to(embeddings_BND.dtype) @ embeddings_BND),
-        mask=sizes > 0,
-        scores=(sizes > 0).float(),
-        positions=member.argmax(2),
+        embeddings=group_sum_op(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
+        mask=mask,
+        scores=mask.to(wide),
+        positions=torch.where(mask, firsts[:, :slots], 0),
         groups=groups_BN,
-        weights=weights_BSN.sum(1),
+        weights=weights_BN,
     )
 
 
 def iterative_softmax(
-    embeddings_BND: Tensor, scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor, *, keep_order: bool = True
+    embeddings_BND: Tensor,
+    scores_BN: Tensor,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+    keep_order: bool = True,
 ) -> SoftTopK:
-    """Slot j is the softmax average after the j - 1 before it: O(k N D), and every token may flow into every slot."""
+    """Slot j is the softmax average after the j - 1 before it: O(k N D), and every token may flow into every slot.
+
+    groups and weights name each token's largest share; a slot's position is the token that weighs most in it.
+    """
+    scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
     logits = torch.where(mask_BN, scores_BN, -torch.inf) / TEMPERATURE
     logits = torch.where(mask_BN.any(1, keepdim=True), logits, 0)
     shares = []
@@ -73,8 +122,10 @@ def iterative_softmax(
         positions = positions.gather(1, order)
     weights_BSN = weights_BSN * filled[..., None]
     best = weights_BSN.max(dim=1)
+    with torch.autocast(mask_BN.device.type, enabled=False):  # results come in the dtype of the embeddings
+        pooled = weights_BSN.to(embeddings_BND.dtype) @ embeddings_BND
     return SoftTopK(
-        embeddings=weights_BSN.to(embeddings_BND.dtype) @ embeddings_BND,
+        embeddings=pooled,
         mask=filled,
         scores=(weights_BSN * torch.where(mask_BN, scores_BN, 0)[:, None]).sum(2),
         positions=torch.where(filled, positions, 0),
@@ -83,13 +134,24 @@ def iterative_softmax(
     )
 
 
-def _chosen(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, slots) of the k best real tokens in document order, and which slots are filled."""
+def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Scores in float32 at least (ones, if None), k of each document, slots of the batch, mask."""
+    if scores_BN is None:
+        scores_BN = torch.ones(embeddings_BND.shape[:2], device=embeddings_BND.device)
+    mask_BN = check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
+    slots = min(k if isinstance(k, int) else slots, mask_BN.shape[1])
+    k_B = torch.full(mask_BN.shape[:1], k, device=mask_BN.device) if isinstance(k, int) else k
+    return scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float(), k_B, slots, mask_BN
+
+
+def _chosen(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor, keep_order: bool) -> tuple[Tensor, Tensor]:
+    """Positions (B, slots) of the k best real tokens, and which slots are filled; ties go to the earlier token."""
     num_tokens = mask_BN.shape[1]
     order = torch.where(mask_BN, scores_BN, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :slots]
     filled = torch.arange(slots, device=mask_BN.device) < torch.minimum(k_B[:, None], mask_BN.sum(1, keepdim=True))
-    positions = torch.where(filled, order, num_tokens).sort(dim=1).values
-    return torch.where(filled, positions, 0), filled
+    if keep_order:
+        order = torch.where(filled, order, num_tokens).sort(dim=1).values
+    return torch.where(filled, order, 0), filled
 
 
 def _of_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
@@ -102,7 +164,7 @@ def _of_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, 
     return SoftTopK(
         embeddings=torch.where(mask[..., None], pooled, 0),
         mask=mask,
-        scores=torch.where(mask, scores, 0).float(),
+        scores=torch.where(mask, scores, 0),
         positions=positions,
         groups=groups_BN,
         weights=(groups_BN >= 0).float(),

@@ -12,9 +12,7 @@ import pytest
 from launch import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-START = (
-    "import sys; from launch import ranks; ranks.RANK_MODULE = sys.argv[1]; sys.exit(ranks.run_ranks(2, sys.argv[2:]))"
-)
+START = "import sys; from launch import ranks; sys.exit(ranks.run_ranks(2, sys.argv[2:], sys.argv[1]))"
 
 
 def start(module: str, *arguments: str, path: Path = ROOT) -> subprocess.Popen[str]:

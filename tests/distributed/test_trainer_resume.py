@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.checkpoint import checkpoint_steps, folder_of
-from trainer.metrics import read_metrics
+from trainer.metrics import TIMED, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIMING = {"step_time_s", "source_tokens_per_s", "data_wait_share", "peak_memory_mib"}
 DEADLINE_S = 120
 
 
@@ -81,7 +80,7 @@ def _ranks_below(launcher: subprocess.Popen) -> list[psutil.Process]:
 
 def _assert_same(run: Path, expected: Path) -> None:
     rows, expected_rows = (
-        [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(folder)]
+        [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(folder)]
         for folder in (run, expected)
     )
     assert rows == expected_rows

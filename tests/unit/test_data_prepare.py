@@ -93,6 +93,16 @@ def test_bytes_do_not_depend_on_workers_or_time(config, tmp_path):
     assert tree(Path(config.output)) == tree(tmp_path / "again")
 
 
+def test_paths_may_be_relative(config, tmp_path, monkeypatch):
+    (tmp_path / "in/test.jsonl").write_text(json.dumps(article(99)))
+    sources = SourcesConfig(train=("in/train.jsonl",), test=("in/test.jsonl",))
+    monkeypatch.chdir(tmp_path)
+    report = prepare(changed(config, output="out", sources=sources))
+    assert set(report["splits"]) == {"train", "test"}
+    assert (tmp_path / "out/test/index.json").is_file()
+    assert not (tmp_path / "out.incomplete").exists()
+
+
 def test_a_finished_output_is_left_alone_and_never_overwritten(config, capsys):
     first = prepare(config)
     before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*")}
@@ -128,14 +138,19 @@ def test_leftovers_of_a_killed_run_are_cleared(config, tmp_path):
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # tarfile flushes once more when collected
-def test_a_full_disk_leaves_nothing_behind(config, tmp_path, monkeypatch):
+def test_after_a_full_disk_the_same_command_continues(config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("data_pipeline.shard_writer._HashingFile.write", full)
-    with pytest.raises(UserError, match="disk is full"):
-        prepare(config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.shard_writer._HashingFile.write", full)
+        with pytest.raises(UserError, match="disk is full; free space and run the same command again"):
+            prepare(config)
+    assert not Path(config.output).exists()
+    assert not list((tmp_path / "out.incomplete").rglob("*.tar*"))
+    monkeypatch.setattr("data_pipeline.tasks._Part.encode", lambda *_: pytest.fail("a finished task was done again"))
+    prepare(config)
+    assert len(ShardDataset(tmp_path / "out/train")) == 30
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -96,7 +96,7 @@ def test_text_files(tmp_path):
 
 def test_paths_and_globs(tmp_path):
     first, second = (write_lines(tmp_path / name, [GOOD]) for name in ("a.jsonl", "b.jsonl"))
-    assert resolve_paths([str(second), str(tmp_path / "*.jsonl")]) == [second, first]
+    assert resolve_paths([str(second), str(tmp_path / "*.jsonl")]) == [str(second), str(first)]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_paths_and_globs(tmp_path):
         ("none.jsonl", "no such file"),
         ("*.txt", "no file matches"),
         ("empty.jsonl", "is empty"),
-        ("a.csv", r"must end in \.jsonl, \.jsonl\.gz, \.txt"),
+        ("a.csv", r"must end in \.jsonl, \.jsonl\.gz, .*\.txt"),
         ("", "is a folder"),
     ],
 )
@@ -114,3 +114,44 @@ def test_unusable_paths(tmp_path, name, message):
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(UserError, match=f"prepare.sources.train: .*{message}"):
         resolve_paths([str(tmp_path / name)], "prepare.sources.train")
+
+
+def test_zstd_parquet_tar_and_datasets_give_the_same_documents(tmp_path):
+    import io
+    import tarfile
+
+    import pyarrow
+    import pyarrow.parquet
+    import zstandard
+
+    rows = [{**GOOD, "id": f"paper-{i}"} for i in range(3)]
+    lines = write_lines(tmp_path / "a.jsonl", rows).read_bytes()
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines[:50]) + zstandard.compress(lines[50:]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        for row in rows:
+            for name, data in (("article.txt", row["article"]), ("json", json.dumps({"abstract": row["abstract"]}))):
+                member = tarfile.TarInfo(f"{row['id']}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data.encode()))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/train.jsonl").write_bytes(lines)
+    expected = [(row["id"], row["article"], row["abstract"]) for row in rows]
+    for name in ("a.jsonl", "b.jsonl.zst", "c.parquet", "d.tar", f"datasets://{tmp_path}/hub?split=train"):
+        location = name if "://" in name else str(tmp_path / name)
+        found = [item for item in read_documents([location], None, None, True) if isinstance(item, RawDocument)]
+        assert [(item.id, item.source, item.target) for item in found] == expected, name
+        assert [item.line for item in found] == [1, 2, 3]
+
+
+def test_cut_short_zstd_parquet_and_tar_are_refused(tmp_path):
+    for name in ("a.jsonl.zst", "a.parquet", "a.tar"):
+        (tmp_path / name).write_bytes(b"\x28\xb5\x2f\xfd nonsense" * 100)
+        with pytest.raises(UserError, match=f"{name}.*broken"):
+            read(tmp_path / name)
+
+
+def test_the_published_scientific_papers_files_are_json_in_txt(tmp_path):
+    record = {"article_id": "x", "article_text": ["one ."], "abstract_text": ["<S> two . </S>"]}
+    path = write_lines(tmp_path / "train.txt", [record, record])
+    assert [(item.source, item.target) for item in read(path)] == [("one .", "two .")] * 2

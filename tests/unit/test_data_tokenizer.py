@@ -60,3 +60,10 @@ def test_no_tokenizer_or_a_broken_one(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_unigram_reads_back():
+    texts = [f"the model reads {i} documents and keeps few of the tokens." for i in range(200)]
+    first = train_tokenizer(iter(texts), 120, "unigram")
+    assert special_ids(first) == SpecialIds(bos=0, pad=1, eos=2, unk=3, mask=4, gap=5)
+    assert first.decode(first(texts[7]).input_ids) == texts[7]

@@ -71,7 +71,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     sources = {split: [str(folder / f"{split}.jsonl")] for split in ("train", "validation", "test")}
+    clean = {"held_out_overlap": None}  # the splits hold the same documents here
     values = {"output": str(folder / "shards"), "sources": sources, "tokenizer": {"vocab_size": 400}, "workers": 1}
+    values["clean"] = clean
     prepare(config_from_dict({"prepare": values}).prepare)
     return folder / "shards"
 
@@ -183,7 +185,7 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Echo
     texts = [f"text {number} </s> ends" for number in range(5)]
     found = list(summarize(model, tokenizer, texts, GenerationConfig(batch_size=2, max_new_tokens=6), 8))
     assert [summary.text[:6] for summary in found] == [text[:6] for text in texts]
-    assert all(summary.num_read_tokens == 8 < summary.num_source_tokens for summary in found)
+    assert all(len(summary.read_ids) == 8 < summary.num_source_tokens for summary in found)
     assert set(found[0].as_dict()) == {"summary", "num_source_tokens", "num_read_tokens"}
     assert model.batch_sizes == [2, 2, 1]
 

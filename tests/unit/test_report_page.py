@@ -1,69 +1,14 @@
 """The whole page: self-contained, escaped, complete with little, and clear about broken runs."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_folders import HOSTILE, add_evaluation, make_run
 
 from common.errors import UserError
-from trainer.config_loader import config_from_dict, save_config
-from trainer.report import write_report
-
-HOSTILE = '</script><script>alert("1")</script><b>bold</b>'
-
-
-def interval(mean: float) -> dict[str, float]:
-    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
-
-
-def scores(mean: float) -> dict[str, Any]:
-    return {name: interval(mean) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
-
-
-def make_run(folder: Path, learning_rate: float = 1e-3) -> Path:
-    shards = folder.parent / "shards"
-    values = {
-        "run": str(folder),
-        "data": {"shards": str(shards)},
-        "optimizer": {"learning_rate": learning_rate},
-    }
-    save_config(config_from_dict(values), folder / "config.yaml")
-    lines: list[dict[str, Any]] = [
-        {"step": step, "split": "train", "loss": 9.0 - step, "source_tokens_per_s": 1000 + step} for step in range(1, 5)
-    ]
-    lines.append({"step": 4, "split": "validation", "loss": 6.125, "num_target_tokens": 10})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def add_evaluation(run: Path, *, trained: bool) -> None:
-    folder = run / "evaluation" / ("test" if trained else "test-untrained")
-    folder.mkdir(parents=True)
-    metrics = {
-        "trained": trained,
-        "split": "test",
-        "num_documents": 7,
-        "loss": 5.25 if trained else 9.0,
-        "shuffled_loss": 5.75,
-        "lead_words": 31,
-        "mean_words": {"generated": 20.0, "reference": 31.0, "lead": 31.0},
-        "rouge": scores(0.25 if trained else 0.02),
-        "lead_rouge": scores(0.2),
-    }
-    row = {"key": "k", "id": HOSTILE, "generated": HOSTILE, "reference": "right & good"}
-    mark = {
-        "key": "k",
-        "id": HOSTILE,
-        "pieces": ["def f():\n", "    return", " 1\n", HOSTILE],
-        "stages": [[1.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]],
-        "stage_names": ["after layer 1: 2 of 4 tokens", "after layer 2: 1 of 4 tokens"],
-        "num_tokens": 9,
-        "num_read_tokens": 4,
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "generated.jsonl").write_text(json.dumps(row) + "\n")
-    (folder / "highlights.json").write_text(json.dumps([mark] if trained else []))
+from trainer.report import write_documents, write_report
 
 
 def page_of(tmp_path: Path, *runs: Path) -> str:
@@ -130,3 +75,28 @@ def test_broken_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lacks split"):
         write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_samples_run_from_best_to_worst(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    add_evaluation(run, trained=True)
+    rows = [
+        {"key": f"k{n}", "id": f"document {n}", "generated": "g", "reference": "r", "rouge": {"rouge1": n / 100}}
+        for n in range(33)
+    ]
+    (run / "evaluation" / "test" / "generated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(tmp_path, run)
+    section = page[page.index("Generated summaries") : page.index("Scores on held-out")]
+    assert re.findall(r"ROUGE-1 ([\d.]+), place (\d+) of 33", section) == [
+        (f"{32 - 4 * place}.0", str(1 + 4 * place)) for place in range(9)
+    ]
+
+
+def test_documents_alone(tmp_path: Path) -> None:
+    marks = {"pieces": [HOSTILE, " end"], "stages": [], "stage_names": [], "num_tokens": 2, "num_read_tokens": 2}
+    write_documents([{"name": HOSTILE, "generated": "", **marks}], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>bold" not in page
+    assert "(empty)" in page
+    for absent in ("Reference", "Configuration", "Training", "Scores"):
+        assert absent not in page

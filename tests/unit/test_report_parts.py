@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from trainer.report.charts import Series, line_chart, short, thin, ticks
 from trainer.report.documents import LEVELS, level, marked_text, shares_per_tenth
+from trainer.report.poolers import strip
 from trainer.report.runs import run_names
+from trainer.report.samples import spread
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
@@ -85,3 +87,24 @@ def test_shares_per_tenth() -> None:
 def test_run_names_are_short_where_unique() -> None:
     assert run_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert run_names([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]
+
+
+def test_a_strip_is_darker_where_more_was_kept() -> None:
+    curves = [[(step, 0.5 if tenth == 3 else 0.05) for step in range(10, 2000, 10)] for tenth in range(10)]
+    svg = strip(curves, "<run>")
+    assert "&lt;run&gt;" in svg
+    found = re.findall(r'y="(\d+)" width="[\d.]+" height="\d+" style="--share:([\d.]+)"', svg)
+    assert len(found) == 60 * 10  # thinned to 60 columns
+    assert {share for y, share in found if y == str(12 + 3 * 14)} == {"1.00"}
+    assert {share for y, share in found if y != str(12 + 3 * 14)} == {"0.17"}
+    assert "tenth 4: 50.0 %" in svg
+
+
+def test_a_strip_of_one_line() -> None:
+    assert strip([[(10, 0.1)]] * 10, "run").count("<rect") == 10
+
+
+def test_a_spread_has_both_ends() -> None:
+    assert spread(3, 9) == [0, 1, 2]
+    assert spread(101, 3) == [0, 50, 100]
+    assert spread(33, 9) == list(range(0, 33, 4))

@@ -11,7 +11,8 @@ from trainer import checkpoint
 from trainer.config_loader import load_config, save_config
 from trainer.export import export_model, export_run
 from trainer.models import build_model, load_model
-from trainer.setup import check_run_folder, start_from
+from trainer.setup import check_run_folder
+from trainer.warm_start import start_from
 
 
 @pytest.fixture

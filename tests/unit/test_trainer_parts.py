@@ -9,7 +9,8 @@ from common.errors import UserError
 from trainer import checkpoint
 from trainer.config import Config, OptimizerConfig
 from trainer.config_loader import load_config
-from trainer.engine import NO_CLIPPING, check_precision, deepspeed_config
+from trainer.deepspeed_config import NO_CLIPPING, deepspeed_config
+from trainer.engine import check_machine
 from trainer.metrics import MetricsWriter, read_metrics
 from trainer.optimizer import GuardedAdamW, learning_rate, parameter_groups
 from trainer.state import TrainState
@@ -20,11 +21,14 @@ from trainer.state import TrainState
     [
         ("polynomial", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
         ("cosine", [0.5, 1.0, 1.0, 0.8682, 0.55, 0.2318]),
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 1.0, 0.55]),
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
     ],
 )
 def test_learning_rate(schedule, expected):
-    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2, final_learning_rate_ratio=0.1)
+    config = OptimizerConfig(
+        learning_rate=1.0, schedule=schedule, warmup_steps=2, decay_steps=2, final_learning_rate_ratio=0.1
+    )
     rates = [learning_rate(step, config, total_steps=6) for step in range(6)]
     assert rates == pytest.approx(expected, abs=1e-4)
     assert learning_rate(6, config, total_steps=6) == pytest.approx(expected[-1] if schedule == "constant" else 0.1)
@@ -52,7 +56,7 @@ def test_what_decays_and_what_has_its_own_rate():
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_out():
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = GuardedAdamW([weight], lr=0.1)
+    optimizer = GuardedAdamW([weight], lr=0.1, max_grad_norm=1.0)
     weight.grad = torch.tensor([1.0, float("nan"), 1.0])
     optimizer.step()
     assert optimizer.overflow
@@ -91,7 +95,7 @@ def test_a_damaged_checkpoint_is_found_out(tmp_path):
         folder = tmp_path / "checkpoints" / ".incomplete" / f"global_step{step}"
         folder.mkdir(parents=True)
         (folder / "weights.pt").write_bytes(b"12345678")
-        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), {"step": step})
+        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), {"state": {"step": step}}, {})
     assert checkpoint.newest_valid(tmp_path) == 2
     assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step2"
     weights = checkpoint.folder_of(tmp_path, 2) / "weights.pt"
@@ -115,6 +119,11 @@ def test_deepspeed_fragments_may_add_but_not_change():
         ("{zero_optimization: {stage: 3}}", "engine.deepspeed.zero_optimization.stage is set by engine.zero_stage"),
         ("{optimizer: {type: Adam}}", "engine.deepspeed.optimizer is set by the optimizer section"),
         ("{bf16: {enabled: true}}", "engine.deepspeed.bf16.enabled is set by engine.precision"),
+        (
+            "{zero_optimization: {offload_optimizer: {device: cpu}}}",
+            "offload_optimizer.device is set by engine.offload_",
+        ),
+        ("{zero_optimization: 3}", "engine.deepspeed.zero_optimization is 3, but zero_optimization.stage is set by"),
     ):
         with pytest.raises(UserError, match=message):
             deepspeed_config(load_config([], [f"engine.deepspeed={fragment}"]), 1, 1)
@@ -123,7 +132,7 @@ def test_deepspeed_fragments_may_add_but_not_change():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can train in fp16")
 def test_precision_that_this_machine_lacks():
     with pytest.raises(UserError, match="no CUDA device; use bf16 or fp32"):
-        check_precision(load_config([], ["engine.precision=fp16"]).engine)
+        check_machine(load_config([], ["engine.precision=fp16"]).engine)
 
 
 def test_configs_round_trip_and_bad_values_are_listed_together():
@@ -134,3 +143,42 @@ def test_configs_round_trip_and_bad_values_are_listed_together():
         load_config([], ["engine.zero_stage=7", "train.steps=0"])
     assert "engine.zero_stage is 7; DeepSpeed knows 0, 1, 2 and 3" in str(error.value)
     assert "train.steps is 0" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            "engine.offload_optimizer=cpu engine.zero_stage=0",
+            "engine.offload_optimizer is 'cpu', which needs engine.zero",
+        ),
+        ("engine.offload_parameters=cpu engine.zero_stage=2", "needs engine.zero_stage=3, not 2"),
+        ("engine.offload_parameters=nvme engine.zero_stage=3", "engine.nvme_path is null"),
+        ("engine.checkpoint_in_cpu=true", "needs engine.activation_checkpointing=deepspeed"),
+        ("engine.compile=true engine.zero_stage=3", "engine.compile is true, but the weights"),
+        ("optimizer.name=muon", "optimizer.max_grad_norm is 1.0, but with optimizer.name=muon"),
+        ("optimizer.name=muon optimizer.max_grad_norm=0 engine.zero_stage=0", "which works under ZeRO only"),
+        ("optimizer.name=adafactor", "optimizer.name is 'adafactor'; choose one of adamw, fused_adamw, muon"),
+        ("optimizer.schedule=wsd train.steps=6000", "optimizer.decay_steps is 30000; with warmup_steps = 5000"),
+        ("train.best_metric=rouge1", "which needs train.generate_documents above 0"),
+        ("train.export_best=true", "needs train.keep_best_checkpoint=true"),
+        ("train.patience=3 train.evaluate_every_steps=0", "need evaluations"),
+        ("train.patience=3 data.validation_split=null", "data.validation_split is null"),
+        ("train.generate_documents=9 data.objective=denoise", "needs data.objective=summarize"),
+        (
+            "model.positions=learned model.max_positions=100",
+            "data.max_source_tokens is 8192, above model.max_positions",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, problem):
+    with pytest.raises(UserError) as error:
+        load_config([], settings.split())
+    assert problem in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="NVMe offload may work on this machine")
+def test_nvme_offload_is_refused_where_it_hangs():
+    settings = ["engine.offload_optimizer=nvme", "engine.nvme_path=/tmp", "engine.zero_stage=3"]
+    with pytest.raises(UserError, match=r"hangs in DeepSpeed 0.19 without a CUDA device"):
+        check_machine(load_config([], settings).engine)

@@ -1,6 +1,11 @@
 "use strict";
 for (const box of document.querySelectorAll(".stages")) {
-  box.addEventListener("change", event => { box.dataset.stage = event.target.value; });
+  box.querySelector("input")?.addEventListener("input", event => {
+    const name = box.querySelector(`[data-for="${event.target.value}"]`).dataset.name;
+    box.dataset.stage = event.target.value;
+    box.querySelector("output").textContent = name;
+    event.target.setAttribute("aria-valuetext", name);
+  });
 }
 const theme = document.getElementById("theme");
 theme.hidden = false;

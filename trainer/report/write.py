@@ -11,11 +11,15 @@ from common.files import atomic_write
 from common.progress import say
 from trainer.report.charts import Series, line_chart, short
 from trainer.report.documents import LEVELS, document_view, percent
+from trainer.report.poolers import sharpness, strips
 from trainer.report.runs import Evaluation, Run, read_run, run_names
+from trainer.report.samples import samples
 
 CHARTS = (
     ("loss", "Loss per target token", "nats; dashed: held-out"),
     ("source_tokens_per_s", "Throughput", "source tokens/s"),
+    ("rouge1", "ROUGE-1", "F1, held-out"),
+    ("peak_memory_mib", "Peak memory", "MiB, rank 0"),
     ("grad_norm", "Gradient norm", "before clipping"),
     ("learning_rate", "Learning rate", ""),
 )
@@ -24,25 +28,47 @@ ROUGE_COLUMNS = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE
 
 def write_report(runs: list[Path], output: Path) -> None:
     """Write one self-contained HTML file about the run folders; UserError if one is no run folder or is broken."""
+    read = [read_run(folder, name) for folder, name in zip(runs, run_names(runs), strict=True)]
+    _write_page(
+        output,
+        title=" · ".join(run.name for run in read),
+        documents=documents(read),
+        runs=read,
+        headline=headline(read),
+        charts=charts(read),
+        strips=strips(read),
+        samples=samples(read),
+        scores=[score for run in read for score in score_rows(run, len(read) > 1)],
+        preparations=preparations(read),
+        settings=settings(read),
+    )
+
+
+def write_documents(highlighted: Sequence[dict[str, Any]], output: Path) -> None:
+    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated."""
+    views = [document_view(entry, {"generated": entry["generated"]}, entry["name"]) for entry in highlighted]
+    title = views[0]["name"] if len(views) == 1 else f"{len(views):,} documents"
+    _write_page(output, title=title, documents=views)
+
+
+def _write_page(output: Path, **parts: Any) -> None:
+    """Fill the template; a part that is not given is left out of the page."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    read = [read_run(folder, name) for folder, name in zip(runs, run_names(runs), strict=True)]
     package = files("trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
+    num_stages = max((len(view["stages"]) for view in parts["documents"]), default=0)
+    for name, markup in (("documents", "html"), ("charts", "svg"), ("strips", "svg")):
+        parts[name] = [{**part, markup: Markup(part[markup])} for part in parts.get(name, ())]
     page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).render(
-        title=" · ".join(run.name for run in read),
-        runs=read,
-        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(_num_stages(read))),
+        dict.fromkeys(("runs", "headline", "samples", "scores", "preparations"), ())
+        | {"settings": {"differing": [], "whole": []}}
+        | parts,
+        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(num_stages)),
         js=Markup(package.joinpath("report.js").read_text(encoding="utf-8")),
-        headline=headline(read),
-        charts=[{**chart, "svg": Markup(chart["svg"])} for chart in charts(read)],
         rouge_columns=[label for _, label in ROUGE_COLUMNS],
-        scores=[score for run in read for score in score_rows(run, len(read) > 1)],
-        documents=[{**view, "html": Markup(view["html"])} for view in documents(read)],
-        preparations=preparations(read),
-        settings=settings(read),
         levels=range(1, LEVELS + 1),
     )
     with atomic_write(output) as file:
@@ -51,8 +77,8 @@ def write_report(runs: list[Path], output: Path) -> None:
 
 
 def shade_rules(num_stages: int) -> str:
-    """CSS: within a document that shows stage i, class s<i>-<level> has that level's background."""
-    rules = []
+    """CSS: a document that shows stage i shows that stage's tenths, and gives class s<i>-<level> its background."""
+    rules = [f'[data-stage="{stage}"] > [data-for="{stage}"]{{display:grid}}' for stage in range(num_stages)]
     for level in range(1, LEVELS + 1):
         names = ",".join(f'[data-stage="{stage}"] .s{stage}-{level}' for stage in range(num_stages))
         names = f"{names},.shade-{level}" if names else f".shade-{level}"
@@ -106,10 +132,15 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
             series.append(Series(name=f"{run.name} train", points=run.curve("train", key), colour=colour))
             held_out = run.curve("validation", key)
             series.append(Series(name=f"{run.name} held-out", points=held_out, colour=colour, dashed=True))
-        series = [line for line in series if line.points]
-        if svg := line_chart(series, f"{title} over optimizer steps"):
-            drawn.append({"title": title, "unit": unit, "svg": svg, "series": series})
-    return drawn
+        drawn += chart(series, title, unit)
+    return drawn + chart(sharpness(runs), "Sharpness of the poolers", "mean top weight of a slot; 1 = one token")
+
+
+def chart(series: Sequence[Series], title: str, unit: str) -> list[dict[str, Any]]:
+    """The chart of these lines, if there is anything to draw."""
+    series = [line for line in series if line.points]
+    svg = line_chart(series, f"{title} over optimizer steps")
+    return [{"title": title, "unit": unit, "svg": svg, "series": series}] if svg else []
 
 
 def score_rows(run: Run, several: bool) -> list[dict[str, Any]]:
@@ -167,10 +198,6 @@ def documents(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     for entry in item.highlights
                 ]
     return views
-
-
-def _num_stages(runs: Sequence[Run]) -> int:
-    return max((len(view["stages"]) for view in documents(runs)), default=0)
 
 
 def preparations(runs: Sequence[Run]) -> list[dict[str, Any]]:

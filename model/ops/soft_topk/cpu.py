@@ -1,4 +1,4 @@
-"""The C++ kernels for CPUs (cpu.cpp), compiled once per machine type and torch version; None where that is impossible.
+"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version.
 
 `python -m model.ops.soft_topk` compiles them ahead of the first use.
 """
@@ -7,8 +7,11 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+HEADERS = [SOURCE.with_name(name) for name in ("cpu_group_sum.h", "cpu_tournament.h")]
 FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -61,6 +65,13 @@ def group_sum_backward(
     return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
 
 
+def release() -> None:
+    """Give back the memory (256 MiB at most) that freed gradients left for the next backward pass."""
+    module = extension()
+    if module is not None:
+        module.release()
+
+
 def _built() -> ModuleType:
     module = extension()
     assert module is not None  # backends.kernels
@@ -73,11 +84,34 @@ def _load() -> ModuleType:
 
     capability = torch.backends.cpu.get_cpu_capability()
     flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
-    identity = "".join([SOURCE.read_text(), torch.__version__, *flags])
+    identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
     name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "building", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)  # torch's, left by a killed build
-        return load(name, [str(SOURCE)], extra_cflags=flags, build_directory=str(folder))
+        # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
+        for file in (SOURCE, *HEADERS):
+            if not (folder / file.name).is_file():
+                shutil.copyfile(file, folder / f"{file.name}.part")
+                os.replace(folder / f"{file.name}.part", folder / file.name)
+        with _own_ninja():
+            return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
+
+
+@contextmanager
+def _own_ninja() -> Iterator[None]:
+    """The `ninja` package's program first on the path: there may be none, or another, whose log makes it build anew."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _ninja_folder() -> str:
+    import ninja
+
+    return str(ninja.BIN_DIR)

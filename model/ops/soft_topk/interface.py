@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk.backends import BACKENDS, kernels
+from model.ops.soft_topk.checks import check_backend, check_tensors, check_values, values_are_checked
 from model.ops.soft_topk.ops import group_sum_op, tournament_op
 from model.ops.soft_topk.plan import num_rounds
 from model.ops.soft_topk.reference import reference_soft_topk
@@ -39,13 +39,13 @@ def soft_topk(
     slots: int | None = None,
     rounds: int | None = None,
     backend: str = "auto",
+    validate: bool | None = None,
 ) -> SoftTopK:
     """Differentiable top-k by Successive Halving (arXiv 2010.15552), in plan form.
 
     Args:
         embeddings_BND: (B, N, D), any floating dtype.
-        scores_BN: (B, N) in (0, 1] (+ 1e-5); computed in float32 at least, whatever autocast says. Values are not
-            checked: that would make a GPU wait.
+        scores_BN: (B, N) in (0, 1] (a sigmoid + 1e-5 will do); computed in float32 at least, whatever autocast says.
         k: slots to keep; or int64 (B,), one for each document, with `slots` as their upper bound and, to save work,
             `rounds` of halving that suffice for every document (default: enough for any).
         mask_BN: (B, N) bool, False = padding: weight and gradient exactly 0, never selected. None: no padding.
@@ -53,6 +53,8 @@ def soft_topk(
         keep_order: slots in document order of their winners (the paper's "sort back"), else best pooled score first.
         backend: "cpp" (CPU), "triton" (CUDA), "torch" (anywhere), "reference" (step by step, slow), or "auto": the
             fastest that runs here, which is logged once.
+        validate: check the values of scores and k too. None: on CPU, where it costs next to nothing; on a GPU, which
+            would have to wait, with TRANSPOOLER_DEBUG=1; not in compiled code.
 
     Returns:
         SoftTopK. N <= k is the identity; a document with at most k valid tokens keeps them unchanged, at the front.
@@ -60,7 +62,10 @@ def soft_topk(
     Raises:
         ValueError: names the argument, its value and what was expected.
     """
-    mask_BN = _check(embeddings_BND, scores_BN, k, mask_BN, base, slots, backend)
+    given_mask_BN, mask_BN = mask_BN, check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
+    check_backend(backend, k, base, embeddings_BND, scores_BN)
+    if values_are_checked(scores_BN.device) if validate is None else validate:
+        check_values(scores_BN.detach(), k, slots, given_mask_BN)
     batch, num_tokens, _ = embeddings_BND.shape
     scores_BN = scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float()
     bound = k if isinstance(k, int) else slots
@@ -69,8 +74,7 @@ def soft_topk(
         return _identity(embeddings_BND, scores_BN, mask_BN)
     bound = min(bound, num_tokens)
     if backend == "reference":
-        if not isinstance(k, int):
-            raise ValueError("backend 'reference' takes one k for the whole batch, an int")
+        assert isinstance(k, int)  # check_backend
         return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
     k_B1 = torch.full((batch, 1), k, device=scores_BN.device) if isinstance(k, int) else k.view(batch, 1)
     if rounds is None:
@@ -89,36 +93,3 @@ def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> Sof
     embeddings_BND = torch.where(mask_BN[..., None], embeddings_BND, 0)
     scores_BN = torch.where(mask_BN, scores_BN, 0)
     return SoftTopK(embeddings_BND, mask_BN, scores_BN, groups_BN.clamp(min=0), groups_BN, mask_BN.to(scores_BN.dtype))
-
-
-def _check(embeddings, scores, k, mask, base, slots, backend) -> Tensor:
-    """Everything that can be checked without reading a device tensor's values; returns the mask."""
-    if embeddings.dim() != 3 or not embeddings.is_floating_point():
-        raise ValueError(f"embeddings: {_describe(embeddings)}; expected a floating tensor (batch, tokens, dim)")
-    if scores.shape != embeddings.shape[:2] or not scores.is_floating_point():
-        raise ValueError(f"scores: {_describe(scores)}; expected a floating tensor {tuple(embeddings.shape[:2])}")
-    if embeddings.shape[1] == 0:
-        raise ValueError("embeddings: 0 tokens; expected at least 1")
-    if mask is None:
-        mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-    if mask.shape != scores.shape or mask.dtype != torch.bool:
-        raise ValueError(f"mask: {_describe(mask)}; expected a bool tensor {tuple(scores.shape)}")
-    for name, tensor in (("scores", scores), ("mask", mask)):
-        if tensor.device != embeddings.device:
-            raise ValueError(f"{name}: on {tensor.device}; expected {embeddings.device}, where the embeddings are")
-    if isinstance(k, Tensor):
-        if k.shape != scores.shape[:1] or k.dtype != torch.int64 or slots is None or slots < 1:
-            raise ValueError(f"k: {_describe(k)}; expected int64 ({scores.shape[0]},) together with slots >= 1")
-    elif isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: {k!r}; expected an integer of at least 1")
-    if not base > 1:
-        raise ValueError(f"base: {base}; expected a number above 1")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if backend in ("cpp", "triton"):
-        kernels(backend, embeddings.device, scores.dtype == torch.float64)
-    return mask
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"

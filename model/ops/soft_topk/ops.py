@@ -2,6 +2,9 @@
 
 `transpooler::tournament` turns scores into a plan; `transpooler::group_sum` reads the embeddings once. autograd saves
 the embeddings and O(N) numbers a document, nothing else. `backend` names the kernels (`backends.py`).
+
+Autocast: the tournament runs in float32; the group sum has no rule of its own, so that it takes the embeddings as they
+are and returns their dtype.
 """
 
 import torch
@@ -73,6 +76,10 @@ def _tournament_backward(ctx, grad_weights_BN, grad_scores_BS, grad_groups, grad
     grad = tournament_backward_op(grad_weights_BN, grad_scores_BS, *ctx.saved_tensors, *ctx.settings)
     return grad, *[None] * 7
 
+
+# Under autocast scores are float32 all the same: base ** score in bfloat16 would lose their order. (float64 stays.)
+for _device_type in ("cpu", "cuda"):
+    tournament_op.register_autocast(_device_type, torch.float32)
 
 tournament_op.register_autograd(_tournament_backward, setup_context=_tournament_setup)
 

@@ -65,6 +65,9 @@ def reference_soft_topk(
     pooled_BKD, scores_BK = embeddings_BND.new_zeros(batch, slots, dim), scores_BN.new_zeros(batch, slots)
     mask_BK = torch.zeros(batch, slots, dtype=torch.bool, device=scores_BN.device)
     positions_BK = torch.zeros(batch, slots, dtype=torch.int64, device=scores_BN.device)
+    if batch == 0:
+        nothing = positions_BK.new_zeros(0, num_tokens)
+        return pooled_BKD, mask_BK, scores_BK, positions_BK, nothing, nothing.to(scores_BN.dtype)
     groups, weights = [], []
     for row in range(batch):
         result = reference_row(embeddings_BND[row], scores_BN[row], k, mask_BN[row], base, keep_order)

@@ -17,7 +17,7 @@ TOKENS_AT_ONCE = 4
 @triton.jit
 def _members_kernel(groups_ptr, members_ptr, starts_ptr, ends_ptr, num_tokens, slots, BLOCK: tl.constexpr):
     """starts and ends were zeroed by the caller: an empty slot has no members."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK)
     group = tl.load(groups_ptr + row * num_tokens + v, mask=v < num_tokens, other=-1).to(tl.int32)
     group = tl.where(group < 0, slots, group)

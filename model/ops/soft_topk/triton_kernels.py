@@ -149,7 +149,7 @@ def _tournament_kernel(
     ROUNDS: tl.constexpr, BLOCKS: tl.constexpr, KEEP_ORDER: tl.constexpr,
 ):  # fmt: skip
     """`plan.tournament` of document program_id(0). Outputs were zeroed (groups: -1) by the caller."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     ints, floats = ints_ptr + row * INT_ARRAYS * T, floats_ptr + row * FLOAT_ARRAYS * T
     scores_ptr += row * num_tokens
     mask_ptr += row * num_tokens
@@ -180,7 +180,7 @@ def _tournament_backward_kernel(
         below[v] = sum over v's tokens of dL/dw_i times their shares so far,
     a pair's p gets dL/dp = above[m] (below[winner] - below[loser]) + dL/ds_m (s_winner - s_loser).
     """
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     ints, floats = ints_ptr + row * INT_ARRAYS * T, floats_ptr + row * FLOAT_ARRAYS * T
     mask_ptr += row * num_tokens
     k = tl.load(k_ptr + row).to(tl.int32)

@@ -1,0 +1,184 @@
+"""What every benchmark shares: timing, peak memory, the record of where it ran, result files.
+
+Timings are ratios within one run on one machine: `measure` takes turns between the functions, so that whatever else the
+machine does hits all of them alike, and reports medians with quartiles. It warms up first and waits for the GPU.
+"""
+
+import csv
+import ctypes
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "triton", "numpy", "transformers", "deepspeed")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    median_s: float
+    low_s: float
+    """Lower quartile."""
+    high_s: float
+    """Upper quartile."""
+    repeats: int
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.median_s:.3f} ms ({1e3 * self.low_s:.3f}-{1e3 * self.high_s:.3f})"
+
+
+def measure(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    device: str = "cpu",
+    repeats: int = 20,
+    warm_up: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time of one call of each function, taking turns; the first `warm_up` turns do not count.
+
+    clock: of the CPU; `time.process_time` for a machine that others use too, with one thread (idle threads spin).
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warm_up + repeats):
+        for name, function in functions.items():
+            took_s = _seconds_cuda(function) if device == "cuda" else _seconds(function, clock)
+            if turn >= warm_up:
+                times[name].append(took_s)
+    return {name: _timing(values) for name, values in times.items()}
+
+
+def peak_memory_bytes(
+    function: Callable[[], Any], device: str = "cpu", release: Callable[[], Any] = lambda: None
+) -> int:
+    """How far memory rose above where it stood, during one call, after one more to warm up and `release`."""
+    function()
+    release()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    _forget_peak()
+    before = _status_kib("VmRSS")
+    function()
+    return 1024 * (_status_kib("VmHWM") - before)
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, date, commit, versions: a result without them is a rumour."""
+    versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + (" + changes" if _git("status", "--porcelain") else ""),
+        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "gpu": gpu,
+        "versions": versions,
+    }
+
+
+def write_results(name: str, rows: Sequence[Mapping[str, Any]], notes: str, folder: Path = RESULTS) -> list[Path]:
+    """`name`.json (environment and rows), .csv (rows), .md (both, to read); returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = environment()
+    record = {"benchmark": name, "environment": where, "rows": [dict(row) for row in rows]}
+    paths = [folder / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
+    paths[0].write_text(json.dumps(record, indent=1) + "\n")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(paths[1], "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    facts = "\n".join(f"- {key}: {_flat(value)}" for key, value in where.items())
+    paths[2].write_text(f"# {name}\n\n{facts}\n\n{markdown(rows, columns)}\n{notes.rstrip()}\n")
+    return paths
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """The rows as a table."""
+    columns = columns or list(dict.fromkeys(column for row in rows for column in row))
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _timing(values: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return Timing(median, low, high, len(values))
+
+
+def _seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:
+    started = clock()
+    function()
+    return clock() - started
+
+
+def _seconds_cuda(function: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _forget_peak() -> None:
+    """Give free heap memory back, so that it counts when it is used again; let VmHWM start from now (Linux, glibc)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"

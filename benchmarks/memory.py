@@ -1,0 +1,95 @@
+"""Peak memory of very long documents through the deep preset: `python -m benchmarks.memory`.
+
+forward: 262,144 tokens through the encoder, no gradient; budget 8 GiB.
+train:   a step (loss, gradients, AdamW) on 65,536 tokens with activation checkpointing, 512 target tokens; 12 GiB.
+
+Each case runs in a process of its own; its peak is the kernel's high-water mark of resident memory, Python and torch
+included. Weights are random: memory does not depend on them. Results go to benchmarks/results/memory.{json,csv,md}.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.harness import ROOT, write_results
+
+PRESET = ROOT / "configs" / "deep_pyramidion.yaml"
+CASES = {"forward": (262_144, 8.0), "train": (65_536, 12.0)}
+"""Name: (source tokens, budget in GiB)."""
+NUM_TARGET_TOKENS = 512
+VOCAB_SIZE = 32_000
+NOTES = "Wall seconds are those of a busy machine: only the peaks are results."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, help="run this one alone, in this process, and print its numbers")
+    parser.add_argument("--tokens", type=int, help="source tokens instead of the case's own number (with --case)")
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(arguments.case, arguments.tokens or CASES[arguments.case][0])))
+        return 0
+    results = []
+    for case, (num_tokens, budget_gib) in CASES.items():
+        command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
+        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results.append({"case": case, "budget_gib": budget_gib, **json.loads(output.splitlines()[-1])})
+        peak, seconds = results[-1]["peak_gib"], results[-1]["wall_s"]
+        print(f"{case}: {num_tokens:,} tokens, peak {peak:.2f} GiB of {budget_gib:g}, {seconds:.0f} s", flush=True)
+    write_results("memory", results, NOTES)
+    return int(any(result["peak_gib"] > result["budget_gib"] for result in results))
+
+
+def measure(case: str, num_tokens: int) -> dict[str, float | int]:
+    """Run a case in this process; its peak and time."""
+    import torch
+    from transformers import set_seed
+
+    from model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from trainer.config_loader import load_config
+
+    set_seed(0)
+    architecture = load_config([PRESET]).model
+    config = TranspoolerConfig.from_architecture(
+        architecture, vocab_size=VOCAB_SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2
+    )
+    model = TranspoolerForConditionalGeneration(config)
+    input_ids = torch.randint(6, VOCAB_SIZE, (1, num_tokens))
+    before_gib = peak_gib()
+    start = time.perf_counter()
+    if case == "forward":
+        with torch.inference_mode():
+            kept = model.model.encoder.eval()(input_ids).attention_mask.sum().item()
+    else:
+        model.train()
+        model.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(model.parameters())
+        loss = model(input_ids=input_ids, labels=torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))).loss
+        loss.backward()
+        optimizer.step()
+        kept = architecture.pooling[-1].length or 0
+    wall_s = time.perf_counter() - start
+    return {
+        "source_tokens": num_tokens,
+        "kept_tokens": int(kept),
+        "peak_gib": round(peak_gib(), 3),
+        "before_gib": round(before_gib, 3),
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def peak_gib() -> float:
+    """High-water mark of this process's resident memory."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
+    return int(found[1]) / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`transpooler bench quality`: what architectures learn from the same documents under the same budget."""

@@ -1,0 +1,137 @@
+"""What the runs of a study say, side by side: rows of a table and points of learning curves."""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.losses import document_losses
+from benchmarks.quality.statistics import Estimate, difference, estimate
+from benchmarks.quality.study import Study
+from common.files import read_json
+from trainer.config_loader import load_config
+from trainer.metrics import read_metrics
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """All seeds of one arm."""
+
+    arm: str
+    loss_SN: np.ndarray
+    """Loss per target token of each document, in each seed's run."""
+    rouge_SN: dict[str, np.ndarray]
+    """F1 in 0..1."""
+    tokens_N: np.ndarray
+    facts: dict[str, Any]
+
+
+def read_arm(arm: str, runs: list[Path]) -> ArmResult:
+    """Read the finished and evaluated runs of one arm, one a seed."""
+    losses, scores, facts = [], [], []
+    for run in runs:
+        config = load_config([run / "config.yaml"])
+        folder = run / "evaluation" / config.evaluation.split
+        loss_N, tokens_N = document_losses(run, config)
+        losses.append(loss_N / tokens_N)
+        rows = [json.loads(line) for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines()]
+        scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
+        facts.append(_facts(run, read_json(folder / "metrics.json")))
+    merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
+    rouge_SN = {name: np.array([score[name] for score in scores]) for name in ROUGE}
+    return ArmResult(arm=arm, loss_SN=np.array(losses), rouge_SN=rouge_SN, tokens_N=tokens_N, facts=merged)
+
+
+def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
+    folders = [folder for folder in (run.with_name(f"{run.name}-start"), run) if folder.is_dir()]
+    histories = [[row for row in read_metrics(folder) if row["split"] == "train"] for folder in folders]
+    return {
+        "steps": sum(history[-1]["step"] for history in histories),
+        "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
+        "train_minutes": sum(seconds_at(history)[-1] for history in histories) / 60,
+        "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
+        "shuffled_loss": evaluation["shuffled_loss"] or float("nan"),  # one document has no other
+    }
+
+
+def seconds_at(history: list[dict[str, Any]]) -> list[float]:
+    """Seconds of training at each line of train metrics, evaluation and saving in between included."""
+    done, elapsed, times = 0, 0.0, []
+    for row in history:
+        elapsed += row["step_time_s"] * (row["step"] - done)
+        done = row["step"]
+        times.append(elapsed)
+    return times
+
+
+def table_rows(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
+    """One row an arm: numbers, 95 % intervals, and differences to the baseline arm."""
+    baseline = next((result for result in results if result.arm == study.baseline), results[0])
+    return [_row(result, baseline) for result in results]
+
+
+def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
+    weights, ones = result.tokens_N, np.ones_like(result.tokens_N)
+    loss = estimate(result.loss_SN, weights)
+    row: dict[str, Any] = {"arm": result.arm, "seeds": len(result.loss_SN), "documents": len(weights)}
+    row |= result.facts
+    row |= _columns("loss", loss)
+    row["reads_its_input"] = row.pop("shuffled_loss") - loss.mean
+    for name in ROUGE:
+        row |= _columns(name, estimate(100 * result.rouge_SN[name], ones))
+    if result is not baseline:
+        apart = difference(result.loss_SN, baseline.loss_SN, weights)
+        row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
+        apart = difference(100 * result.rouge_SN["rouge1"], 100 * baseline.rouge_SN["rouge1"], ones)
+        row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": verdict(apart)}
+    return row
+
+
+def verdict(apart: Estimate, *, lower_is_better: bool = False) -> str:
+    """better or worse than the baseline where the interval leaves zero out, else undecided."""
+    if not apart.is_clear:
+        return UNDECIDED
+    return "better" if (apart.mean < 0) == lower_is_better else "worse"
+
+
+def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
+    """Points of the learning curves: held-out loss against step, source tokens and minutes of training."""
+    points = []
+    for seed, run in runs.items():
+        tokens, minutes, steps = 0, 0.0, 0
+        for folder in (run.with_name(f"{run.name}-start"), run):
+            rows = read_metrics(folder)
+            history = [row for row in rows if row["split"] == "train"]
+            if not history:
+                continue
+            at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))
+            seen = {row["step"]: row["source_tokens"] for row in history}
+            points += [
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "step": steps + row["step"],
+                    "source_tokens": tokens + seen[row["step"]],
+                    "minutes": minutes + at[row["step"]] / 60,
+                    "loss": row["loss"],
+                }
+                for row in rows
+                if row["split"] == "validation" and row["step"] in at
+            ]
+            steps, tokens, minutes = (
+                steps + history[-1]["step"],
+                tokens + history[-1]["source_tokens"],
+                minutes + seconds_at(history)[-1] / 60,
+            )
+    return points
+
+
+def _columns(name: str, value: Estimate) -> dict[str, float]:
+    found = asdict(value)
+    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}

@@ -1,0 +1,67 @@
+"""Learning curves and intervals of a study, as one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Okabe and Ito's, told apart with any kind of colour vision."""
+MARKERS = "os^Dv*XP"
+
+
+def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
+    """Held-out loss against tokens and against minutes; loss and ROUGE-1 at the end with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(19, 5), layout="constrained")
+    arms = [row["arm"] for row in rows]
+    for axis, (key, label) in zip(
+        axes, (("source_tokens", "source tokens read"), ("minutes", "minutes")), strict=False
+    ):
+        for number, arm in enumerate(arms):
+            _curve(axis, [point for point in points if point["arm"] == arm], key, number)
+        axis.set_xlabel(label)
+        axis.set_title("Held-out loss while training", loc="left", fontsize=11)
+    axes[0].legend(fontsize=8, frameon=False)
+    _intervals(axes[2], rows, "loss", "Loss per token, evaluated split")
+    _intervals(axes[3], rows, "rouge1", "ROUGE-1 F1, %")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _curve(axis: Any, points: Sequence[dict[str, Any]], key: str, number: int) -> None:
+    """Median over the seeds, and the range that they cover."""
+    by_step = {step: [point for point in points if point["step"] == step] for step in {p["step"] for p in points}}
+    steps = sorted(by_step)
+    x = [median(point[key] for point in by_step[step]) for step in steps]
+    losses = [[point["loss"] for point in by_step[step]] for step in steps]
+    style = {"color": COLOURS[number % len(COLOURS)]}
+    axis.plot(
+        x,
+        [median(values) for values in losses],
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=4,
+        linewidth=1.3,
+        label=points[0]["arm"] if points else None,
+        **style,
+    )
+    axis.fill_between(x, [min(values) for values in losses], [max(values) for values in losses], alpha=0.12, **style)
+
+
+def _intervals(axis: Any, rows: Sequence[dict[str, Any]], column: str, title: str) -> None:
+    for number, row in enumerate(rows):
+        mean, low, high = (row[f"{column}{suffix}"] for suffix in ("", "_low", "_high"))
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axis.errorbar(mean, number, xerr=[[mean - low], [high - mean]], capsize=3, **style)
+    axis.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    axis.invert_yaxis()
+    axis.set_title(title, loc="left", fontsize=11)

@@ -1,0 +1,130 @@
+"""A study: which arms are trained, on what budget, with which seeds; read from a YAML file."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+
+BUDGETS = ("steps", "source_tokens", "minutes")
+KEYS = ("name", "description", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An arm that begins as another one: that arm takes the first `share` of the budget, and hands over its weights."""
+
+    arm: str
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One configuration that is compared."""
+
+    name: str
+    settings: dict[str, Any]
+    """What differs from the study's settings, as in any configuration file."""
+    start: Start | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All of a study file."""
+
+    name: str
+    path: Path
+    baseline: str
+    """The arm that the others are compared with."""
+    budget: tuple[str, float]
+    """('steps' | 'source_tokens' | 'minutes', how many): of each run. Equal steps are equal documents."""
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0,)
+    processes: int = 1
+    """Training ranks."""
+    configs: tuple[Path, ...] = ()
+    """Configuration files below `settings`, relative to the study file."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+
+def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
+    """Read and check a study; `arms` and `seeds` (comma-separated) replace its own. UserError names what is wrong."""
+    study = _parse(path, _read(path))
+    if seeds is not None:
+        if not all(part.strip().isdecimal() for part in seeds.split(",")):
+            raise UserError(f"--seeds: {seeds!r} is not a list of whole numbers; write 0,1,2")
+        study = replace(study, seeds=tuple(int(part) for part in seeds.split(",")))
+    if arms is not None:
+        known, wanted = {arm.name: arm for arm in study.arms}, arms.split(",")
+        if wrong := [name for name in wanted if name not in known]:
+            raise UserError(f"--arms: {path} has no arm {wrong[0]!r}; choose among {', '.join(known)}")
+        study = replace(study, arms=tuple(known[name] for name in wanted))
+        if study.baseline not in wanted:
+            study = replace(study, baseline=wanted[0])
+    return study
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the study: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping with {', '.join(KEYS)}")
+    if unknown := [key for key in values if key not in KEYS]:
+        raise UserError(f"{path}: {unknown[0]}: unknown key; known keys: {', '.join(KEYS)}")
+    return values
+
+
+def _parse(path: Path, values: dict[str, Any]) -> Study:
+    arms = values.get("arms")
+    if not isinstance(arms, dict) or not arms:
+        raise UserError(f"{path}: arms: expected a mapping of names to settings")
+    baseline = values.get("baseline", next(iter(arms)))
+    if baseline not in arms:
+        raise UserError(f"{path}: baseline is {baseline!r}; choose one of the arms {', '.join(arms)}")
+    seeds = values.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise UserError(f"{path}: seeds is {seeds!r}; expected a list of whole numbers")
+    processes = values.get("processes", 1)
+    if not isinstance(processes, int) or processes < 1:
+        raise UserError(f"{path}: processes is {processes!r}; must be a whole number of at least 1")
+    return Study(
+        name=str(values.get("name", path.stem)),
+        path=path,
+        baseline=baseline,
+        budget=_budget(path, values.get("budget")),
+        arms=tuple(_arm(path, name, settings or {}, list(arms)) for name, settings in arms.items()),
+        seeds=tuple(seeds),
+        processes=processes,
+        configs=tuple(path.parent / name for name in values.get("configs", [])),
+        settings=values.get("settings") or {},
+        description=str(values.get("description", "")).strip(),
+    )
+
+
+def _budget(path: Path, value: Any) -> tuple[str, float]:
+    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in BUDGETS:
+        raise UserError(f"{path}: budget is {value!r}; expected one of {', '.join(BUDGETS)} and a number")
+    ((kind, amount),) = value.items()
+    if not isinstance(amount, int | float) or amount <= 0:
+        raise UserError(f"{path}: budget.{kind} is {amount!r}; must be a positive number")
+    return kind, float(amount)
+
+
+def _arm(path: Path, name: str, settings: dict[str, Any], names: list[str]) -> Arm:
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: arms.{name} is {settings!r}; expected a mapping of settings")
+    start = settings.get("start")
+    rest = {key: value for key, value in settings.items() if key != "start"}
+    if start is None:
+        return Arm(name=name, settings=rest)
+    share = start.get("share") if isinstance(start, dict) else None
+    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in names:
+        raise UserError(f"{path}: arms.{name}.start is {start!r}; expected arm (one of the study's) and share (0 to 1)")
+    return Arm(name=name, settings=rest, start=Start(arm=start["arm"], share=float(share)))

@@ -1,0 +1,84 @@
+"""`transpooler bench speed` from end to end: measure, then table, files, plots and the paper's headline."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.speed import architectures
+from benchmarks.speed.goals import verdicts
+from benchmarks.speed.run import check_device, run_cells
+from benchmarks.speed.settings import PHASES, SETTINGS_FILE, Cell, Limits, Settings, keep_settings
+from benchmarks.speed.table import read_cells, rows, terminal_tables
+from common.errors import UserError
+from common.files import read_json
+from common.progress import say
+
+NAME = "speed"
+
+
+def bench_speed(
+    names: Sequence[str],
+    lengths: Sequence[int],
+    settings: Settings,
+    limits: Limits,
+    folder: Path,
+    phases: Sequence[str] = PHASES,
+) -> None:
+    """Measure the cells that are missing in `folder`, then write and print what all cells of the folder say."""
+    for name in names:
+        architectures.entry(name)
+    check_device(settings.device)
+    keep_settings(folder, settings)
+    # Short inputs first; what is compared is measured close together.
+    cells = [
+        Cell(architecture=name, length=n, phase=phase) for n in sorted(lengths) for phase in phases for name in names
+    ]
+    run_cells(cells, settings, limits, folder)
+    for path in write_outputs(folder):
+        print(path)
+
+
+def write_outputs(folder: Path) -> list[Path]:
+    """Tables on standard output, and files: speed.json, .csv, .md and plots; returns their paths."""
+    cells = read_cells(folder)
+    found = rows(cells)
+    if not any(cell["status"] == "ok" for cell in cells):
+        raise UserError(f"{folder}: no cell could be measured; see the notes in {folder / 'cells'}")
+    lines = verdicts(found)
+    terminal_tables(found)
+    print("\n".join(lines))
+    settings = read_json(folder / SETTINGS_FILE)
+    paths = harness.write_results(NAME, found, _notes(settings, lines), folder)
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no plots: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
+        return paths
+    from benchmarks.speed.plots import write_plots
+
+    return [*paths, *write_plots(found, folder, _subtitle(cells, settings))]
+
+
+def _notes(settings: dict[str, Any], lines: Sequence[str]) -> str:
+    said = "".join(f"- {line}\n" for line in lines)
+    return (
+        f"Settings: {json.dumps(settings)}\n\n"
+        "Medians; `_low` and `_high` are quartiles. `_vs_blockwise` and `_vs_vanilla`: the baseline of the same group "
+        "over this, above 1 = cheaper. A document: beam search with target_tokens new tokens for each of the batch; a "
+        "token: the mean time between two of them. Peaks: above what weights and optimizer hold, within one step.\n\n"
+        f"{said}"
+    )
+
+
+def _subtitle(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+    where = next(cell["environment"] for cell in cells if cell["status"] == "ok")
+    machine = (
+        where["gpu"]
+        if settings["device"] == "cuda"
+        else f"{where['cpu']}, {settings['threads']} threads, {settings['clock']} time"
+    )
+    return (
+        f"{machine}; {settings['precision']}, batch {settings['batch_size']}, {settings['target_tokens']} target "
+        f"tokens, beam {settings['num_beams']}; {where['date'][:10]}, commit {where['commit'][:12]}"
+    )

@@ -1,0 +1,87 @@
+"""Cost against length, log-log, with the exponent p of cost ~ length^p fitted to each line."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.architectures import BASELINES, ENTRIES
+from benchmarks.speed.table import Row
+
+PANELS = {
+    "train_step_s": "Training step (s)",
+    "train_peak_mib": "Peak memory of a step (MiB)",
+    "encoder_s": "Encoder, a document (s)",
+    "token_s": "Decoder, a token (s)",
+    "document_s": "Beam search, a document (s)",
+    "decoder_gflop": "Decoder, a document (GFLOP)",
+}
+# Okabe and Ito's colours, told apart by people with any kind of colour vision; markers tell them apart in print.
+STYLES = (
+    ("#000000", "o"),
+    ("#D55E00", "s"),
+    ("#0072B2", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#E69F00", "P"),
+    ("#56B4E9", "X"),
+)
+
+
+def exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
+    """Least-squares slope of log cost over log length; None for fewer than two lengths."""
+    if len(set(lengths)) < 2:
+        return None
+    x, y = [math.log(value) for value in lengths], [math.log(value) for value in costs]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return covariance / sum((a - mean_x) ** 2 for a in x)
+
+
+def write_plots(rows: Sequence[Row], folder: Path, subtitle: str) -> list[Path]:
+    """cost-<group>.png for each group that has something to draw; returns their paths."""
+    paths = []
+    for group in BASELINES:
+        members = [row for row in rows if row["group"] == group and any(row.get(cost) for cost in PANELS)]
+        if members:
+            paths.append(_figure(group, members, folder / f"cost-{group}.png", subtitle))
+    return paths
+
+
+def _figure(group: str, rows: Sequence[Row], path: Path, subtitle: str) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 9), layout="constrained")
+    for axis, (cost, title) in zip(axes.flat, PANELS.items(), strict=True):
+        _panel(axis, rows, cost)
+        axis.set_title(title, loc="left", fontsize=11)
+    layers = " + ".join(map(str, ENTRIES[BASELINES[group][0]].layers))
+    figure.suptitle(f"Cost against input length, {layers} layers", fontsize=14, x=0.01, ha="left")
+    figure.supxlabel(f"input tokens. {subtitle}", fontsize=9)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
+    names = [name for name in ENTRIES if any(row["architecture"] == name for row in rows)]
+    for name, (colour, marker) in zip(names, STYLES, strict=False):
+        points = sorted((row["length"], row[cost]) for row in rows if row["architecture"] == name and row.get(cost))
+        if not points:
+            continue
+        lengths, costs = zip(*points, strict=True)
+        slope = exponent(lengths, costs)
+        label = name if slope is None else f"{name}  n^{slope:.2f}"
+        axis.plot(lengths, costs, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
+    ticks = sorted({row["length"] for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(ticks, [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in ticks])
+    axis.minorticks_off()
+    axis.grid(True, which="major", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_lines():
+        axis.legend(fontsize=8, frameon=False)

@@ -1,0 +1,89 @@
+"""What a speed benchmark measures, and how long it may take. No torch here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import read_json, write_json
+
+PHASES = ("train", "infer")
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all cells of a folder share; numbers of other settings do not belong into one table."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    """fp32 or bf16 (weights and activations)."""
+    threads: int = 1
+    clock: str = "wall"
+    """wall, or process: CPU seconds of the process, which hardly notice what else a shared machine does."""
+    batch_size: int = 1
+    target_tokens: int = 128
+    """Tokens of the target in training, and generated for each document."""
+    num_beams: int = 4
+    vocab_size: int = 32_000
+    overrides: tuple[str, ...] = ()
+    """key=value settings of our own models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one cell."""
+
+    repeats: int = 5
+    """Measured runs, after one to warm up; fewer where half of time_limit_s is over."""
+    time_limit_s: float = 600.0
+    memory_limit_gib: float = 0.0
+    """Resident memory of the process; 0 = no limit but the machine's (or GPU's) own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One process: an architecture at a length, training or inference."""
+
+    architecture: str
+    length: int
+    phase: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.length}-{self.phase}"
+
+    def path(self, folder: Path) -> Path:
+        """Its result."""
+        return folder / "cells" / f"{self.name}.json"
+
+
+def keep_settings(folder: Path, settings: Settings) -> None:
+    """Write the settings into the folder; UserError if it holds measurements with others."""
+    path, values = folder / SETTINGS_FILE, asdict(settings) | {"overrides": list(settings.overrides)}
+    if path.is_file() and (before := read_json(path)) != values:
+        changed = ", ".join(f"{key} {before.get(key)!r}" for key in values if before.get(key) != values[key])
+        raise UserError(f"{folder}: holds measurements with {changed}; choose another --output folder")
+    write_json(path, values)
+
+
+def parse_length(text: str) -> int:
+    """'8k' or '8192' to tokens."""
+    number = text.strip().lower()
+    value = number.removesuffix("k")
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"--lengths: {text!r} is not a number of tokens; write 8192 or 8k")
+    return int(value) * (1024 if number.endswith("k") else 1)
+
+
+def outcome(cell: Cell, status: str, note: str = "", **values: Any) -> dict[str, Any]:
+    """A cell's result; status: ok, out_of_memory, time_limit, failed or skipped."""
+    return {**asdict(cell), "status": status, "note": note, **values}
+
+
+def parse_phases(text: str) -> list[str]:
+    """'train,infer' to its parts."""
+    parts = text.split(",")
+    if wrong := [part for part in parts if part not in PHASES]:
+        raise UserError(f"--phases: {wrong[0]!r} is unknown; choose among {', '.join(PHASES)}")
+    return parts

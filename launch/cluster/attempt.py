@@ -1,0 +1,273 @@
+"""One attempt: start the engine, merge what ranks print, watch their signs of life, say how it ended and by whom."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from launch.cluster.hosts import num_ranks
+from launch.cluster.plan import Plan
+from launch.exits import DONE, PREEMPTED, USER_ERROR
+from trainer.config_cluster import ClusterConfig
+
+POLL_EVERY_S = 0.25
+LOOK_S_PER_RANK = 0.002
+"""Signs of life are files on a shared file system: large jobs are looked at less often."""
+END_TOGETHER_S = 20.0
+"""When one rank has failed, the engine may take so long to end the others before it is killed."""
+ENGINE_END_S = 3.0
+"""What an engine gets to end on its own account, and again after SIGTERM."""
+START_TIMEOUT_S = 600.0
+"""Ranks must give a first sign of life within this time."""
+RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\] .*)$")
+MISTAKE = "transpooler: error: "
+ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `ending` is one of ENDINGS; rank, host and reason name the culprit where there is one."""
+
+    ending: str
+    reason: str = ""
+    rank: int | None = None
+    host: str | None = None
+    exit_code: int | None = None
+
+
+@dataclass
+class _Sign:
+    facts: dict[str, Any]
+    changed_at: float
+    stopped_since: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass
+class Attempt:
+    """A running attempt; `request_stop` asks all ranks to save and end with 75."""
+
+    plan: Plan
+    folder: Path
+    run: Path
+    cluster: ClusterConfig
+    signs: dict[int, _Sign] = field(default_factory=dict)
+    engine_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    mistakes: dict[str, tuple[int, str] | None] = field(default_factory=dict)
+    """What ranks called a user's mistake, and the (rank, host) that said so first; None: before there was a rank."""
+    started_at: float = 0.0
+    progress_at: float = 0.0
+    metrics_size_bytes: int = -1
+    stop_requested_at: float | None = None
+    on_poll: Callable[[], None] = lambda: None
+    """Called several times a second while the ranks run."""
+
+    def execute(self) -> Outcome:
+        """Run it to its end."""
+        try:
+            self.plan.write()
+            (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return Outcome(
+                "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
+            )
+        with open(self.run / "logs" / "all.log", "a", encoding="utf-8") as merged:
+            merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
+            engine = subprocess.Popen(
+                self.plan.command,
+                cwd=self.plan.directory,
+                env=os.environ | self.plan.engine_variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone
+            )
+            assert engine.stdout is not None
+            reader = threading.Thread(target=self._merge, args=(engine.stdout, merged), daemon=True)
+            reader.start()
+            try:
+                outcome = self._watch(engine)
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.folder / "kill").touch()
+                self._end(engine)
+                reader.join(timeout=5.0)
+        return outcome
+
+    def request_stop(self) -> None:
+        """Ask the ranks of all hosts to save and end; they look for this file."""
+        if self.stop_requested_at is None:
+            self.stop_requested_at = time.monotonic()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "stop").touch()
+
+    def _watch(self, engine: subprocess.Popen[bytes]) -> Outcome:
+        self.started_at = self.progress_at = time.monotonic()
+        failed_at: float | None = None
+        while (code := engine.poll()) is None:
+            time.sleep(max(POLL_EVERY_S, LOOK_S_PER_RANK * num_ranks(self.plan.hosts)))
+            now = time.monotonic()
+            self._look(now)
+            self.on_poll()
+            if (outcome := self._silent_or_stopped(now)) is not None:
+                return outcome
+            if failed_at is None and any(sign.facts.get("exit") for sign in self.signs.values()):
+                failed_at = now
+            if failed_at is not None and now - failed_at > (ENGINE_END_S if self._all_ended() else END_TOGETHER_S):
+                break
+            if self.stop_requested_at is not None and now - self.stop_requested_at > self.cluster.stop_grace_s:
+                return Outcome(
+                    "stopped", f"ranks did not save within cluster.stop_grace_s = {self.cluster.stop_grace_s:g} s"
+                )
+        self._look(time.monotonic())
+        return self._ended(code)
+
+    def _look(self, now: float) -> None:
+        """Read the signs of life."""
+        for path in self.folder.glob("rank-*.json"):
+            try:
+                facts = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # being replaced
+                continue
+            sign = self.signs.get(facts["rank"])
+            if sign is None:
+                sign = self.signs[facts["rank"]] = _Sign(facts, now)
+            if facts["beat"] != sign.facts["beat"]:
+                sign.facts, sign.changed_at = facts, now
+            stopped = facts["state"] in "Tt" and "exit" not in facts
+            sign.stopped_since = (sign.stopped_since or now) if stopped else None
+            if "exit" in facts and sign.ended_at is None:
+                sign.ended_at = now
+        metrics = self.run / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size != self.metrics_size_bytes:
+            self.metrics_size_bytes, self.progress_at = size, now
+
+    def _silent_or_stopped(self, now: float) -> Outcome | None:
+        """A rank that is stopped, a rank or host that went silent, a job that hangs."""
+        limit = self.cluster.heartbeat_timeout_s
+        running = [sign for sign in self.signs.values() if "exit" not in sign.facts]
+        if not self.signs and now - self.started_at > START_TIMEOUT_S:
+            return Outcome("hung", f"no rank started within {START_TIMEOUT_S:.0f} s: {self._engine_says()}")
+        for sign in running:
+            if sign.stopped_since is not None and now - sign.stopped_since > limit:
+                return _blame("stopped", sign, f"its process {sign.facts['pid']} is stopped (SIGSTOP or a debugger)")
+        silent = [sign for sign in running if now - sign.changed_at > limit]
+        if silent:
+            sign = min(silent, key=lambda sign: sign.changed_at)
+            return _blame(
+                "lost", sign, f"no sign of life for {limit:.0f} s: the host lost power or its disk, or all was killed"
+            )
+        hang = self.cluster.hang_timeout_s
+        if hang and now - self.progress_at > hang:
+            return Outcome("hung", f"no progress for {hang:.0f} s; ranks wait in {self._states()}")
+        return None
+
+    def _ended(self, code: int | None) -> Outcome:
+        """The engine has ended (code), or had to be ended (None): who was first?"""
+        signs = self.signs.values()
+        exits = [sign.facts["exit"] for sign in signs if "exit" in sign.facts]
+        if code == DONE and all(value == DONE for value in exits):
+            return Outcome("done")
+        mistaken = next((sign for sign in signs if sign.facts.get("exit") == USER_ERROR), None)
+        if mistaken is not None and not self.mistakes:
+            return _blame("mistake", mistaken, _errors(mistaken))
+        if self.mistakes and (mistaken is not None or not exits):  # no exits: not even these could be written
+            rank, host = next(iter(self.mistakes.values())) or (None, None)
+            return Outcome("mistake", "; ".join(self.mistakes), rank, host, USER_ERROR)
+        # Without a last word: killed together with what watches it, unless the engine had ordered the end.
+        wordless = [sign for sign in signs if "exit" not in sign.facts and not sign.facts["told"]]
+        failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
+        killed = next((sign for sign in failed if sign.facts["exit"] < 0 and not sign.facts["told"]), None)
+        if killed is None and wordless and exits:
+            stopped = next((sign for sign in wordless if sign.stopped_since is not None), None)
+            if stopped is not None:
+                return _blame(
+                    "stopped", stopped, f"its process {stopped.facts['pid']} is stopped (SIGSTOP or a debugger)"
+                )
+            return _blame(
+                "lost", wordless[0], "ended without a word: it and what watched it were killed, or the host died"
+            )
+        if failed:
+            culprit = killed or failed[0]
+            if culprit.facts["exit"] == PREEMPTED or (self.stop_requested_at is not None and PREEMPTED in exits):
+                return Outcome("preempted", "ranks saved and stopped", exit_code=PREEMPTED)
+            return _blame("crashed", culprit, _errors(culprit))
+        return Outcome(
+            "crashed",
+            f"the engine of target {self.plan.target} ended with {code}: {self._engine_says()}",
+            exit_code=code,
+        )
+
+    def _all_ended(self) -> bool:
+        return sum("exit" in sign.facts for sign in self.signs.values()) >= num_ranks(self.plan.hosts)
+
+    def _merge(self, source: IO[bytes], merged: IO[str]) -> None:
+        """Rank-prefixed lines to all.log and standard error; what the engine says to all.log alone."""
+        for raw in source:
+            text = raw.decode(errors="replace").rstrip("\n")
+            match = RANK_LINE.match(text)
+            line = match["line"] if match else f"[{self.plan.target}] {text}"
+            if MISTAKE in text:
+                source_of = (int(match["rank"]), match["host"]) if match else None
+                self.mistakes.setdefault(text.partition(MISTAKE)[2], source_of)
+            if match:
+                self.progress_at = time.monotonic()
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self.engine_lines.append(text)
+            try:
+                merged.write(line + "\n")
+                merged.flush()
+            except (OSError, ValueError):  # a full disk must not end the job
+                continue
+
+    def _end(self, engine: subprocess.Popen[bytes]) -> None:
+        """End the engine and all that it started on this machine; ranks elsewhere end through the kill file.
+
+        DeepSpeed's runner is killed outright: it would answer SIGTERM with a `pkill` of every DeepSpeed job of this
+        user on all hosts.
+        """
+        gently = () if self.plan.target in ("ssh", "local") else (signal.SIGTERM,)
+        for number in (0, *gently, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(engine.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                engine.wait(None if number == signal.SIGKILL else ENGINE_END_S)
+
+    def _engine_says(self) -> str:
+        return next((line.strip() for line in reversed(self.engine_lines) if line.strip()), "it said nothing")
+
+    def _states(self) -> str:
+        return ", ".join(f"rank {number}: {sign.facts['state']}" for number, sign in sorted(self.signs.items()))
+
+
+def _order(sign: _Sign) -> tuple[float, float]:
+    """In the order in which they ended, as seen here; clocks of hosts decide only within one look."""
+    return (sign.ended_at or 0.0, sign.facts.get("ended", 0.0))
+
+
+def _blame(ending: str, sign: _Sign, reason: str) -> Outcome:
+    facts = sign.facts
+    return Outcome(ending, reason, facts["rank"], facts["host"], facts.get("exit"))
+
+
+def _errors(sign: _Sign) -> str:
+    """What a rank said last."""
+    code = sign.facts["exit"]
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    lines = [line for line in sign.facts.get("last_lines", []) if line.strip()]
+    errors = [line.removeprefix(MISTAKE) for line in lines if line.startswith(MISTAKE)]
+    return "; ".join(errors) or f"exit code {code}: {lines[-1] if lines else 'it said nothing'}"

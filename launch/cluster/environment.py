@@ -1,0 +1,72 @@
+"""What a rank finds when it starts: its working directory, its environment, its Python. One rendered script says it.
+
+Engines differ in what they pass on (and some cut values at a comma), so nothing is left to them: each starts the same
+script, RUN/launch/attempt-N/rank.sh, once per rank.
+"""
+
+import fnmatch
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.config import Config
+
+CODE = Path(__file__).resolve().parents[2]
+"""The folder that holds this code; ranks import the same."""
+
+
+def working_directory(config: Config) -> Path:
+    """The folder in which ranks start."""
+    return Path(config.cluster.working_directory or Path.cwd()).absolute()
+
+
+def run_folder(config: Config) -> Path:
+    """The run folder as ranks see it."""
+    return working_directory(config) / config.run
+
+
+def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
+    """Variables that every rank gets: the allow-list's, this code, the interface, then the configuration's."""
+    cluster = config.cluster
+    variables = {
+        name: value
+        for name, value in here.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in cluster.pass_environment) and name.isidentifier()
+    }
+    inherited = variables.get("PYTHONPATH", "").split(os.pathsep)
+    variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(CODE), *filter(None, inherited)]))
+    if cluster.activate is None:
+        path = variables.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(os.pathsep)
+        variables["PATH"] = os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *path]))
+    if cluster.interface is not None:
+        variables |= {"GLOO_SOCKET_IFNAME": cluster.interface, "NCCL_SOCKET_IFNAME": cluster.interface}
+    return variables | {key: str(value) for key, value in cluster.environment.items()}
+
+
+def prologue(config: Config, variables: Mapping[str, str]) -> list[str]:
+    """Shell lines that put a process of any host into the ranks' folder and environment."""
+    folder = shlex.quote(str(working_directory(config)))
+    message = shlex.quote(f"no folder {working_directory(config)}; share it or set cluster.working_directory")
+    return [
+        f'cd {folder} 2>/dev/null || {{ echo "transpooler: error: $(hostname): "{message} >&2; exit 2; }}',
+        *(f"export {key}={shlex.quote(value)}" for key, value in sorted(variables.items())),
+        *([config.cluster.activate] if config.cluster.activate else []),
+    ]
+
+
+def python(config: Config) -> str:
+    """The interpreter on every host: this one's path, or `python` of what `cluster.activate` activates."""
+    return "python" if config.cluster.activate else sys.executable
+
+
+def script(config: Config, variables: Mapping[str, str], command: Sequence[str], comment: str) -> str:
+    """A bash script: the prologue, then `command` in the script's place."""
+    lines = ["#!/usr/bin/env bash", f"# {comment}", *prologue(config, variables), f"exec {shlex.join(command)}"]
+    return "\n".join(lines) + "\n"
+
+
+def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Settings whose configuration files are absolute paths: ranks may start in another folder."""
+    return [item if item in overrides else str(Path(item).absolute()) for item in settings]

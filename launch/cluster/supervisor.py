@@ -1,0 +1,254 @@
+"""Starts a job again and again until it is done: after a crash, a hang, a lost host; never after a user's mistake.
+
+Where training continues is not decided here: each rank's own start finds the newest valid checkpoint of the run folder.
+"""
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common.errors import UserError
+from launch.cluster import preflight, probe, slurm
+from launch.cluster.attempt import Attempt, Outcome
+from launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
+from launch.cluster.environment import rank_variables, run_folder
+from launch.cluster.events import Events
+from launch.cluster.hosts import Host, num_ranks
+from launch.cluster.plan import Job, Plan
+from launch.cluster.targets import plan
+from launch.exits import INTERRUPTED, PREEMPTED, USER_ERROR
+from trainer.config import Config
+
+OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
+ATTEMPT_FOLDER = "attempt-"
+SIGNAL_ARRIVES_WITHIN_S = 3.0
+
+
+class Supervisor:
+    """Runs one job to its end; `run` returns the exit code."""
+
+    def __init__(self, target: str, config: Config, settings: Sequence[str], hosts: Sequence[Host]) -> None:
+        self.target, self.config, self.settings = target, config, tuple(settings)
+        self.hosts, self.folder = list(hosts), run_folder(config)
+        self.events, self.history = Events(self.folder), History(step=newest_step(run_folder(config)))
+        self.stop, self.stop_signal = threading.Event(), ""
+        self.attempt: Attempt | None = None
+
+    def run(self) -> int:
+        """Attempt after attempt until the run is complete or nothing helps."""
+        with _one_launcher(self.folder), _signals(self._stop):
+            try:
+                return self._run()
+            except KeyboardInterrupt:
+                self.events.write("interrupted", "interrupted: all ranks are ended")
+                return INTERRUPTED
+
+    def _run(self) -> int:
+        first = True
+        while True:
+            try:
+                answers = self._ask()
+            except UserError as error:
+                if first:
+                    raise
+                outcome = Outcome("crashed", f"before any rank started: {'; '.join(str(error).splitlines())}")
+            else:
+                outcome = self._attempt(answers)
+            first = False
+            decision = decide(
+                outcome, self.history, self.hosts, self.config.cluster, newest_step(self.folder), self.stop.is_set()
+            )
+            if not self._go_on(outcome, decision):
+                return PREEMPTED if decision.restart else decision.exit_code
+
+    def _ask(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the hosts say before an attempt. On a restart, silent ones count as failed and may be left out."""
+        if self.target not in OVER_SSH:
+            here = {self.hosts[0].name: probe.facts(port=str(self.config.cluster.master_port or ""))}
+            answers = here if self.target == "local" else slurm.ask_nodes(self.config, self.hosts)
+            if len(answers) == len(self.hosts):
+                self._agreed(answers)
+            return {}
+        answers, silent = preflight.ask_hosts(self.config, self.hosts)
+        problems = [f"{name}: {problem}" for name, problem in silent.items()]
+        if silent and self.attempt is not None:
+            for name, problem in silent.items():
+                self.history.failures[name] = self.history.failures.get(name, 0) + 1
+                self.events.write("host_failed", f"{name}: {problem}", host=name, failures=self.history.failures[name])
+            bad = {name for name in silent if self.history.failures[name] >= self.config.cluster.host_failures}
+            remaining = [host for host in self.hosts if host.name not in bad]
+            if self.config.cluster.elastic and bad == set(silent) and len(remaining) >= self.config.cluster.min_nodes:
+                self._leave_out(sorted(bad), "did not answer")
+                problems = []
+        if problems:
+            raise UserError("\n".join(problems))
+        self._agreed(answers)
+        self.hosts = preflight.with_slots(self.hosts, answers)
+        return {host.name: answers[host.name] for host in self.hosts}
+
+    def _agreed(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        if problems := list(preflight.problems(self.config, self.hosts, answers)):
+            raise UserError("\n".join(problems))
+
+    def _attempt(self, answers: Mapping[str, Mapping[str, Any]]) -> Outcome:
+        number = next_attempt(self.folder)
+        what = self.plan(number, answers)
+        names = [host.name for host in self.hosts]
+        self.events.write(
+            "start",
+            f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target}), "
+            f"from step {newest_step(self.folder)}",
+            attempt=number,
+            target=self.target,
+            hosts=names,
+            ranks=num_ranks(self.hosts),
+            step=newest_step(self.folder),
+        )
+        folder = attempt_folder(self.folder, number)
+        self.attempt = Attempt(what, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
+        if self.stop.is_set():  # signalled while this was set up
+            self.attempt.request_stop()
+        outcome = self._with_culprit(self.attempt.execute())
+        if outcome.ending == "preempted" and self.target == "slurm":
+            self.stop.wait(SIGNAL_ARRIVES_WITHIN_S)  # SLURM signals ranks and launcher one after the other
+        self._announce_stop()
+        where = f" (rank {outcome.rank} on {outcome.host})" if outcome.rank is not None else ""
+        self.events.write(
+            "end",
+            f"attempt {number} {outcome.ending}{where}{': ' if outcome.reason else ''}{outcome.reason}",
+            attempt=number,
+            ending=outcome.ending,
+            rank=outcome.rank,
+            host=outcome.host,
+            exit_code=outcome.exit_code,
+            reason=outcome.reason,
+            step=newest_step(self.folder),
+        )
+        return outcome
+
+    def plan(self, number: int, answers: Mapping[str, Mapping[str, Any]]) -> Plan:
+        """The plan of attempt `number`; without answers (local, slurm, --dry-run) the master is the engine's matter."""
+        master = None
+        if self.target == "local":
+            from launch.ranks import free_port
+
+            master = ("127.0.0.1", self.config.cluster.master_port or free_port())
+        elif answers:
+            master = preflight.master_of(self.config, self.hosts[0].name, answers)
+        job = Job(
+            config=self.config,
+            settings=self.settings,
+            hosts=tuple(self.hosts),
+            master=master,
+            folder=attempt_folder(self.folder, number),
+            variables=rank_variables(self.config, os.environ),
+        )
+        return plan(self.target, job)
+
+    def _with_culprit(self, outcome: Outcome) -> Outcome:
+        """Where a rank only saw another one vanish, ask which host is gone."""
+        if outcome.ending not in ("hung", "crashed") or not (blames_peer(outcome) or outcome.host is None):
+            return outcome
+        names = [host.name for host in self.hosts]
+        if self.target in OVER_SSH:
+            gone = preflight.unreachable(names)
+        else:
+            gone = slurm.hosts_down(names) if self.target == "slurm" else {}
+        if not gone:
+            return outcome
+        name, problem = next(iter(gone.items()))
+        return replace(
+            outcome,
+            ending="lost",
+            host=name,
+            rank=None,
+            reason=f"{name}: {problem}; seen by others as: {outcome.reason}",
+        )
+
+    def _go_on(self, outcome: Outcome, decision: Decision) -> bool:
+        if not decision.restart:
+            name = "give_up" if decision.exit_code in (GIVEN_UP, USER_ERROR) else "finish"
+            self.events.write(name, f"{decision.why} (exit code {decision.exit_code})", exit_code=decision.exit_code)
+            return False
+        if decision.left_out:
+            self._leave_out(decision.left_out, decision.why)
+        after = f" in {decision.delay_s:g} s" if decision.delay_s else ""
+        self.events.write("restart", f"restart{after}: {decision.why}", delay_s=decision.delay_s, why=decision.why)
+        return not self.stop.wait(decision.delay_s)
+
+    def _leave_out(self, names: Sequence[str], why: str) -> None:
+        before = num_ranks(self.hosts)
+        self.hosts = [host for host in self.hosts if host.name not in names]
+        self.events.write(
+            "leave_out",
+            f"{', '.join(names)} left out ({why}): {before} ranks become {num_ranks(self.hosts)}, "
+            f"the global batch stays {self.config.data.batch_size}",
+            left_out=list(names),
+            hosts=[host.name for host in self.hosts],
+            ranks=num_ranks(self.hosts),
+        )
+
+    def _stop(self, number: int) -> None:
+        """The handler of signals: it only sets flags."""
+        self.stop_signal = signal.Signals(number).name
+        self.stop.set()
+        if self.attempt is not None:
+            self.attempt.request_stop()
+
+    def _announce_stop(self) -> None:
+        name, self.stop_signal = self.stop_signal, ""
+        if name:
+            self.events.write("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
+
+
+def newest_step(run: Path) -> int:
+    """Step of the newest checkpoint folder, 0 without one."""
+    steps = [path.name.removeprefix("global_step") for path in (run / "checkpoints").glob("global_step*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def attempt_folder(run: Path, number: int) -> Path:
+    """Folder of an attempt."""
+    return run / "launch" / f"{ATTEMPT_FOLDER}{number}"
+
+
+def next_attempt(run: Path) -> int:
+    """Attempts are numbered from 1 over the life of a run."""
+    numbers = [path.name.removeprefix(ATTEMPT_FOLDER) for path in (run / "launch").glob(f"{ATTEMPT_FOLDER}*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0) + 1
+
+
+@contextmanager
+def _one_launcher(run: Path) -> Iterator[None]:
+    (run / "launch").mkdir(parents=True, exist_ok=True)
+    with open(run / "launch" / "lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{run}: another launcher runs this run already; stop it first, or choose run=..."
+            ) from None
+        for folder in (run / "launch").glob(f"{ATTEMPT_FOLDER}*"):
+            (folder / "kill").touch()  # ranks that a killed launcher left behind
+        yield
+
+
+@contextmanager
+def _signals(handle: Callable[[int], None]) -> Iterator[None]:
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle(number)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

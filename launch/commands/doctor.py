@@ -1,0 +1,34 @@
+"""`transpooler doctor`: would training run on these hosts?"""
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import add_command, config_settings, split_settings
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Its arguments."""
+    parser = add_command(
+        commands,
+        "doctor",
+        "check hosts, versions, compilers, disks and network before a run; exit code 2 when training would fail",
+        "  transpooler doctor\n"
+        "  transpooler doctor --hostfile hosts\n"
+        "  transpooler doctor my.yaml cluster.hostfile=hosts cluster.interface=ib0",
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG|key=value", help="YAML files and single settings")
+    parser.add_argument("--hostfile", type=Path, metavar="HOSTS", help="check these hosts (default: this machine)")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """`transpooler doctor`."""
+    from trainer.config_loader import load_config
+
+    files, overrides = split_settings(config_settings(parsed.settings))
+    hostfile = [f"cluster.hostfile={parsed.hostfile.absolute()}"] if parsed.hostfile else []
+    config = load_config(files, [*overrides, *hostfile])
+    from launch.cluster.doctor import examine, require_health, table
+
+    rows = examine(config)
+    print(table(rows))
+    require_health(rows)

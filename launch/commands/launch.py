@@ -1,0 +1,67 @@
+"""`transpooler launch`: the ranks of a run on many hosts, watched and restarted."""
+
+import argparse
+import sys
+
+from launch.arguments import add_command, add_settings, config_settings, split_settings
+from launch.checks import checked_config
+
+TARGETS = {
+    "local": "this machine",
+    "ssh": "hosts of a hostfile: DeepSpeed's runner and pdsh",
+    "torchrun": "hosts of a hostfile: torchrun, c10d rendezvous",
+    "openmpi": "hosts of a hostfile: OpenMPI's mpirun",
+    "mpich": "hosts of a hostfile: MPICH's mpiexec",
+    "slurm": "a batch job: sbatch and srun",
+    "kubernetes": "a manifest to apply: JobSet or Kubeflow TrainJob",
+}
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Its arguments."""
+    parser = add_command(
+        commands,
+        "launch",
+        "train on many hosts; watch the ranks and restart them from the newest checkpoint",
+        "  transpooler launch ssh my.yaml cluster.hostfile=hosts\n"
+        "  transpooler launch slurm my.yaml cluster.nodes=4 cluster.slurm.partition=gpu cluster.slurm.time=12:00:00\n"
+        "  transpooler launch kubernetes my.yaml cluster.nodes=4 cluster.kubernetes.image=me/transpooler > job.yaml\n"
+        "  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run\n\n"
+        "The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.",
+    )
+    names = "\n".join(f"  {name:<11}{text}" for name, text in TARGETS.items())
+    parser.add_argument("target", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
+    add_settings(parser)
+    parser.description = f"{parser.description}\n\ntargets:\n{names}"
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print hosts, commands, environment and files; run nothing"
+    )
+    parser.add_argument(
+        "--in-allocation", action="store_true", help="slurm: run in this allocation instead of submitting"
+    )
+
+
+def run(parsed: argparse.Namespace) -> int | None:
+    """`transpooler launch`."""
+    parsed.settings = config_settings(parsed.settings)
+    config = checked_config(parsed)
+    if config is None:
+        return None
+    from launch.cluster import kubernetes, slurm
+    from launch.cluster.environment import absolute_settings
+    from launch.cluster.start import dry_run, supervise
+
+    settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
+    settings += ["--quiet"] if parsed.quiet else []
+    if parsed.target == "kubernetes":
+        sys.stdout.write(kubernetes.manifest(config))
+    elif parsed.target == "slurm" and not parsed.in_allocation:
+        if parsed.dry_run:
+            sys.stdout.write(slurm.batch_script(config, settings))
+        else:
+            print(slurm.submit(config, settings))
+    elif parsed.dry_run:
+        print(dry_run(parsed.target, config, settings))
+    else:
+        return supervise(parsed.target, config, settings)
+    return None

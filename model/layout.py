@@ -1,0 +1,91 @@
+"""Where the tokens of a batch lie: packed one after another, as rows of documents, or as rows of blocks.
+
+Layers work on packed tokens, so padding costs nothing outside attention, and inside it only what completes a document's
+last block. The lengths are read once per batch (one host synchronisation on a GPU); the poolers' results follow from
+them. Under torch.compile nothing is read: every document counts as long as the batch, and masks do the rest.
+
+B documents, N longest length, P packed tokens (the sum of the lengths), R blocks of m.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Grid:
+    """Rows of equal width of which the packed tokens fill the front."""
+
+    def __init__(self, lengths: Sequence[int], widths: Sequence[int], columns: int, device: torch.device) -> None:
+        """Document i takes `lengths[i]` tokens of its `widths[i]` places; widths are multiples of `columns`."""
+        self.rows, self.columns = sum(widths) // columns, columns
+        self.slots_P: Tensor | None = None  # None: nothing is padding, so a reshape does
+        if list(lengths) != list(widths):
+            lengths_B, widths_B = torch.tensor([lengths, widths]).to(device, non_blocking=True)
+            shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B)
+            num_tokens = sum(lengths)
+            shift_P = shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
+            self.slots_P = torch.arange(num_tokens, device=device) + shift_P
+
+    def put(self, x: Tensor) -> Tensor:
+        """(P, ...) -> (rows, columns, ...), zero where there is no token."""
+        if self.slots_P is not None:
+            x = x.new_zeros(self.rows * self.columns, *x.shape[1:]).index_copy(0, self.slots_P, x)
+        return x.unflatten(0, (self.rows, self.columns))
+
+    def take(self, x: Tensor) -> Tensor:
+        """(rows, columns, ...) -> (P, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.slots_P is None else x.index_select(0, self.slots_P)
+
+
+class Layout:
+    """The lengths of a batch's documents, and what follows from them."""
+
+    def __init__(
+        self, lengths: Sequence[int], block: int | None, device: torch.device, mask_BN: Tensor | None = None
+    ) -> None:
+        """Lengths are at least 1; mask_BN bool: which of the tokens are real (None: all), filled from the front."""
+        self.lengths, self.longest = list(lengths), max(lengths)
+        self.block = min(block or self.longest, self.longest)
+        self.documents = Grid(self.lengths, [self.longest] * len(self.lengths), self.longest, device)
+        """(B, N)."""
+        self.blocks = Grid(self.lengths, [-(-n // self.block) * self.block for n in self.lengths], self.block, device)
+        """(R, m)."""
+        self.all_real = mask_BN is None
+        real_P = torch.ones(sum(self.lengths), dtype=torch.bool, device=device)
+        self.document_mask = self.documents.put(real_P) if mask_BN is None else mask_BN
+        """bool (B, N): real tokens."""
+        self.block_mask: Tensor | None = None
+        """bool (R, 1, 1, m): the tokens to attend to, or None where every block is full."""
+        if mask_BN is not None or self.blocks.slots_P is not None:
+            real_P = real_P if mask_BN is None else self.documents.take(mask_BN)
+            self.block_mask = somewhere(self.blocks.put(real_P))[:, None, None]
+
+    @classmethod
+    def of_mask(cls, mask_BN: Tensor, block: int | None) -> "tuple[Layout, Tensor]":
+        """The layout of the True tokens and their indices (P,) in the flattened mask; an empty row keeps one place."""
+        batch, num_tokens = mask_BN.shape
+        if torch.compiler.is_compiling() or mask_BN.is_meta:
+            order_BN = front_order(mask_BN)
+            at_P = (order_BN + torch.arange(batch, device=mask_BN.device)[:, None] * num_tokens).flatten()
+            return cls([num_tokens] * batch, block, mask_BN.device, mask_BN.gather(1, order_BN)), at_P
+        lengths_B = mask_BN.sum(1)
+        lengths = lengths_B.tolist()
+        if min(lengths) > 0:
+            return cls(lengths, block, mask_BN.device), mask_BN.flatten().nonzero().squeeze(1)
+        packed_BN = mask_BN.clone()
+        packed_BN[:, 0] |= lengths_B == 0
+        front_BN = torch.arange(max(1, *lengths), device=mask_BN.device) < lengths_B[:, None]
+        lengths = [max(length, 1) for length in lengths]
+        return cls(lengths, block, mask_BN.device, front_BN), packed_BN.flatten().nonzero().squeeze(1)
+
+
+def somewhere(mask: Tensor) -> Tensor:
+    """The mask with rows that allow nothing opened: softmax over nothing is NaN, and what comes out is never read."""
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def front_order(mask_BN: Tensor) -> Tensor:
+    """int64 (B, N): columns of each row with its real tokens first, in order."""
+    return (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices

@@ -1,0 +1,93 @@
+"""Pooling operator x ZeRO stage x precision x kind of activation checkpointing: what is computed again is the same.
+
+With dropout, on two real ranks. A step of Adam whose eps is huge is a multiple of the gradient, so equal weights after
+it mean equal gradients. The loss is equal to the bit; gradients are to rounding, since layers that read one memory add
+theirs in another order.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.architecture import OPERATORS
+from model.pooler import SCORED
+
+KINDS = {
+    "none": [],
+    "torch": ["engine.activation_checkpointing=torch"],
+    "deepspeed": ["engine.activation_checkpointing=deepspeed"],
+    "partitioned": ["engine.activation_checkpointing=deepspeed", "engine.partition_activations=true"],
+}
+COMBINATIONS = [
+    *((operator, stage, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS for stage in (0, 3)),
+    *(("successive_halving", stage, "bf16", tuple(KINDS)) for stage in (1, 2, 3)),
+]
+WORKER = """
+import json, sys, torch
+from trainer.config_loader import load_config
+from trainer.engine import gathered
+from trainer.setup import prepare_job
+from trainer.step import train_step
+import transformers.modeling_layers as layers
+
+for settings in json.loads(sys.argv[1]):
+    job = prepare_job(load_config([], settings))
+    calls = []
+    for module in job.engine.module.modules():
+        inside = next(module.children(), None) if isinstance(module, layers.GradientCheckpointingLayer) else None
+        if inside is not None:  # the layer's own hooks stand outside of its checkpoint
+            inside.register_forward_pre_hook(lambda _, given, name=type(module).__name__: calls.append(name))
+    torch.manual_seed(job.rank)
+    result = train_step(job, next(job.loader.steps(0)), stop=False)
+    items = dict(job.engine.module.named_parameters())
+    with gathered(list(items.values())):
+        weights = {name: value.detach().float().clone() for name, value in items.items()}
+    if job.rank == 0:
+        job.run.mkdir(exist_ok=True)
+        loss = result.loss_sum / result.target_tokens
+        seen = {"weights": weights, "loss": loss, "norm": result.gradient_norm, "calls": calls}
+        torch.save(seen, job.run / "seen.pt")
+"""
+
+
+@pytest.mark.slow
+def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
+    runs: dict[tuple[str, int, str, str], Path] = {}
+    each: list[list[str]] = []
+    for operator, stage, precision, kinds in COMBINATIONS:
+        stages = (
+            f"{{after_layer: {layer}, length: {length}, operator: {operator}}}" for layer, length in ((1, 32), (2, 8))
+        )
+        pooling = f"[{', '.join(stages)}]"
+        for kind in kinds:
+            run = runs[operator, stage, precision, kind] = tmp_path / f"{len(runs)}"
+            fixed = [
+                f"model.pooling={pooling}",
+                "model.decoder_layers=2",
+                "model.dropout=0.2",
+                "optimizer.eps=1000",
+                "optimizer.warmup_steps=0",
+            ]
+            fixed += [f"engine.zero_stage={stage}", f"engine.precision={precision}", f"run={run}"]
+            each.append(
+                [*tiny_settings, *fixed, "optimizer.learning_rate=100", "optimizer.weight_decay=0", *KINDS[kind]]
+            )
+    for process in ranks(2, ["-c", WORKER, json.dumps(each)]):
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors[-3000:]
+    for (operator, stage, precision, kind), run in runs.items():
+        what = f"{operator}, ZeRO {stage}, {precision}, {kind}"
+        seen, plain = (torch.load(folder / "seen.pt") for folder in (run, runs[operator, stage, precision, "none"]))
+        assert seen["loss"] == plain["loss"], what
+        assert seen["norm"] == pytest.approx(plain["norm"], rel=1e-5 if precision == "fp32" else 2e-2), what
+        assert plain["norm"] > 0
+        for name, value in plain["weights"].items():
+            tolerance = 1e-6 if precision == "fp32" else 4e-3
+            torch.testing.assert_close(seen["weights"][name], value, atol=tolerance, rtol=0, msg=f"{what}: {name}")
+        # Encoder layers, poolers and decoder layers all run a second time, and nothing does without checkpointing.
+        scored = ("Pooler",) if operator in SCORED else ()  # the others have no module inside to watch
+        for layer in ("EncoderLayer", *scored, "DecoderLayer"):
+            times = 1 if kind == "none" else 2
+            assert seen["calls"].count(layer) == times * plain["calls"].count(layer) > 0, f"{what}: {layer}"

@@ -1,0 +1,71 @@
+"""Evaluation on several ranks, in the loop and on its own: the numbers of one process, under ZeRO 2 and 3."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.checkpoint import checkpoint_steps
+from trainer.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEADLINE_S = 300
+IN_LOOP = [
+    *("train.steps=4", "train.evaluate_every_steps=1", "train.checkpoint_every_steps=4", "train.generate_documents=5"),
+    *("train.keep_best_checkpoint=true", "train.keep_last_checkpoints=1", "model.dropout=0"),
+    *("generation.batch_size=2", "generation.num_beams=2", "generation.max_new_tokens=12"),
+    # The second step wrecks the model, so that the best evaluation is the first.
+    *("optimizer.learning_rate=3", "optimizer.warmup_steps=0", "optimizer.schedule=constant", "train.export_best=true"),
+]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_evaluation_in_the_loop_and_the_best_checkpoint(stage, tiny_settings, tmp_path):
+    """5 documents in batches of 2 over 2 ranks: one rank has a batch more, so under ZeRO 3 the other must keep up."""
+    rows = {}
+    for processes in (1, 2):
+        run = tmp_path / f"ranks{processes}"
+        settings = [*tiny_settings, *IN_LOOP, f"run={run}", f"engine.zero_stage={stage}"]
+        _launch("train", *settings, "--processes", str(processes))
+        rows[processes] = [row for row in read_metrics(run) if row["split"] == "validation"]
+    assert [row["step"] for row in rows[2]] == [1, 2, 3, 4]
+    for one, two in zip(rows[1], rows[2], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    assert {"rouge1", "rouge2", "rougeL", "rougeLsum"} <= rows[2][0].keys()
+    assert rows[2][0]["rouge1"] == pytest.approx(rows[1][0]["rouge1"], abs=1e-6)
+    best = min(rows[2], key=lambda row: row["loss"])["step"]
+    assert best < 4
+    assert checkpoint_steps(run) == [best, 4]
+    assert (run / "checkpoints" / "best").read_text() == f"global_step{best}"
+    assert f"trained for {best} steps" in (run / "export" / "README.md").read_text(encoding="utf-8")
+
+
+def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_number_of_ranks(tiny_settings, tmp_path):
+    run = tmp_path / "run"
+    settings = [*tiny_settings, *IN_LOOP, f"run={run}", "train.steps=30", "train.patience=2"]
+    _launch("train", *settings, "train.generate_documents=0", "optimizer.learning_rate=100")
+    steps = [row["step"] for row in read_metrics(run) if row["split"] == "validation"]
+    assert len(steps) < 10
+    assert (run / "export" / "config.json").is_file()
+    before = (run / "metrics.jsonl").read_bytes()
+    _launch("train", *settings, "train.generate_documents=0", "optimizer.learning_rate=100")  # trained already
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+    outputs = {}
+    for processes in (1, 2, 3):
+        folder = tmp_path / f"evaluated{processes}"
+        _launch("evaluate", str(run), "--processes", str(processes), "--output", str(folder))
+        outputs[processes] = [(folder / name).read_bytes() for name in ("metrics.json", "generated.jsonl")]
+    assert json.loads(outputs[1][0])["num_documents"] == 5
+    assert outputs[1] == outputs[2] == outputs[3]
+
+
+def _launch(*arguments: str) -> None:
+    command = [sys.executable, "-m", "launch", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

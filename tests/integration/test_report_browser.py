@@ -1,0 +1,103 @@
+"""The report in a real browser: it fits screens, the slider works with the keyboard's events, long documents are fast.
+
+A script appended to the page does what a reader would do and leaves what it saw in the page, which Chromium prints.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import add_evaluation, make_run
+
+from trainer.report import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+LONG_DOCUMENT_TOKENS = 30_000
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = make_run(tmp_path / "first")
+    lines = [
+        {"step": step, "split": "train", "loss": 9.0 - step, "pool0_mean_top_weight": 0.5}
+        | {f"pool0_share_tenth{tenth}": 0.1 for tenth in range(10)}
+        for step in range(1, 5)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    add_evaluation(folder, trained=True)
+    return folder
+
+
+def seen(page: Path, script: str, width: int, tmp_path: Path) -> Any:
+    """What `script`, the body of a function run in the page in a window of this width, returns."""
+    tail = (
+        "<pre id='seen'></pre><script>document.getElementById('seen').textContent = "
+        f"JSON.stringify((() => {{ {script} }})());</script>"
+    )
+    copy = page.with_name("copy.html")
+    copy.write_text(page.read_text(encoding="utf-8") + tail, encoding="utf-8")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [str(BROWSER), *FLAGS, profile, f"--window-size={width},900", "--dump-dom", copy.as_uri()]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="seen">(.*?)</pre>', printed, re.S)
+    assert found, printed[-500:]
+    return json.loads(unescape(found[1]))
+
+
+SLIDE = """
+const box = document.querySelector(".stages"), slider = box.querySelector("input");
+const colours = () => [...box.querySelectorAll("pre span")].map(span => getComputedStyle(span).backgroundColor);
+const shown = () => [...box.querySelectorAll(".tenths")].map(part => getComputedStyle(part).display);
+const before = {colours: colours(), shown: shown(), text: box.querySelector("output").textContent};
+slider.focus(); slider.value = 0; slider.dispatchEvent(new Event("input", {bubbles: true}));
+const after = {colours: colours(), shown: shown(), text: box.querySelector("output").textContent};
+return {before, after, focused: document.activeElement === slider, said: slider.getAttribute("aria-valuetext")};
+"""
+
+
+def test_the_slider_shows_the_layers_of_the_pyramid(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    result = seen(tmp_path / "report.html", SLIDE, 1280, tmp_path)
+    assert result["focused"]
+    assert result["before"]["text"] == "after layer 2: 1 of 4 tokens"
+    assert result["after"]["text"] == result["said"] == "after layer 1: 2 of 4 tokens"
+    assert result["before"]["shown"] == ["none", "grid"]
+    assert result["after"]["shown"] == ["grid", "none"]
+    clear = "rgba(0, 0, 0, 0)"
+    # Stages [1, .5, .5, 0] and [0, 1, 0, 0] over three spans with a shade in either.
+    assert [colour == clear for colour in result["before"]["colours"]] == [True, False, True]
+    assert clear not in result["after"]["colours"]
+
+
+@pytest.mark.parametrize("width", [1280, 500])  # Chromium makes no window narrower than 500 pixels
+def test_nothing_sticks_out_sideways(run: Path, tmp_path: Path, width: int) -> None:
+    write_report([run], tmp_path / "report.html")
+    script = "return [document.documentElement.scrollWidth, innerWidth, document.querySelectorAll('svg').length];"
+    content, window, pictures = seen(tmp_path / "report.html", script, width, tmp_path)
+    assert content <= window
+    assert pictures >= 3
+
+
+def test_a_long_document_is_shown_whole(run: Path, tmp_path: Path) -> None:
+    path = run / "evaluation" / "test" / "highlights.json"
+    (entry,) = json.loads(path.read_text())
+    entry["pieces"] = [f" w{number}" + ("\n" if number % 13 == 0 else "") for number in range(LONG_DOCUMENT_TOKENS)]
+    entry["stages"] = [[(number * step % 10) / 9 for number in range(LONG_DOCUMENT_TOKENS)] for step in (1, 3)]
+    path.write_text(json.dumps([entry]))
+    write_report([run], tmp_path / "report.html")
+    script = "const started = performance.now();" + SLIDE.replace(
+        "return {", "const shown_ms = performance.now() - started; return {shown_ms, "
+    )
+    result = seen(tmp_path / "report.html", script, 1280, tmp_path)
+    print(f"{LONG_DOCUMENT_TOKENS} tokens: two restylings in {result['shown_ms']:.0f} ms")
+    assert len(result["after"]["colours"]) == 0.9 * LONG_DOCUMENT_TOKENS  # every tenth has no shade at all

@@ -1,0 +1,82 @@
+"""An export is a model folder like any other: a process without this package loads it and computes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.tokenizer import load_tokenizer
+from trainer.config_loader import load_config
+from trainer.export import export_model
+from trainer.models import build_model
+
+STRANGER = """
+import sys, torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+folder, given, answer = sys.argv[1:]
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).d_model == 32
+model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
+batch = torch.load(given)
+with torch.no_grad():
+    logits = model(**batch).logits
+    ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"])
+AutoTokenizer.from_pretrained(folder).batch_decode(ids, skip_special_tokens=True)
+assert "trainer" not in sys.modules and "model" not in sys.modules
+torch.save({"logits": logits, "ids": ids}, answer)
+"""
+
+
+def test_a_stranger_loads_the_export(tiny_settings, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    more = [f"run={run}", "generation.num_beams=3", "generation.max_new_tokens=7", "generation.no_repeat_ngram_size=2"]
+    config = load_config([], [*tiny_settings, *more])
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    model = build_model(config, tokenizer).eval()
+    run.mkdir()
+    rows = [
+        {"step": 5, "split": "train", "loss": 4.0, "source_tokens": 900, "target_tokens": 80, "epoch": 1},
+        {"step": 5, "split": "validation", "loss": 4.5, "num_target_tokens": 40, "rouge1": 0.25},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    export_model(model, tokenizer, tmp_path / "export", config, step=5)
+    ids = torch.randint(6, len(tokenizer), (2, 60), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(60) < torch.tensor([[60], [33]])).long()
+    torch.save({"input_ids": ids, "attention_mask": mask, "labels": ids[:, :9]}, tmp_path / "given.pt")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        STRANGER,
+        *map(str, (tmp_path / "export", tmp_path / "given.pt", tmp_path / "answer.pt")),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = torch.load(tmp_path / "answer.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            answer["logits"], model(input_ids=ids, attention_mask=mask, labels=ids[:, :9]).logits, atol=1e-5, rtol=1e-5
+        )
+        assert torch.equal(answer["ids"], model.generate(ids, attention_mask=mask))
+    assert answer["ids"].shape[1] <= 8
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    for text in ("900 source and 80 target tokens", "Training loss 4.000", "loss 4.500, rouge1 25.0", "adamw"):
+        assert text in card
+    generation = json.loads((tmp_path / "export" / "generation_config.json").read_text())
+    assert (generation["num_beams"], generation["max_new_tokens"], generation["no_repeat_ngram_size"]) == (3, 7, 2)
+
+
+@pytest.mark.parametrize("name", ["modeling_transpooler.py", "configuration_transpooler.py"])
+def test_the_code_imports_nothing_of_ours(tiny_settings, tmp_path, name):
+    from trainer.export_code import write_code
+
+    write_code(tmp_path)
+    assert (tmp_path / name).is_file()
+    for path in tmp_path.glob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if line.strip().startswith(("from model", "import model"))], path.name

@@ -1,0 +1,62 @@
+"""Run folders as `train` and `evaluate` leave them, made by hand: what the tests of the report read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.config_loader import config_from_dict, save_config
+
+HOSTILE = '</script><script>alert("1")</script><b>bold</b>'
+
+
+def interval(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+
+def scores(mean: float) -> dict[str, Any]:
+    return {name: interval(mean) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
+
+
+def make_run(folder: Path, learning_rate: float = 1e-3) -> Path:
+    shards = folder.parent / "shards"
+    values = {
+        "run": str(folder),
+        "data": {"shards": str(shards)},
+        "optimizer": {"learning_rate": learning_rate},
+    }
+    save_config(config_from_dict(values), folder / "config.yaml")
+    lines: list[dict[str, Any]] = [
+        {"step": step, "split": "train", "loss": 9.0 - step, "source_tokens_per_s": 1000 + step} for step in range(1, 5)
+    ]
+    lines.append({"step": 4, "split": "validation", "loss": 6.125, "num_target_tokens": 10})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def add_evaluation(run: Path, *, trained: bool) -> None:
+    folder = run / "evaluation" / ("test" if trained else "test-untrained")
+    folder.mkdir(parents=True)
+    metrics = {
+        "trained": trained,
+        "split": "test",
+        "num_documents": 7,
+        "loss": 5.25 if trained else 9.0,
+        "shuffled_loss": 5.75,
+        "lead_words": 31,
+        "mean_words": {"generated": 20.0, "reference": 31.0, "lead": 31.0},
+        "rouge": scores(0.25 if trained else 0.02),
+        "lead_rouge": scores(0.2),
+    }
+    row = {"key": "k", "id": HOSTILE, "generated": HOSTILE, "reference": "right & good", "rouge": {"rouge1": 0.25}}
+    mark = {
+        "key": "k",
+        "id": HOSTILE,
+        "pieces": ["def f():\n", "    return", " 1\n", HOSTILE],
+        "stages": [[1.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]],
+        "stage_names": ["after layer 1: 2 of 4 tokens", "after layer 2: 1 of 4 tokens"],
+        "num_tokens": 9,
+        "num_read_tokens": 4,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "generated.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "highlights.json").write_text(json.dumps([mark] if trained else []))

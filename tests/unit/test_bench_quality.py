@@ -1,0 +1,152 @@
+"""`transpooler bench quality`: studies are checked, their runs resume, their statistics agree with other arithmetic."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.quality.outcome import seconds_at, verdict
+from benchmarks.quality.statistics import Estimate, difference, estimate
+from benchmarks.quality.study import load_study
+from common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "name": "tiny",
+    "budget": {"steps": 12},
+    "settings": {
+        "data": {"max_source_tokens": 64, "max_target_tokens": 12, "batch_size": 4},
+        "model": {
+            "d_model": 32,
+            "num_heads": 2,
+            "ffn_dim": 64,
+            "block_size": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+        },
+        "engine": {"micro_batch_size": 4, "zero_stage": 0},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 0.003},
+        "train": {"evaluate_every_steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 2, "tensorboard": False},
+        "generation": {"num_beams": 1, "max_new_tokens": 6},
+    },
+    "arms": {
+        "blockwise": None,
+        "warm": {
+            "model": {"pooling": [{"after_layer": 2, "length": 8}]},
+            "start": {"arm": "blockwise", "share": 0.5},
+        },
+    },
+}
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, shards: Path) -> None:
+    study, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump(TINY))
+    command = [sys.executable, "-m", "launch", "bench", "quality", str(study), "--shards", str(shards)]
+    command += ["--output", str(out)]
+    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    first = out / "runs" / "blockwise-seed0" / "checkpoints"
+    while killed.poll() is None and not list(first.glob("global_step*")):
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
+    assert [rows[arm]["steps"] for arm in ("blockwise", "warm")] == [12, 12]
+    assert rows["blockwise"]["loss"] == pytest.approx(_evaluated_loss(out / "runs" / "blockwise-seed0"), rel=1e-4)
+    points = list(csv.DictReader((out / "curves.csv").open()))
+    assert [point["step"] for point in points if point["arm"] == "warm"] == ["4", "6", "10", "12"]
+    assert (out / "curves.png").stat().st_size > 10_000
+    # All is done: nothing is trained or evaluated again.
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
+
+
+def _evaluated_loss(run: Path) -> float:
+    return float(json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["loss"])
+
+
+def test_intervals_agree_with_the_standard_error_of_the_mean() -> None:
+    rng = np.random.default_rng(3)
+    values, ones = rng.normal(5.0, 2.0, (1, 400)), np.ones(400)
+    found = estimate(values, ones)
+    error = float(values.std(ddof=1)) / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_the_loss_is_that_of_all_tokens() -> None:
+    sums, tokens = np.array([10.0, 2.0, 9.0]), np.array([5.0, 4.0, 3.0])
+    assert estimate((sums / tokens)[None], tokens).mean == pytest.approx(21 / 12)
+
+
+def test_paired_differences_do_not_know_that_documents_differ() -> None:
+    rng = np.random.default_rng(4)
+    hard = rng.normal(0, 10, 200)  # documents differ much more than arms do
+    ours, baseline = (hard + shift + rng.normal(0, 0.1, (3, 200)) for shift in (0.5, 0.0))
+    apart = difference(ours, baseline, np.ones(200))
+    assert apart.low < 0.5 < apart.high
+    assert apart.high - apart.low < 0.1
+    assert verdict(apart) == "better"
+    assert verdict(apart, lower_is_better=True) == "worse"
+
+
+def test_seeds_that_disagree_leave_it_undecided() -> None:
+    ones = np.ones(100)
+    ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[0.5], [2.5]]) * ones
+    assert verdict(difference(ours, baseline, ones)) == "undecided"
+    assert verdict(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
+
+
+def test_seconds_add_up_over_windows() -> None:
+    rows = [{"step": 10, "step_time_s": 2.0}, {"step": 20, "step_time_s": 1.0}, {"step": 25, "step_time_s": 4.0}]
+    assert seconds_at(rows) == [20.0, 30.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": {"epochs": 3}}, "budget is {'epochs': 3}; expected one of steps, source_tokens, minutes"),
+        ({"budget": {"steps": -1}}, "budget.steps is -1"),
+        ({"arms": {}}, "arms: expected a mapping"),
+        ({"baseline": "vanilla"}, "baseline is 'vanilla'; choose one of the arms blockwise, warm"),
+        ({"sedes": [1]}, "sedes: unknown key"),
+        ({"seeds": "many"}, "seeds is 'many'"),
+        ({"arms": {"a": {"start": {"arm": "b", "share": 0.5}}}}, "arms.a.start"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **change}))
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path, tmp_path: Path) -> None:
+    from trainer.config_loader import config_from_dict, load_config
+
+    study = load_study(path)
+    assert len(study.arms) >= 6
+    for arm in study.arms:
+        parts = [tmp_path / "settings.yaml", tmp_path / "arm.yaml"]
+        for part, values in zip(parts, (study.settings, arm.settings), strict=True):
+            part.write_text(yaml.safe_dump(values))
+        config = load_config(parts)
+        assert config != config_from_dict({})
+    assert load_study(path, arms="hard,random").baseline == "hard"

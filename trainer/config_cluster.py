@@ -1,0 +1,150 @@
+"""The `cluster:` section: where and how `transpooler launch` starts the ranks of a run. Training itself ignores it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+REQUEUE_WAYS = ("scontrol", "exit_code", "none")
+KUBERNETES_KINDS = ("jobset", "trainjob")
+PASSED_ON = (
+    "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_*", "NCCL_*", "GLOO_*", "UCX_*", "FI_*", "DS_ACCELERATOR",
+    "HF_*", "WANDB_*", "TRITON_*", "TRANSPOOLER_*", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """The batch job of target slurm. What is special about a site goes into options, srun_options and prologue."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    """Time limit as sbatch takes it: minutes, HH:MM:SS or D-HH:MM:SS."""
+    gpus_per_node: int | None = None
+    signal_before_end_s: int = 120
+    """The job is signalled so long before its time limit: finish the step, save, requeue."""
+    requeue: str = "scontrol"
+    """How a job that has to go on later comes back: scontrol (the job requeues itself), exit_code (it ends with 75,
+    and the site's RequeueExit=75 does it), or none."""
+    array: str | None = None
+    """Job array, such as 0-4; run names may use ${oc.env:SLURM_ARRAY_TASK_ID}. "0-4%1" chains five runs."""
+    dependency: str | None = None
+    """As sbatch takes it, such as afterok:123."""
+    options: tuple[str, ...] = ()
+    """More #SBATCH options, verbatim; "hetjob" starts the next component of a heterogeneous job."""
+    srun_options: tuple[str, ...] = ()
+    """More options of srun, verbatim."""
+    prologue: tuple[str, ...] = ()
+    """Shell lines that run on the first host before training, such as `module load cuda`."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.requeue not in REQUEUE_WAYS:
+            yield "requeue", f"is {self.requeue!r}; choose one of {', '.join(REQUEUE_WAYS)}"
+        if self.signal_before_end_s < 1:
+            yield "signal_before_end_s", f"is {self.signal_before_end_s}; must be at least 1"
+        for name in ("options", "srun_options"):
+            for item in getattr(self, name):
+                if not item.startswith("-") and item != "hetjob":
+                    yield name, f"holds {item!r}; write options as on the command line, such as --constraint=a100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesConfig:
+    """The manifest of target kubernetes."""
+
+    kind: str = "jobset"
+    """jobset (jobset.x-k8s.io/v1alpha2) or trainjob (Kubeflow Trainer v2, trainer.kubeflow.org/v1alpha1)."""
+    image: str = ""
+    """Container image with Python, transpooler and its dependencies."""
+    name: str = "transpooler"
+    namespace: str = "default"
+    runtime: str = "torch-distributed"
+    """ClusterTrainingRuntime of a trainjob."""
+    gpus_per_node: int = 0
+    cpus_per_node: str | None = None
+    memory_per_node: str | None = None
+    """Such as 64Gi."""
+    volume_claim: str | None = None
+    """PersistentVolumeClaim (ReadWriteMany) that holds shards and runs."""
+    mount_path: str = "/data"
+    shared_memory: str = "8Gi"
+    """Size of /dev/shm."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.kind not in KUBERNETES_KINDS:
+            yield "kind", f"is {self.kind!r}; choose one of {', '.join(KUBERNETES_KINDS)}"
+        if not self.name.replace("-", "").isalnum() or self.name != self.name.lower() or len(self.name) > 40:
+            yield "name", f"is {self.name!r}; use up to 40 lower-case letters, digits and dashes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Hosts, environment and supervision of `transpooler launch`."""
+
+    hostfile: str | None = None
+    """Lines `host slots=N`: hosts and ranks on each (ssh, torchrun, openmpi, mpich)."""
+    include: tuple[str, ...] = ()
+    """Only these hosts of the hostfile."""
+    exclude: tuple[str, ...] = ()
+    """Not these hosts."""
+    nodes: int = 1
+    """Number of hosts where no hostfile says so (slurm, kubernetes)."""
+    processes_per_node: int | None = None
+    """Ranks on each host; null = slots of the hostfile, else the host's GPUs, else 1."""
+    master_address: str | None = None
+    """Address of the first host that the others reach; null = its address on `interface`, else its name's."""
+    master_port: int | None = None
+    """TCP port of the rendezvous on the first host; null = a free one."""
+    interface: str | None = None
+    """Network interface of collectives on every host, such as ib0 or eth0; null = the one that leads to the master."""
+    bind_cores: bool = True
+    """Give each rank of a host its own share of the cores."""
+    working_directory: str | None = None
+    """Folder in which the ranks start, on every host; null = the current one."""
+    activate: str | None = None
+    """Shell line that activates the environment on each host; null = the environment of this Python, same path."""
+    pass_environment: tuple[str, ...] = PASSED_ON
+    """Variables of this shell that ranks get, by name or pattern. Nothing else is passed on."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """More variables for the ranks; these win."""
+    elastic: bool = False
+    """Go on with fewer hosts at the same data.batch_size when a host had to be left out."""
+    min_nodes: int = 1
+    """The fewest hosts that an elastic job goes on with."""
+    max_restarts: int = 10
+    """Restarts in a row without a new checkpoint in between; then the launcher gives up."""
+    restart_delay_s: float = 5.0
+    """Wait before the first restart; doubles with each further one without progress."""
+    max_restart_delay_s: float = 300.0
+    host_failures: int = 2
+    """A host that failed so often is left out."""
+    hang_timeout_s: float = 2400.0
+    """A job without a sign of progress (metrics, output) for so long is restarted; 0 = never. Keep it above
+    engine.collective_timeout_s, so that ranks can tell what they waited for."""
+    heartbeat_timeout_s: float = 120.0
+    """A rank that gave no sign of life, or was found stopped, for so long counts as lost."""
+    stop_grace_s: float = 300.0
+    """How long ranks may take to save after a signal before they are killed."""
+    mpirun: str | None = None
+    """Path of mpirun / mpiexec; null = found by name."""
+    launcher_options: tuple[str, ...] = ()
+    """More options of the engine that starts the ranks (pdsh, torchrun, mpirun, mpiexec), verbatim."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("nodes", "min_nodes", "host_failures"):
+            if getattr(self, name) < 1:
+                yield name, f"is {getattr(self, name)}; must be at least 1"
+        for name in ("max_restarts", "restart_delay_s", "max_restart_delay_s", "hang_timeout_s", "stop_grace_s"):
+            if getattr(self, name) < 0:
+                yield name, f"is {getattr(self, name)}; must not be negative"
+        if self.heartbeat_timeout_s < 5:
+            yield "heartbeat_timeout_s", f"is {self.heartbeat_timeout_s}; must be at least 5"
+        if self.processes_per_node is not None and self.processes_per_node < 1:
+            yield "processes_per_node", f"is {self.processes_per_node}; must be at least 1, or null"
+        if self.master_port is not None and not 1024 <= self.master_port <= 65535:
+            yield "master_port", f"is {self.master_port}; choose one in 1024..65535, or null for a free one"
+        for key in self.environment:
+            if not key.isidentifier():
+                yield "environment", f"has the key {key!r}, which is no name of a variable"

@@ -1,0 +1,93 @@
+"""What the poolers did over training: where in documents they kept tokens, and how sharply they chose."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
+from trainer.report.documents import NUM_TENTHS
+from trainer.report.runs import Run
+
+ROW_HEIGHT = 14
+MAX_COLUMNS = 60
+EVEN = 1 / NUM_TENTHS
+
+
+def num_poolers(run: Run) -> int:
+    """Pooling stages that the run's metrics speak of."""
+    count = 0
+    while run.curve("train", f"pool{count}_share_tenth0"):
+        count += 1
+    return count
+
+
+def sharpness(runs: Sequence[Run]) -> list[Series]:
+    """Mean top weight of every stage of every run: 1 = each slot holds one token as it was."""
+    return [
+        Series(
+            name=f"{run.name} stage {stage + 1}",
+            points=run.curve("train", f"pool{stage}_mean_top_weight"),
+            colour=colour,
+            dashed=stage > 0,
+        )
+        for colour, run in enumerate(runs)
+        for stage in range(num_poolers(run))
+    ]
+
+
+def strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Per run and stage, a picture of the share of kept tokens in each tenth of the documents over training."""
+    views = []
+    for run in runs:
+        stages = run.config.model.pooling
+        for stage in range(num_poolers(run)):
+            tenths = [run.curve("train", f"pool{stage}_share_tenth{tenth}") for tenth in range(NUM_TENTHS)]
+            layer = f"after layer {stages[stage].after_layer}" if stage < len(stages) else f"stage {stage + 1}"
+            views.append({"name": f"{run.name}, {layer}", "svg": strip(tenths, f"{run.name}, {layer}")})
+    return views
+
+
+def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
+    """An SVG: steps to the right, the document from top to bottom, the darker the larger the share of what was kept.
+
+    Full colour means three times an even share, so that even shares look alike at every length of training.
+    """
+    steps = [step for step, _ in tenths[0]]
+    columns = _columns(len(steps))
+    x_ticks = ticks(steps[0] if len(steps) > 1 else 0, steps[-1], whole=True)
+    height = TOP + NUM_TENTHS * ROW_HEIGHT + BOTTOM
+
+    def place(step: float) -> float:
+        return LEFT + (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(label)}: share of kept tokens per tenth of the document over optimizer steps">'
+    ]
+    for first, last in columns:
+        left = place(steps[first - 1]) if first else place(x_ticks[0])
+        width = max(0.5, place(steps[last - 1]) - left)
+        for tenth, curve in enumerate(tenths):
+            share = math.fsum(value for _, value in curve[first:last]) / (last - first)
+            top = TOP + tenth * ROW_HEIGHT
+            title = f"steps to {short(steps[last - 1])}, tenth {tenth + 1}: {100 * share:.1f} %"
+            parts.append(
+                f'<rect class="heat" x="{left:.1f}" y="{top}" width="{width + 0.3:.1f}" height="{ROW_HEIGHT}" '
+                f'style="--share:{min(1.0, share / (3 * EVEN)):.2f}"><title>{title}</title></rect>'
+            )
+    for tenth, name in ((0, "start"), (NUM_TENTHS - 1, "end")):
+        y = TOP + tenth * ROW_HEIGHT + 11
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y}" text-anchor="end">{name}</text>')
+    for tick in x_ticks:
+        anchor = "end" if tick == x_ticks[-1] else "middle"
+        parts.append(
+            f'<text class="tick" x="{place(tick):.1f}" y="{height - 8}" text-anchor="{anchor}">{short(tick)}</text>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def _columns(count: int) -> list[tuple[int, int]]:
+    """Runs [first, last) of neighbouring lines of metrics, at most MAX_COLUMNS."""
+    number = min(count, MAX_COLUMNS)
+    return [(count * column // number, count * (column + 1) // number) for column in range(number)]
