@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data_pipeline.config import DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
+from data_pipeline.config import CorpusConfig, DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from data_pipeline.loader import Loader, Step
 from data_pipeline.prepare import prepare
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_DOCUMENTS = 27
 EOS = 2
 
@@ -149,8 +153,6 @@ def test_evaluation_is_one_pass_in_corpus_order(config):
 
 
 def test_a_missing_shard_is_an_error_in_the_step_and_dummies_keep_its_shape(config, tmp_path):
-    import shutil
-
     shutil.copytree(config.shards, tmp_path / "copy")
     broken = loader(replace(config, shards=str(tmp_path / "copy")))
     for shard in (tmp_path / "copy/train").glob("*.tar"):
@@ -161,8 +163,6 @@ def test_a_missing_shard_is_an_error_in_the_step_and_dummies_keep_its_shape(conf
 
 
 def test_user_mistakes(config, tmp_path):
-    import shutil
-
     with pytest.raises(UserError, match="27 of 27 documents have no summary"):
         loader(config, "pretrain")
     shutil.copytree(config.shards, tmp_path / "copy")
@@ -186,3 +186,100 @@ def test_pretraining_reads_windows_from_anywhere(config):
         first = list(itertools.takewhile(source.special.gap.__ne__, ids)) or target
         starts.add(next(i for i in range(len(whole)) if whole[i : i + len(first)] == first))
     assert len(starts) > 3
+
+
+@pytest.fixture
+def budget(config) -> DataConfig:
+    return replace(config, batch_tokens=1600, micro_batch_tokens=400, length_bucket_width=0.1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_a_token_budget_gives_every_rank_the_same_number_of_micro_batches(budget, world_size):
+    ranks = [take(budget, 6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for steps in zip(*ranks, take(budget, 6), strict=True):
+        *shares, want = steps
+        assert {len(step.micro_batches) for step in shares} == {-(-4 // world_size)}
+        assert documents(shares) == documents([want])
+        assert {tuple(step.keys) for step in shares} == {tuple(want.keys)}
+        assert all(batch["input_ids"].numel() <= 400 for step in shares for batch in step.micro_batches)
+    assert len({len(step.keys) for step in ranks[0]}) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_change_nothing(budget, workers):
+    for data in (budget, replace(budget, objective="denoise", batch_tokens=None, micro_batch_tokens=None)):
+        alone, helped = take(data, 6, start=2), take(replace(data, workers=workers), 6, start=2)
+        for left, right in zip(alone, helped, strict=True):
+            assert left.keys == right.keys
+            for a, b in zip(left.micro_batches, right.micro_batches, strict=True):
+                assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+KILLED_WORKER = """
+import itertools, multiprocessing
+from data_pipeline.prefetch import in_processes
+stream = in_processes(lambda number: number, 5, workers=1, ahead=2)
+assert next(stream) == 5
+multiprocessing.active_children()[0].kill()
+list(itertools.islice(stream, 50))
+"""
+
+
+def test_a_worker_process_that_is_killed_is_an_error_and_no_hang():
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WORKER], cwd=ROOT, timeout=100, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "DataLoader worker" in done.stderr
+    assert "Killed" in done.stderr
+
+
+def test_a_mixture_marks_keys_and_reads_each_corpus_by_its_weight(config, tmp_path):
+    second = CorpusConfig(name="b", shards=config.shards, split="pretrain", weight=1)
+    mixture = (CorpusConfig(name="a", shards=config.shards, weight=3), second)
+    mixed = replace(config, mixture=mixture, objective="gap_sentences")
+    steps = take(mixed, 18)
+    keys = [key for step in steps for key in step.keys]
+    assert {len(step.keys) for step in steps} == {8}
+    assert sum(key.startswith("a/train-") for key in keys) == 108
+    assert sorted([key for key in keys if key[0] == "b"][:27]) == [f"b/pretrain-{i:08d}" for i in range(27)]
+    ranks = [take(mixed, 3, rank=rank, world_size=2) for rank in range(2)]
+    assert documents([step for rank in ranks for step in rank]) == documents(steps[:3])
+    shutil.copytree(config.shards, tmp_path / "copy")
+    index = tmp_path / "copy/pretrain/index.json"
+    fingerprint = json.loads(index.read_text())["tokenizer_fingerprint"]
+    index.write_text(index.read_text().replace(fingerprint, "0" * 64))
+    foreign = replace(second, shards=str(tmp_path / "copy"))
+    with pytest.raises(UserError, match="different tokenizers"):
+        loader(replace(mixed, mixture=(mixture[0], foreign)))
+
+
+def test_noise_depends_on_seed_epoch_and_key_and_not_on_shards_or_batches(config, tmp_path):
+    """The same documents in other shards, other batches and other company give the same examples."""
+    folder = Path(config.shards)
+    sources = SourcesConfig(pretrain=(str(folder.parent / "pretrain.jsonl"),))
+    output = str(tmp_path / "small")
+    tokenizer = TokenizerConfig(path=str(folder / "tokenizer"))
+    prepare(PrepareConfig(output=output, sources=sources, tokenizer=tokenizer, shard_size_mib=0.005))
+    assert len(list((tmp_path / "small/pretrain").glob("*.tar"))) > 3
+    for objective in ("denoise", "gap_sentences"):
+        one = replace(config, objective=objective, train_split="pretrain")
+        other = replace(one, shards=output, batch_tokens=1000, length_bucket_width=None)
+        first = documents(take(one, 4, split="pretrain"))
+        epoch = loader(other, split="pretrain").steps_per_epoch
+        assert documents(take(other, epoch, split="pretrain")) == first
+        assert documents(take(other, epoch, split="pretrain", seed=2)) != first
+
+
+def test_settings_that_cannot_be_are_named(config):
+    wrong = [
+        ({"batch_tokens": 100}, "batch_tokens"),
+        ({"micro_batch_tokens": 400}, "micro_batch_tokens"),
+        ({"batch_tokens": 400, "micro_batch_tokens": 100}, "micro_batch_tokens"),
+        ({"shuffle_shards": 1, "short_first_epochs": 1}, "short_first_epochs"),
+        ({"gap_selection": "best"}, "gap_selection"),
+        ({"mixture": (CorpusConfig(name="a", shards="x", weight=0),)}, "mixture"),
+        ({"mixture": (CorpusConfig(name="a", shards="x"),) * 2}, "mixture"),
+    ]
+    for values, key in wrong:
+        assert [name for name, _ in replace(config, **values).problems()] == [key]

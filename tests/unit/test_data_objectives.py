@@ -1,5 +1,9 @@
 """Objectives: nothing is lost or invented, and the settings mean what they say."""
 
+import functools
+import operator
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.gap_sentences import gap_sentences
 from data_pipeline.objectives import text_infilling
-from data_pipeline.sentences import SentenceEnds, split_units
+from data_pipeline.sentences import SentenceEnds, permute_sentences, split_units
 from data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
@@ -93,3 +97,70 @@ def test_the_sentence_most_like_the_rest_is_taken():
         max_target_tokens=50,
     )
     assert target.tolist() == [*like, 7]
+
+
+def gaps(source: np.ndarray, seed: int = 0, **values) -> tuple[list[int], list[int]]:
+    values = {"gap_fraction": 0.4, "max_target_tokens": 500, "noise": 0.0} | values
+    rng = np.random.default_rng(seed)
+    corrupted, target = gap_sentences(source, SPECIAL, rng, boundaries=SentenceEnds(TOKENS), **values)
+    return corrupted.tolist(), target.tolist()
+
+
+def rouge_1(chosen: list[int], rest: list[int], unique: bool) -> float:
+    """Slow and obvious: F1 of two bags (or sets) of ids."""
+    left, right = ((Counter(set(ids)) if unique else Counter(ids)) for ids in (chosen, rest))
+    return 2 * sum((left & right).values()) / (sum(left.values()) + sum(right.values()))
+
+
+@pytest.mark.parametrize("selection", ["ind_orig", "ind_uniq", "seq_orig", "seq_uniq"])
+@pytest.mark.parametrize("seed", range(8))
+def test_principal_sentences_are_those_of_the_paper(selection, seed):
+    draw = np.random.default_rng(seed)
+    sentences = [[*draw.integers(10, 40, int(draw.integers(7, 14))).tolist(), 7] for _ in range(9)]
+    unique = selection.endswith("uniq")
+
+    def score(chosen: list[int]) -> float:
+        inside = [token for i in chosen for token in sentences[i]]
+        outside = [token for i in range(9) if i not in chosen for token in sentences[i]]
+        return rouge_1(inside, outside, unique)
+
+    if selection.startswith("ind"):
+        wanted = sorted(range(9), key=lambda i: -score([i]))[:4]
+    else:
+        wanted = []
+        for _ in range(4):
+            wanted.append(max((i for i in range(9) if i not in wanted), key=lambda i: score([*wanted, i])))
+    _, target = gaps(np.array(functools.reduce(operator.iadd, sentences, [])), selection=selection)
+    assert target == [token for i in sorted(wanted) for token in sentences[i]]
+
+
+def test_lead_random_and_kept_sentences():
+    sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
+    source = np.array(functools.reduce(operator.iadd, sentences, []))
+    corrupted, target = gaps(source, selection="lead")
+    assert target == functools.reduce(operator.iadd, sentences[:4], [])
+    assert corrupted == [SPECIAL.gap] * 4 + functools.reduce(operator.iadd, sentences[4:], [])
+    assert len({tuple(gaps(source, seed, selection="random")[1]) for seed in range(20)}) > 10
+    corrupted, target = gaps(source, selection="lead", kept_fraction=0.5)
+    assert target == functools.reduce(operator.iadd, sentences[:4], [])
+    assert corrupted.count(SPECIAL.gap) == 2
+    assert len(corrupted) == len(source) - 16 + 2
+
+
+def test_spans_of_no_length_insert_masks():
+    """BART: a span of length 0 is a <mask> between two tokens that both stay."""
+    corrupted, _ = infill(np.arange(6, 2006))
+    number, mask = 0, SPECIAL.mask
+    for left, middle, right in zip(corrupted, corrupted[1:], corrupted[2:], strict=False):
+        number += middle == mask and right == left + 1
+    share = number / (corrupted == mask).sum()
+    assert share == pytest.approx(np.exp(-3), abs=0.03)
+
+
+def test_sentences_are_permuted_whole():
+    sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
+    source = np.array(functools.reduce(operator.iadd, sentences, []))
+    permuted = permute_sentences(source, SentenceEnds(TOKENS), np.random.default_rng(0)).tolist()
+    parts = [permuted[i : i + 8] for i in range(0, 80, 8)]
+    assert sorted(parts) == sorted(sentences)
+    assert parts != sentences
