@@ -137,7 +137,7 @@ class CorpusOrder:
         for numbers in _groups(shards, shuffle_shards, seed):
             own = lengths[numbers]
             by_length = _ascending(own)
-            self._documents[done : done + len(numbers)] = numbers[by_length]
+            np.take(numbers, by_length, out=self._documents[done : done + len(numbers)], mode="clip")
             classes += [(done + a, done + b, size) for a, b, size in length_classes(own[by_length], cut)]
             group_classes.append(len(classes))
             done += len(numbers)

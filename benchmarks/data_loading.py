@@ -1,0 +1,92 @@
+"""Reading documents: our random access, in training order, beside plain `webdataset`, sequentially, on the same tars.
+
+    python -m benchmarks.data_loading --shards FOLDER --split train
+
+Both decode everything (token arrays and JSON) in one process; taking turns, files in the page cache. Whole loader steps
+(objective, padding to tensors, one thread ahead or worker processes) are measured beside them.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import webdataset
+
+from benchmarks.harness import measure, write_results
+from data_pipeline.config import DataConfig
+from data_pipeline.corpus import batch_order, open_corpora
+from data_pipeline.loader import Loader
+
+
+def readers(config: DataConfig) -> dict[str, Callable[[], int]]:
+    """name -> read all documents once, decoded; returns their number."""
+    corpora = open_corpora(config, config.train_split)
+    dataset, order = corpora[0].dataset, batch_order(config, corpora, 0)
+    urls = [str(path) for path in sorted((Path(config.shards) / config.train_split).glob("*.tar"))]
+
+    def plain() -> int:
+        return sum(1 for _ in webdataset.WebDataset(urls, shardshuffle=False).decode())
+
+    def in_training_order() -> int:
+        steps = range(order.steps_per_epoch)
+        numbers = [int(number) for step in steps for chunk in order.batch(step) for number in chunk.numbers]
+        return sum(1 for number in numbers if dataset.read(number))
+
+    def in_corpus_order() -> int:
+        return sum(1 for number in range(len(dataset)) if dataset.read(number))
+
+    return {"webdataset": plain, "ours, training order": in_training_order, "ours, corpus order": in_corpus_order}
+
+
+def steps_of(config: DataConfig) -> Callable[[], int]:
+    """Take all steps of an epoch, as training does; the loader is made before."""
+    loader = Loader(config, split=config.train_split, seed=0, rank=0, world_size=1, micro_batch_size=8)
+
+    def run() -> int:
+        stream = loader.steps(0)
+        count = sum(len(step.keys) for step in itertools.islice(stream, loader.steps_per_epoch))
+        stream.close()
+        return count
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--repeats", type=int, default=9)
+    parsed = parser.parse_args()
+    config = DataConfig(shards=parsed.shards, train_split=parsed.split, batch_tokens=65_536, max_source_tokens=8192)
+    functions = readers(config)
+    for objective, workers in itertools.product(("summarize", "denoise", "gap_sentences"), (0, 2)):
+        name = f"whole steps, {objective}, {f'{workers} processes' if workers else 'a thread'}"
+        settings = {"objective": objective, "workers": workers}
+        functions[name] = steps_of(DataConfig(**{**vars(config), **settings}))
+    counts = {name: function() for name, function in functions.items()}
+    assert len(set(counts.values())) == 1, counts
+    timings = measure(functions, repeats=parsed.repeats, warm_up=1)
+    floor = timings["webdataset"].median_s
+    tokens = int(open_corpora(config, parsed.split)[0].dataset.source_lengths.sum())
+    rows = [
+        {
+            "what": name,
+            "documents": counts[name],
+            "source_tokens": tokens,
+            "median_ms": 1e3 * timing.median_s,
+            "low_ms": 1e3 * timing.low_s,
+            "high_ms": 1e3 * timing.high_s,
+            "documents_per_s": counts[name] / timing.median_s,
+            "speed_over_webdataset": floor / timing.median_s,
+        }
+        for name, timing in timings.items()
+    ]
+    for row in rows:
+        print(row)
+    notes = __doc__.split("\n\n", 2)[2] + "\nStarting 2 processes is part of an epoch here, about 0.1 s each time.\n"
+    print(write_results("data_loading", rows, notes))
+
+
+if __name__ == "__main__":
+    main()
