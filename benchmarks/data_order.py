@@ -3,7 +3,8 @@
     python -m benchmarks.data_order [--documents 10000000] [--shards FOLDER/train ...]
 
 Lengths are synthetic: log-normal with the median and 90th percentile of arXiv articles (6k and 16k tokens), cut at
-8,192 and at 16,384. --shards adds the lengths of prepared documents. Padding is that of whole micro batches of 65,536 tokens.
+8,192 and at 16,384. --shards adds the lengths of prepared documents. A batch is a micro batch of at most 65,536 tokens,
+padding included, or of 16 documents.
 """
 
 import argparse
@@ -77,9 +78,7 @@ def main() -> None:
     for count in (parsed.documents // 10, parsed.documents):
         rows.append({"what": "plan", **planned(synthetic_lengths(count, 8192))})
         print(rows[-1], flush=True)
-    sources = {
-        f"arXiv-like, cut at {cut}": synthetic_lengths(200_000, cut) for cut in CUTS
-    }
+    sources = {f"arXiv-like, cut at {cut}": synthetic_lengths(200_000, cut) for cut in CUTS}
     for folder in parsed.shards:
         from data_pipeline.shards import ShardDataset
 

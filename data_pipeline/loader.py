@@ -12,6 +12,7 @@ instead of raising it: the trainer asks all ranks before any of them leaves, so 
 import itertools
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,8 @@ class Loader:
         config = self.config
         self._looked_ahead = -1
         if config.workers:
-            ahead: Iterable[Step] = in_processes(self._step, start, config.workers, config.prefetch_steps)
+            packed = in_processes(self._packed_step, start, config.workers, config.prefetch_steps)
+            ahead: Iterable[Step] = _unpacked(packed)
         else:
             ahead = prefetch((self._step(step) for step in itertools.count(start)), config.prefetch_steps)
         try:
@@ -127,6 +129,12 @@ class Loader:
             self._fetch_ahead(step)
         chunks = self._order.batch(step)
         return self._made(self._share(chunks), batch_keys(self.corpora, chunks), self._order.epoch(step))
+
+    def _packed_step(self, step: int) -> Step:
+        """`_step` with arrays for tensors: a tensor would cost a file descriptor."""
+        made = self._step(step)
+        arrays: Any = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in made.micro_batches]
+        return replace(made, micro_batches=arrays)
 
     def _share(self, chunks: list[Chunk]) -> list[list[Item]]:
         """This rank's micro batches of a global batch."""
@@ -199,3 +207,13 @@ class Loader:
                     f"{corpus.dataset.folder}: {missing} of {len(corpus.dataset)} documents have no summary; "
                     "use data.objective=denoise or gap_sentences"
                 )
+
+
+def _unpacked(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
+    try:
+        for step in steps:
+            batches: Any = step.micro_batches
+            tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+            yield replace(step, micro_batches=tensors)
+    finally:
+        steps.close()

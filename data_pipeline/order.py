@@ -25,6 +25,7 @@ _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _SHARDS, _GROUPS, _CHUNKS, _DOCUMENTS = range(4)  # what a permutation is for: part of its key
 _ROUNDS = 8
+_FEW = 16
 
 
 def key_of(*parts: int) -> int:
@@ -41,8 +42,11 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     A balanced Feistel network on the next even number of bits, walked until the result is below `size`.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
+    round_keys = [key_of(key, number) for number in range(_ROUNDS)]
+    if len(index) <= _FEW:
+        return np.array([_permute_one(int(value), size, half, round_keys) for value in index], np.int64)
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [np.uint64(key_of(key, number)) for number in range(_ROUNDS)]
+    keys = [np.uint64(round_key) for round_key in round_keys]
 
     def network(values: np.ndarray) -> np.ndarray:
         left, right = values >> shift, values & mask
@@ -54,6 +58,18 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     while (outside := np.flatnonzero(images >= size)).size:
         images[outside] = network(images[outside])
     return images.astype(np.int64)
+
+
+def _permute_one(value: int, size: int, half: int, keys: list[int]) -> int:
+    """`permute` of one value in Python's integers: for a few, numpy's calls cost more."""
+    mask = (1 << half) - 1
+    while True:
+        left, right = value >> half, value & mask
+        for key in keys:
+            left, right = right, left ^ (_mix((right + key) & _MASK) & mask)
+        value = (left << half) | right
+        if value < size:
+            return value
 
 
 def _mix(value: int) -> int:

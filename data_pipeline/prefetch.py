@@ -61,8 +61,8 @@ def prefetch(items: Iterable[Item], size: int) -> Generator[Item, None, None]:
 def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: int) -> Generator[Item, None, None]:
     """Yield make(start), make(start + 1), ... made in `workers` forked processes, up to `ahead` each.
 
-    torch's DataLoader does it: tensors come through shared memory, a worker that dies is a RuntimeError here, the
-    workers end with the iterator or with this process.
+    torch's DataLoader does it: a worker that dies is a RuntimeError here, and the workers end with the iterator or
+    with this process.
     """
     from torch.utils.data import DataLoader, Dataset
 

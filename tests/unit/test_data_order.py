@@ -29,6 +29,12 @@ def test_permute_is_a_permutation_and_keys_differ(size):
     assert size < 16 or len(set(map(tuple, images))) == 4
 
 
+@pytest.mark.parametrize("size", [17, 100, 4097])
+def test_permute_of_many_is_permute_of_each(size):
+    index = np.arange(size)
+    assert permute(index, size, 5).tolist() == [int(permute(index[i : i + 1], size, 5)[0]) for i in range(size)]
+
+
 def test_permute_puts_every_item_everywhere():
     counts = np.zeros((5, 5))
     for key in range(3000):
