@@ -84,7 +84,10 @@ def main() -> None:
     ]
     for row in rows:
         print(row)
-    notes = __doc__.split("\n\n", 2)[2] + "\nStarting 2 processes is part of an epoch here, about 0.1 s each time.\n"
+    notes = (
+        __doc__.split("\n\n", 2)[2]
+        + "\nThe processes are started anew in every run here. On two cores they gain nothing: a thread is the default.\n"
+    )
     print(write_results("data_loading", rows, notes))
 
 
