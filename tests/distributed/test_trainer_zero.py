@@ -111,7 +111,7 @@ def _exported(settings: list[str], folder: Path) -> dict[str, torch.Tensor]:
 
 def _finished(processes: list[subprocess.Popen]) -> None:
     for process in processes:
-        _, errors = process.communicate(timeout=400)
+        _, errors = process.communicate(timeout=1200)
         assert process.returncode == 0, errors[-3000:]
 
 
