@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.lab import ROOT, Lab, wait_for, why_not
 from tests.cluster.runs import Runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
 TRAINING = ["-m", "launch.train"]
 NOTICED_WITHIN_S = 60
 """From the fault to the launcher's word about it (heartbeat_timeout_s is 10, collective_timeout_s 15 here)."""

@@ -8,7 +8,7 @@ import pytest
 from tests.cluster.lab import SLURM_NEEDED, Lab, wait_for, why_not
 from tests.cluster.runs import STEPS, Runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
 DEADLINE_S = 300
 
 
