@@ -18,6 +18,10 @@ from data_pipeline.config import DataConfig
 from data_pipeline.corpus import batch_order, open_corpora
 from data_pipeline.loader import Loader
 
+FOOTNOTE = """
+The processes are started anew in every run here. On two cores they gain nothing: a thread is the default.
+"""
+
 
 def readers(config: DataConfig) -> dict[str, Callable[[], int]]:
     """name -> read all documents once, decoded; returns their number."""
@@ -84,10 +88,7 @@ def main() -> None:
     ]
     for row in rows:
         print(row)
-    notes = (
-        __doc__.split("\n\n", 2)[2]
-        + "\nThe processes are started anew in every run here. On two cores they gain nothing: a thread is the default.\n"
-    )
+    notes = __doc__.split("\n\n", 2)[2] + FOOTNOTE
     print(write_results("data_loading", rows, notes))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,8 +272,15 @@ def test_noise_depends_on_seed_epoch_and_key_and_not_on_shards_or_batches(config
         assert documents(take(other, epoch, split="pretrain", seed=2)) != first
 
 
+def test_noise_differs_between_documents(config):
+    maker = loader(replace(config, objective="denoise"), split="pretrain")._examples
+    document = loader(replace(config, objective="denoise"), split="pretrain").dataset.read(0)
+    first, again, other = (maker.example(document, key, 1)[0].tolist() for key in ("a", "a", "b"))
+    assert first == again != other
+
+
 def test_settings_that_cannot_be_are_named(config):
-    wrong = [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"batch_tokens": 100}, "batch_tokens"),
         ({"micro_batch_tokens": 400}, "micro_batch_tokens"),
         ({"batch_tokens": 400, "micro_batch_tokens": 100}, "micro_batch_tokens"),

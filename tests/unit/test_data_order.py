@@ -139,6 +139,18 @@ def test_a_mixture_keeps_to_its_weights_and_to_epochs_of_each_corpus():
             assert sorted(int(chunk.numbers[0]) for chunk in part) == list(range(size))
 
 
+def test_a_mixture_goes_on_beyond_the_period_of_its_weights():
+    order = BatchOrder([corpus(700, Cut(documents=1)), corpus(900, Cut(documents=1))], [2, 1], 8)
+    chunks = [chunk for step in range(2 * PERIOD // 8) for chunk in order.batch(step)]
+    first = [chunk for chunk in chunks if chunk.corpus == 0]
+    for epoch in range(7):
+        part = first[700 * epoch : 700 * (epoch + 1)]
+        assert {chunk.epoch for chunk in part} == {epoch}
+        assert len({int(chunk.numbers[0]) for chunk in part}) == 700
+    steps = {chunk.epoch: number // 8 for number, chunk in reversed(list(enumerate(chunks))) if chunk.corpus == 0}
+    assert order.epoch(PERIOD // 8 + 100) == max(epoch for epoch, step in steps.items() if step < PERIOD // 8 + 100)
+
+
 def test_a_small_weight_gets_its_turn():
     order = BatchOrder([corpus(50, Cut(documents=1))] * 3, [1e-9, 1, 5], 1)
     turns = [order.batch(step)[0].corpus for step in range(PERIOD)]
