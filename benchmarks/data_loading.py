@@ -35,10 +35,10 @@ def readers(config: DataConfig) -> dict[str, Callable[[], int]]:
     def in_training_order() -> int:
         steps = range(order.steps_per_epoch)
         numbers = [int(number) for step in steps for chunk in order.batch(step) for number in chunk.numbers]
-        return sum(1 for number in numbers if dataset.read(number))
+        return len([dataset.read(number).key for number in numbers])
 
     def in_corpus_order() -> int:
-        return sum(1 for number in range(len(dataset)) if dataset.read(number))
+        return len([dataset.read(number).key for number in range(len(dataset))])
 
     return {"webdataset": plain, "ours, training order": in_training_order, "ours, corpus order": in_corpus_order}
 

@@ -1,7 +1,5 @@
 """Objectives: nothing is lost or invented, and the settings mean what they say."""
 
-import functools
-import operator
 from collections import Counter
 
 import numpy as np
@@ -99,6 +97,10 @@ def test_the_sentence_most_like_the_rest_is_taken():
     assert target.tolist() == [*like, 7]
 
 
+def joined(sentences: list[list[int]]) -> list[int]:
+    return [token for sentence in sentences for token in sentence]
+
+
 def gaps(source: np.ndarray, seed: int = 0, **values) -> tuple[list[int], list[int]]:
     values = {"gap_fraction": 0.4, "max_target_tokens": 500, "noise": 0.0} | values
     rng = np.random.default_rng(seed)
@@ -130,19 +132,19 @@ def test_principal_sentences_are_those_of_the_paper(selection, seed):
         wanted = []
         for _ in range(4):
             wanted.append(max((i for i in range(9) if i not in wanted), key=lambda i: score([*wanted, i])))
-    _, target = gaps(np.array(functools.reduce(operator.iadd, sentences, [])), selection=selection)
+    _, target = gaps(np.array(joined(sentences)), selection=selection)
     assert target == [token for i in sorted(wanted) for token in sentences[i]]
 
 
 def test_lead_random_and_kept_sentences():
     sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
-    source = np.array(functools.reduce(operator.iadd, sentences, []))
+    source = np.array(joined(sentences))
     corrupted, target = gaps(source, selection="lead")
-    assert target == functools.reduce(operator.iadd, sentences[:4], [])
-    assert corrupted == [SPECIAL.gap] * 4 + functools.reduce(operator.iadd, sentences[4:], [])
+    assert target == joined(sentences[:4])
+    assert corrupted == [SPECIAL.gap] * 4 + joined(sentences[4:])
     assert len({tuple(gaps(source, seed, selection="random")[1]) for seed in range(20)}) > 10
     corrupted, target = gaps(source, selection="lead", kept_fraction=0.5)
-    assert target == functools.reduce(operator.iadd, sentences[:4], [])
+    assert target == joined(sentences[:4])
     assert corrupted.count(SPECIAL.gap) == 2
     assert len(corrupted) == len(source) - 16 + 2
 
@@ -159,7 +161,7 @@ def test_spans_of_no_length_insert_masks():
 
 def test_sentences_are_permuted_whole():
     sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
-    source = np.array(functools.reduce(operator.iadd, sentences, []))
+    source = np.array(joined(sentences))
     permuted = permute_sentences(source, SentenceEnds(TOKENS), np.random.default_rng(0)).tolist()
     parts = [permuted[i : i + 8] for i in range(0, 80, 8)]
     assert sorted(parts) == sorted(sentences)
