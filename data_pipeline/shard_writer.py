@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write
+from common.files import atomic_write, sha256_of
 from data_pipeline.shards import DOCUMENT_DTYPE, DOCUMENTS_NAME, NPY_HEADER_BYTES, TAR_BLOCK, document_key
 
 
@@ -68,9 +68,7 @@ def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar, or recognise that it is there; returns its entry of the index."""
     if job.path.is_file():
-        with open(job.path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = job.path.stat().st_size
+        sha256, size = sha256_of(job.path), job.path.stat().st_size
     else:
         temporary = job.path.with_name(f"{job.path.name}.{uuid.uuid4().hex}.incomplete")
         try:

@@ -1,6 +1,5 @@
 """`transpooler verify`: is every shard what the index says, and can every document be decoded?"""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import read_json, sha256_of
 from common.progress import progress
 from data_pipeline.shards import DOCUMENT_DTYPE, DOCUMENTS_NAME, FORMAT, INDEX_NAME, document_key
 
@@ -87,13 +86,12 @@ def _shard_problem(
 ) -> str | None:
     path = folder / shard["name"]
     try:
-        with open(path, "rb") as file:
-            size = path.stat().st_size
-            if size != shard["size_bytes"]:
-                return f"{size} bytes instead of {shard['size_bytes']}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                return "checksum differs from the index"
-            return _content_problem(path, index, number, rows, first)
+        size = path.stat().st_size
+        if size != shard["size_bytes"]:
+            return f"{size} bytes instead of {shard['size_bytes']}"
+        if sha256_of(path) != shard["sha256"]:
+            return "checksum differs from the index"
+        return _content_problem(path, index, number, rows, first)
     except OSError as error:
         return f"cannot read: {error.strerror}"
 

@@ -1,18 +1,11 @@
-"""Exit codes, and the one place that turns exceptions into them."""
+"""The one place that turns exceptions into exit codes."""
 
 import os
 import sys
 from collections.abc import Callable
 
 from common.errors import UserError
-
-DONE = 0
-USER_ERROR = 2
-PREEMPTED = 75
-"""Temporary failure (sysexits.h): the run is saved and continues when started again."""
-STALLED = 70
-"""The watchdog's: the job hung or lost another rank; its checkpoints are fine."""
-INTERRUPTED = 130
+from common.exit_codes import DONE, INTERRUPTED, USER_ERROR
 
 
 def guarded(action: Callable[[], int | None]) -> int:

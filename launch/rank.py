@@ -25,8 +25,9 @@ from types import FrameType
 from typing import IO, Any
 
 from common.errors import UserError
+from common.exit_codes import USER_ERROR
 from launch.discovery import rank_identity
-from launch.exits import USER_ERROR, print_user_error
+from launch.exits import print_user_error
 
 ATTEMPT, LOGS, BIND_CORES = "TRANSPOOLER_ATTEMPT", "TRANSPOOLER_LOGS", "TRANSPOOLER_BIND_CORES"
 RANK_MODULE = "launch.train"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.exits import INTERRUPTED
+from common.exit_codes import INTERRUPTED
 
 RANK_MODULE = "launch.train"
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

@@ -16,6 +16,7 @@ import torch
 from common.errors import UserError
 from common.files import atomic_write, write_json
 from common.progress import progress, say, set_quiet
+from data_pipeline.collate import IGNORED_LABEL
 from data_pipeline.corpus import open_dataset, split_exists
 from trainer.config import Config
 from trainer.highlights import highlight
@@ -26,7 +27,6 @@ from trainer.summarize import batches, generate, pad_batch
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
 LEAD_LENGTH_DOCUMENTS = 1000
-IGNORED = -100
 PLAIN_WIDTH = 120
 
 
@@ -87,12 +87,12 @@ def held_out_losses(
     num_tokens = sum(len(_target(document, tokenizer, config)) for document in documents)
     with progress("held-out loss", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
-            sources = [_source(documents[i], tokenizer, config) for i in batch]
+            sources = [source_ids(documents[i], tokenizer, config) for i in batch]
             input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
             losses = []
             for chosen in (batch, [partners[i] for i in batch]):
                 targets = [_target(documents[i], tokenizer, config) for i in chosen]
-                labels, _ = pad_batch(targets, IGNORED, model.device)
+                labels, _ = pad_batch(targets, IGNORED_LABEL, model.device)
                 summed = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=1)
                 losses.append(float(summed.loss))
             sums.append((number, losses))
@@ -190,7 +190,7 @@ def _mean_reference_words(config: Config, documents: Sequence[Any], tokenizer: A
         dataset = open_dataset(config.data, shards, validation)
         held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
         documents = [document for document in held_out if document.target is not None] or documents
-    return max(1, round(np.mean([count_words(_reference(document, tokenizer)) for document in documents])))
+    return max(1, round(np.mean([count_words(reference_text(document, tokenizer)) for document in documents])))
 
 
 def _generated(
@@ -201,10 +201,10 @@ def _generated(
     rows = []
     with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
-            sources = [_source(document, tokenizer, config) for document in batch]
+            sources = [source_ids(document, tokenizer, config) for document in batch]
             texts = generate(model, tokenizer, sources, config.generation)
             for document, text in zip(batch, texts, strict=True):
-                reference = _reference(document, tokenizer)
+                reference = reference_text(document, tokenizer)
                 baseline = lead(tokenizer.decode(document.source, skip_special_tokens=True), lead_words)
                 row = {
                     "key": document.key,
@@ -228,7 +228,7 @@ def _highlights(model: Any, tokenizer: Any, documents: Sequence[Any], config: Co
         {
             "key": document.key,
             "id": document.meta.get("id"),
-            **highlight(model, tokenizer, _source(document, tokenizer, config), len(document.source)),
+            **highlight(model, tokenizer, source_ids(document, tokenizer, config), len(document.source)),
         }
         for document in documents[:NUM_HIGHLIGHTED]
     ]
@@ -238,7 +238,8 @@ def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str,
     return {name: dataclasses.asdict(bootstrap([row[key][name] for row in rows], seed=seed)) for name in ROUGE_TYPES}
 
 
-def _source(document: Any, tokenizer: Any, config: Config) -> list[int]:
+def source_ids(document: Any, tokenizer: Any, config: Config) -> list[int]:
+    """What the model reads of a document: cut to the limit, </s> at its end."""
     return [*document.source[: config.data.max_source_tokens - 1].tolist(), tokenizer.eos_token_id]
 
 
@@ -246,6 +247,6 @@ def _target(document: Any, tokenizer: Any, config: Config) -> list[int]:
     return [*document.target[: config.data.max_target_tokens - 1].tolist(), tokenizer.eos_token_id]
 
 
-def _reference(document: Any, tokenizer: Any) -> str:
+def reference_text(document: Any, tokenizer: Any) -> str:
     """The summary as its author wrote it: never cut, though the model may have been trained on cut ones."""
     return document.meta.get("target_text") or tokenizer.decode(document.target, skip_special_tokens=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.exit_codes import PREEMPTED
 from common.progress import progress, say
 from data_pipeline.loader import Step
 from trainer.config import Config
@@ -25,8 +26,6 @@ from trainer.stop import Stop, Stopped
 from trainer.validation import evaluate_in_loop, is_complete
 from trainer.watchdog import is_lost_connection, watchdog
 
-PREEMPTED = 75
-"""Exit code: temporary failure (sysexits.h). The run is saved; start the same command again."""
 MAX_SKIPPED_IN_A_ROW = 20
 
 

@@ -10,6 +10,7 @@ import torch
 
 from common.progress import say
 from trainer.agreement import together
+from trainer.evaluate import reference_text, source_ids
 from trainer.rouge import ROUGE_TYPES, rouge
 from trainer.setup import Job
 from trainer.sharing import Ranks
@@ -74,15 +75,13 @@ def generated_rouge(job: Job) -> dict[str, float]:
         if not chosen and not synced:
             continue
         documents = [read[index] for index in chosen]
-        limit = config.data.max_source_tokens - 1
-        sources = [[*document.source[:limit].tolist(), tokenizer.eos_token_id] for document in documents]
+        sources = [source_ids(document, tokenizer, config) for document in documents]
         dummy = [[tokenizer.eos_token_id]]
         with torch.compiler.set_stance("force_eager"):  # every new length of a summary would compile again
             texts = generate(job.engine.module, tokenizer, sources or dummy, config.generation, synced=synced)
         for index, document, text in zip(chosen, documents, texts, strict=False):
             assert document.target is not None  # the loader looked at all of them
-            reference = document.meta.get("target_text") or tokenizer.decode(document.target, skip_special_tokens=True)
-            scores.append((index, rouge(str(reference), text)))
+            scores.append((index, rouge(reference_text(document, tokenizer), text)))
     job.engine.train()
     rows = ranks.collected(scores)
     return {name: float(np.mean([row[name] for row in rows])) for name in ROUGE_TYPES}

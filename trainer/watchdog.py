@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 
+from common.exit_codes import STALLED
 from trainer.config_guards import GuardsConfig
 
-STALLED = 70
-"""Exit code (EX_SOFTWARE of sysexits.h): the job hung or lost a rank. Its checkpoints are fine; start it again."""
 BEAT_EVERY_S = 2.0
 GRACE_S = 5.0
 """For the other ranks to see the alarm and write their stacks."""

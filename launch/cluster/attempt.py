@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from common.exit_codes import DONE, PREEMPTED, USER_ERROR
 from launch.cluster.hosts import num_ranks
 from launch.cluster.plan import Plan
-from launch.exits import DONE, PREEMPTED, USER_ERROR
 from trainer.config_cluster import ClusterConfig
 
 POLL_EVERY_S = 0.25

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
+from common.exit_codes import DONE, PREEMPTED, STALLED, USER_ERROR
 from launch.cluster.attempt import Outcome
 from launch.cluster.hosts import Host
-from launch.exits import DONE, PREEMPTED, STALLED, USER_ERROR
 from trainer.config_cluster import ClusterConfig
 
 GIVEN_UP = 1

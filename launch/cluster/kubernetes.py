@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
-from launch.exits import USER_ERROR
+from common.exit_codes import USER_ERROR
 from trainer.config import Config
 from trainer.config_cluster import KubernetesConfig
 

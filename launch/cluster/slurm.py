@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.exit_codes import PREEMPTED
 from common.progress import say
 from launch.cluster.environment import prologue, python, rank_variables, run_folder, script
 from launch.cluster.hosts import Host
 from launch.cluster.preflight import require
 from launch.cluster.probe import MARK
-from launch.exits import PREEMPTED
 from trainer.config import Config
 
 BAD_STATES = ("down", "drain", "fail", "unk", "*")

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from common.errors import UserError
+from common.exit_codes import PREEMPTED
 from launch.cluster import preflight, slurm
 from launch.cluster.environment import run_folder, working_directory
 from launch.cluster.hosts import Host, chosen_hosts
 from launch.cluster.probe import num_gpus
 from launch.cluster.supervisor import Supervisor, next_attempt
-from launch.exits import PREEMPTED
 from trainer.config import Config
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from common.errors import UserError
+from common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
 from launch.cluster import preflight, probe, slurm
 from launch.cluster.attempt import Attempt, Outcome
 from launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
@@ -23,7 +24,6 @@ from launch.cluster.events import Events
 from launch.cluster.hosts import Host, num_ranks
 from launch.cluster.plan import Job, Plan
 from launch.cluster.targets import plan
-from launch.exits import INTERRUPTED, PREEMPTED, USER_ERROR
 from trainer.config import Config
 
 OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")

@@ -10,10 +10,10 @@ import forked
 import pytest
 import torch
 
+from common.exit_codes import STALLED
 from trainer.checkpoint import checkpoint_steps, folder_of
 from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
-from trainer.watchdog import STALLED
 
 QUICK = ["guards.watchdog_timeout_s=6", "guards.silent_rank_s=8", "engine.zero_stage=2", "train.log_every_steps=1"]
 

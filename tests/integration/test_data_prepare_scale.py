@@ -20,6 +20,7 @@ from data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, Toke
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import ShardDataset
 from data_pipeline.verify import problems
+from tests.s3_server import s3_server  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnop", k=2 + i % 9)) for i in range(800)]
@@ -172,23 +173,13 @@ def test_ray_gives_the_same_bytes(config, expected, tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """A bucket on a real S3-compatible server of this process."""
-    server_module = pytest.importorskip("moto.server")
+def bucket(s3_server):  # noqa: F811
+    """The file system of a real S3-compatible server, with a bucket named corpus."""
     s3fs = pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
     system = s3fs.S3FileSystem()
     system.mkdir("corpus")
     yield system
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
