@@ -34,6 +34,7 @@ def s3_server() -> Iterator[str]:
             _wait(port, server)
             import s3fs
 
+            s3fs.S3FileSystem.clear_instance_cache()  # those of another module's server, which has gone
             s3fs.S3FileSystem().mkdir("bucket")
             yield "s3://bucket"
         finally:

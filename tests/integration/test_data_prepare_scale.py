@@ -178,8 +178,7 @@ def bucket(s3_server):  # noqa: F811
     s3fs = pytest.importorskip("s3fs")
     system = s3fs.S3FileSystem()
     system.mkdir("corpus")
-    yield system
-    s3fs.S3FileSystem.clear_instance_cache()
+    return system
 
 
 def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
