@@ -62,8 +62,12 @@ class Lab:
     def heal(self, number: int) -> None:
         self._script("lab.sh", "heal", self.host(number))
 
-    def netem(self, number: int, *settings: str) -> None:
-        self._script("lab.sh", "netem", self.host(number), *settings)
+    def slow(self, number: int) -> None:
+        """Delayed and lost packets on its cable, until `fast`."""
+        self._script("lab.sh", "slow", self.host(number))
+
+    def fast(self, number: int) -> None:
+        self._script("lab.sh", "slow", self.host(number), "off")
 
     def crash(self, number: int) -> None:
         self._script("lab.sh", "crash", self.host(number))

@@ -87,11 +87,11 @@ def test_an_elastic_job_goes_on_without_a_host(cluster: Lab, runs: Runs, hostfil
 
 
 def test_a_slow_link_changes_nothing(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    cluster.netem(2, "delay", "3ms", "loss", "1%")
+    cluster.slow(2)
     try:
         code, output = cluster.run(0, runs.command("torchrun", "slow", hostfile), timeout_s=400)
     finally:
-        cluster.netem(2, "off")
+        cluster.fast(2)
     assert code == 0, output[-3000:]
     runs.assert_same("slow")
 
