@@ -18,6 +18,7 @@ BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLUSTER_LOG := $(VENV)/cluster-tests.log
 
 # DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
@@ -40,9 +41,13 @@ demo: $(STAMP)
 	$(BIN)/transpooler demo --output build/demo $(if $(DATA),--data "$(DATA)")
 
 test: lint
-	@# Ranks and clusters want the cores for themselves; the rest runs side by side.
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST)
-	$(BIN)/pytest tests/distributed tests/cluster $(PYTEST)
+	@# Tests of clusters mostly wait: they run beside the others and go first where both want a core.
+	@rm -f $(CLUSTER_LOG)
+	@$(BIN)/pytest tests/cluster $(PYTEST) >$(CLUSTER_LOG) 2>&1 & cluster=$$!; trap 'kill $$cluster' INT TERM; failed=0; \
+	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST) || failed=1; \
+	nice -n 5 $(BIN)/pytest tests/distributed $(PYTEST) || failed=1; \
+	echo "tests/cluster, which has been running beside these (from here on: $(CLUSTER_LOG)):"; \
+	wait $$cluster || failed=1; cat $(CLUSTER_LOG); exit $$failed
 
 test-unproven: $(STAMP)
 	$(BIN)/pytest -m unproven $(PYTEST)

@@ -70,7 +70,12 @@ class Lab:
         self._script("lab.sh", "slow", self.host(number), "off")
 
     def crash(self, number: int) -> None:
+        """Power failure: peers see silence."""
         self._script("lab.sh", "crash", self.host(number))
+
+    def kill(self, number: int) -> None:
+        """All its processes, sshd and ranks, by SIGKILL: peers see connections refused."""
+        self._script("lab.sh", "kill", self.host(number))
 
     def start(self, number: int, command: Sequence[str], **more: str) -> subprocess.Popen[str]:
         """Start a command on a host; standard error goes to standard output. `more` is added to the environment."""

@@ -7,6 +7,7 @@
 #   ip HOST        its address
 #   cut|heal HOST  pull / plug its network cable
 #   slow HOST      delay and lose packets on the way to it (tc netem; tbf where the kernel has no netem); "slow HOST off"
+#   kill HOST      SIGKILL to its pid 1, and so to its sshd and all else (peers see a reset); `up` boots it again
 #   crash HOST     power failure: cable out, then SIGKILL to its pid 1 (peers see silence); `up` boots it again
 #
 # A host is its own network, UTS (hostname), PID, IPC and mount namespaces with its own sshd, /dev/shm, /run,
@@ -125,7 +126,8 @@ case $command in
         [[ ${2:-on} == off ]] || tc qdisc add dev "$cable" root netem delay 20ms loss 0.1% 2>/dev/null ||
             tc qdisc add dev "$cable" root tbf rate 40mbit burst 32kbit latency 20ms # what does not fit is dropped
         ;;
+    kill) kill -9 "$(pid1 "$1")" ;; # its network outlives it: ip netns keeps that
     crash) ip link set "$(cable "$1")" down; kill -9 "$(pid1 "$1")" ;;
     _host) host_main "$1" ;;
-    *) sed -n '2,17p' "$0"; exit 2 ;;
+    *) sed -n '2,18p' "$0"; exit 2 ;;
 esac

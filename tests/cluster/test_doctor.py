@@ -11,7 +11,6 @@ pytestmark = pytest.mark.slow
 DOCTOR = [sys.executable, "-m", "launch", "doctor", "--quiet", "--hostfile"]
 
 
-@pytest.mark.unproven
 def test_doctor_names_the_slow_host(cluster: Lab, runs: Runs) -> None:
     path = runs.folder / "three-hosts"
     path.write_text("".join(f"{cluster.host(number)} slots=1\n" for number in range(3)))
