@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.errors import UserError
+from trainer.compiled_ops import load_operator, operator_of
 from trainer.config import Config, EngineConfig
 from trainer.deepspeed_config import deepspeed_config
 from trainer.optimizer import GuardedAdamW, parameter_groups
@@ -107,6 +108,8 @@ def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         adam.pop("lr")
         own = {True: {"momentum": settings.muon_momentum}, False: adam}
         return MuonWithAuxAdam([{**own[group["use_muon"]], **group} for group in groups])
+    if operator := operator_of(config):
+        load_operator(operator)
     if engine.offload_optimizer != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
