@@ -74,7 +74,8 @@ def create_engine(model: nn.Module, config: Config, num_micro_batches: int, worl
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
         _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
     if config.engine.compile:
-        engine.module.compile()
+        # Lengths change from batch to batch, and which graph runs must not depend on the lengths seen before a resume.
+        engine.module.compile(dynamic=True)
     return engine
 
 

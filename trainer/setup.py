@@ -142,7 +142,11 @@ def check_run_folder(config: Config, run: Path) -> None:
 
 
 def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
-    pairs = [("seed", before.seed, after.seed), ("train.init_from", before.train.init_from, after.train.init_from)]
+    pairs = [
+        ("seed", before.seed, after.seed),
+        ("train.init_from", before.train.init_from, after.train.init_from),
+        ("optimizer.name", before.optimizer.name, after.optimizer.name),
+    ]
     for section in ("model", "data"):
         old, new = getattr(before, section), getattr(after, section)
         for entry in dataclasses.fields(old):
