@@ -1,6 +1,5 @@
 # make demo   install, then the whole main job on real text (a few minutes on 2 cores)
 # make test   install, then lint, types and all tests
-# make test-unproven  tests of clusters that are written, but have not been seen to pass yet
 # make lint   ruff and mypy alone
 # make bench  what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more
 # make bench-gpu  on a CUDA machine: tests/gpu, then the same tables there
@@ -24,7 +23,7 @@ CLUSTER_LOG := $(VENV)/cluster-tests.log
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-unproven lint bench bench-gpu install clean
+.PHONY: demo test lint bench bench-gpu install clean
 
 install: $(STAMP)
 
@@ -48,9 +47,6 @@ test: lint
 	nice -n 5 $(BIN)/pytest tests/distributed $(PYTEST) || failed=1; \
 	echo "tests/cluster, which has been running beside these (from here on: $(CLUSTER_LOG)):"; \
 	wait $$cluster || failed=1; cat $(CLUSTER_LOG); exit $$failed
-
-test-unproven: $(STAMP)
-	$(BIN)/pytest -m unproven $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,11 +1,13 @@
 """Every optimizer with every schedule, stopped in the middle and resumed on two real ranks: the same bits."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import get_default_build_root
 
 from common.errors import UserError
 from trainer.config_loader import load_config
@@ -59,6 +61,9 @@ for settings in json.loads(sys.argv[1]):
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(tiny_settings, ranks, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # Muon compiles its iteration, which takes longer than all the rest
+    lock = _extensions() / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()  # as a build that was killed leaves it: torch would wait for ever
     runs = {name: tmp_path / name for name in CASES}
     each = [[*tiny_settings, *SETTINGS, f"run={runs[name]}", *more] for name, more in CASES.items()]
     for process in ranks(2, ["-c", WORKER, json.dumps(each), str(SAVED_AT)]):
@@ -73,6 +78,10 @@ def test_a_resumed_run_has_the_same_bits(tiny_settings, ranks, tmp_path, monkeyp
             assert torch.equal(resumed["weights"][key], value), f"{name}: {key}"
     _refuses_another_optimizer(tiny_settings, runs["zero2-adamw"])
     _muon_is_not_cut_anew(tiny_settings, runs, ranks, tmp_path)
+
+
+def _extensions() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _refuses_another_optimizer(tiny_settings: list[str], run: Path) -> None:
