@@ -39,6 +39,19 @@ def check_machine(engine: EngineConfig) -> None:
             )
 
 
+def check_fragment(config: Config, num_micro_batches: int, world_size: int) -> None:
+    """UserError where DeepSpeed does not know a key or take a value of engine.deepspeed. Needs `init_distributed`."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepspeed_config(config, num_micro_batches, world_size))
+    except (ValueError, TypeError, AssertionError) as error:
+        found = str(error)
+        if hasattr(error, "errors"):  # pydantic's
+            found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"engine.deepspeed: DeepSpeed does not take it: {' '.join(found.split())}") from error
+
+
 def init_distributed(config: Config) -> tuple[int, int]:
     """Join the job that the environment describes (RANK, WORLD_SIZE, ...; alone without it); returns (rank, size)."""
     _prepare_environment()
