@@ -1,4 +1,4 @@
-"""engine.deepspeed on real ranks: what it adds reaches DeepSpeed, and what DeepSpeed does not take is one line."""
+"""What reaches DeepSpeed, on real ranks: fragments of its configuration, and a model that no rank ever holds whole."""
 
 from pathlib import Path
 
@@ -31,3 +31,24 @@ def start(settings: list[str]) -> None:
     config = load_config([], [*settings, "engine.deepspeed={zero_optimization: {reduce_bucket_size: 1234}}"])
     assert not Path(config.run).exists()
     assert prepare_job(config).engine.zero_reduce_bucket_size() == 1234
+
+
+def test_at_stage_3_no_rank_holds_the_model(tiny_settings, tmp_path):
+    job = forked.Job(2, build, ([*tiny_settings, "engine.zero_stage=3"],), tmp_path / "log.txt")
+    assert job.codes() == [0, 0], job.output()
+
+
+def build(settings: list[str]) -> None:
+    """In a rank: every module's weights are cut as soon as it is made, so that the peak is one module's."""
+    from data_pipeline.tokenizer import load_tokenizer
+    from trainer.engine import init_distributed, sharded_init
+    from trainer.models import build_model
+
+    config = load_config([], settings)
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    whole = dict(build_model(config, tokenizer).named_parameters())
+    init_distributed(config)
+    for name, parameter in build_model(config, tokenizer, sharded_init(config, 1, 2)).named_parameters():
+        assert parameter.numel() == 0, name
+        assert parameter.ds_shape == whole[name].shape
+        assert parameter.ds_tensor.numel() == -(-whole[name].numel() // 2)
