@@ -15,8 +15,8 @@ from tests.unit.test_model import SETTINGS, build
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 SMALL = {"encoder_layers": 2, "decoder_layers": 1}
 SHAPES = [((39, 25, 3), 7), ((45, 31, 9), 5), ((57, 17, 5), 9)]
-"""Lengths of the documents and of the targets of three steps. Longest ones that are multiples of the block, or need another
-number of rounds of halving, have graphs of their own."""
+"""Lengths of the documents and of the targets of three steps. Longest ones that are multiples of the block, or need
+another number of rounds of halving, have graphs of their own."""
 
 
 def batch_of(lengths: tuple[int, ...], num_labels: int) -> dict[str, Tensor]:
