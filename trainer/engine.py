@@ -20,6 +20,9 @@ from trainer.config import Config, EngineConfig
 from trainer.deepspeed_config import deepspeed_config
 from trainer.optimizer import GuardedAdamW, parameter_groups
 
+MAX_GRAPHS = 64
+"""With engine.compile; torch runs what would be one more uncompiled."""
+
 
 def check_machine(engine: EngineConfig) -> None:
     """UserError where this machine cannot do what is asked for: fp16 without CUDA, NVMe offload without its op."""
@@ -38,6 +41,19 @@ def check_machine(engine: EngineConfig) -> None:
                 "engine.offload_* is 'nvme', but DeepSpeed cannot build its async_io op here; install libaio-dev, or "
                 "use cpu"
             )
+
+
+def check_fragment(config: Config, num_micro_batches: int, world_size: int) -> None:
+    """UserError where DeepSpeed does not know a key or take a value of engine.deepspeed. Needs `init_distributed`."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepspeed_config(config, num_micro_batches, world_size))
+    except (ValueError, TypeError, AssertionError) as error:
+        found = str(error)
+        if hasattr(error, "errors"):  # pydantic's
+            found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"engine.deepspeed: DeepSpeed does not take it: {' '.join(found.split())}") from error
 
 
 def init_distributed(config: Config) -> tuple[int, int]:
@@ -74,6 +90,8 @@ def create_engine(model: nn.Module, config: Config, num_micro_batches: int, worl
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
         _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
     if config.engine.compile:
+        # A graph for each number of documents, of halving rounds, of whole and broken blocks: more than torch's 8.
+        torch._dynamo.config.recompile_limit = max(MAX_GRAPHS, torch._dynamo.config.recompile_limit)
         # Lengths change from batch to batch, and which graph runs must not depend on the lengths seen before a resume.
         engine.module.compile(dynamic=True)
     return engine

@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         kind = "scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"
         if kind == "decay" and config.name == "muon" and not name.startswith("lm_head"):
             kind = "muon"
-        parameter.use_muon = kind == "muon"  # DeepSpeed's ZeRO looks here, not into the groups, for what to orthogonalize
+        setattr(parameter, "use_muon", kind == "muon")  # noqa: B010  # where ZeRO looks for what to orthogonalize
         groups[kind].append(parameter)
     scales = {"scorer": config.scorer_learning_rate_scale, "muon": config.muon_learning_rate / config.learning_rate}
     return [

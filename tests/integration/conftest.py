@@ -13,7 +13,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test", "generate")
+MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+    "generate",
+)
 
 
 def pytest_configure(config):

@@ -61,7 +61,7 @@ if not Path(FOLDER, "test_modeling_common.py").exists():
 
 pytestmark = pytest.mark.slow
 modeling = common("test_modeling_common")
-with unittest.mock.patch("transformers.utils.direct_transformers_import", lambda _: transformers):
+with unittest.mock.patch("transformers.utils.direct_transformers_import", return_value=transformers):
     # It looks for a package in the folder; a source distribution has no __init__.py there.
     ConfigTester = common("test_configuration_common").ConfigTester
 GenerationTesterMixin = common("generation.test_utils").GenerationTesterMixin

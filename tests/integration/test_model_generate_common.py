@@ -102,7 +102,9 @@ def test_settings_that_look_at_more_than_the_logits(model, inputs, settings):
     assert torch.equal(cached, generated(model, inputs, **settings, use_cache=False))
 
 
-@pytest.mark.parametrize("settings", [{"num_assistant_tokens": 2}, {"do_sample": True}, {"prompt_lookup_num_tokens": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"num_assistant_tokens": 2}, {"do_sample": True}, {"prompt_lookup_num_tokens": 2}]
+)
 def test_assisted_generation_of_one_document(inputs, settings):
     model, assistant = build(pooling=FIXED), build(pooling=FIXED, decoder_layers=1)
     one = {name: part[:1] for name, part in inputs.items()}
