@@ -251,7 +251,12 @@ def test_a_wrong_file_among_many_is_named_before_all_are_read(config, tmp_path, 
 
 def test_inputs_are_hashed_once_for_all_tasks_of_an_array(config, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("data_pipeline.sources.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+
+    def noting(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("data_pipeline.sources.sha256_of", noting)
     prepare(config, array_task=(0, 2))
     prepare(config, array_task=(1, 2))
     assert sorted(hashed) == ["notes.txt", "train.jsonl"]
