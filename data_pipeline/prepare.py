@@ -37,7 +37,9 @@ from data_pipeline.output import (
     user_errors,
     workspace,
 )
-from data_pipeline.readers import Columns, RawDocument, read_documents, resolve_paths
+from data_pipeline.readers import RawDocument, read_documents
+from data_pipeline.records import Columns
+from data_pipeline.sources import resolve_paths
 from data_pipeline.tasks import Context, save_held_out
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from data_pipeline.units import Unit, do_units, together

@@ -16,7 +16,8 @@ import numpy as np
 
 from data_pipeline.clean import clean_text, content_hash, length_problem, quality_problem
 from data_pipeline.config import PrepareConfig
-from data_pipeline.readers import Columns, Dropped, FileVerdict, RawDocument, Record, parse, records
+from data_pipeline.readers import Dropped, FileVerdict, RawDocument, parse
+from data_pipeline.records import Columns, Record, records
 from data_pipeline.shards import token_dtype
 from data_pipeline.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
 

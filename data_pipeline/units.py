@@ -12,7 +12,8 @@ from typing import Any
 
 from common.progress import Progress
 from data_pipeline.executors import Executor
-from data_pipeline.readers import Columns, FileVerdict
+from data_pipeline.readers import FileVerdict
+from data_pipeline.records import Columns
 from data_pipeline.sources import DATASETS
 from data_pipeline.tasks import Context, part_info, run_task, tasks_of
 
