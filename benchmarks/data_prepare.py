@@ -9,12 +9,17 @@ loaded and warm before the clock starts; 64 texts a call (more are not faster); 
 `prepare` is the whole command: starting Python and its worker processes, loading the tokenizer, hashing, unpacking,
 parsing, cleaning, tokenizing, finding duplicates, writing shards with checksums and fsync, the dataset card.
 
+Seconds are those of the clock, and of all cores together (`cpu_s`), which other users of the machine hardly change.
+
 Memory: the largest sum of the resident memory of all its processes, looked at 20 times a second.
 """
 
 import argparse
+import functools
 import gzip
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -82,7 +87,12 @@ def speed(parsed: argparse.Namespace) -> None:
         functions[f"prepare, {NUM_FILES} files"] = lambda: prepared(files, parsed.tokenizer)
         counts = prepared([parsed.data], parsed.tokenizer)
         tokens = counts["source_tokens"] + counts["target_tokens"]
-        timings = measure(functions, repeats=parsed.repeats, warm_up=0)
+        cpu_s: dict[str, list[float]] = {name: [] for name in functions}
+        timings = measure(
+            {name: functools.partial(noting_cpu, function, cpu_s[name]) for name, function in functions.items()},
+            repeats=parsed.repeats,
+            warm_up=0,
+        )
     rows = [
         {
             "what": name,
@@ -94,10 +104,19 @@ def speed(parsed: argparse.Namespace) -> None:
             "tokens_per_s": round(tokens / timing.median_s),
             "over_encode_batch": timings["encode_batch"].median_s / timing.median_s,
             "over_encode_batch_fast": timings["encode_batch_fast"].median_s / timing.median_s,
+            "cpu_s": statistics.median(cpu_s[name]),
+            "cpu_over_encode_batch": statistics.median(cpu_s["encode_batch"]) / statistics.median(cpu_s[name]),
         }
         for name, timing in timings.items()
     ]
     finish("data_prepare_speed", rows)
+
+
+def noting_cpu(function: Callable[[], Any], cpu_s: list[float]) -> None:
+    """Call the function, and note the CPU seconds of this process and of those that it waited for."""
+    before = sum(os.times()[:4])
+    function()
+    cpu_s.append(sum(os.times()[:4]) - before)
 
 
 def memory(parsed: argparse.Namespace) -> None:
