@@ -40,7 +40,7 @@ from data_pipeline.output import (
 from data_pipeline.readers import RawDocument, read_documents
 from data_pipeline.records import Columns
 from data_pipeline.sources import resolve_paths
-from data_pipeline.tasks import Context, save_held_out
+from data_pipeline.tasks import ROW_DTYPE, Context, save_held_out
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from data_pipeline.units import Unit, do_units, together
 
@@ -177,7 +177,7 @@ class _Run:
         inputs = {item["path"]: item for item in self.inputs[split]}
         units = []
         for locations in together(self.splits[split]):
-            key = _hash(self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+            key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
             key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
             units.append(Unit(locations, (self.work / "parts" / split / key).absolute()))
         with progress(f"prepare {split} (tasks)") as bar:

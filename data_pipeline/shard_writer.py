@@ -63,6 +63,7 @@ def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.
     documents["source_tokens"] = kept["source_tokens"]
     documents["target_offset"] = np.where(kept["has_target"], documents["meta_offset"] + to_target.astype(np.uint64), 0)
     documents["target_tokens"] = kept["target_tokens"]
+    documents["crc32"] = kept["crc32"]
     return documents, shards
 
 

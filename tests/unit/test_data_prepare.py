@@ -16,8 +16,11 @@ from common.files import sha256_of
 from data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
 from data_pipeline.executors import Executor
 from data_pipeline.prepare import prepare
-from data_pipeline.shards import ShardDataset, token_dtype
+from data_pipeline.shards import DOCUMENT_DTYPE, NPY_HEADER_BYTES, DamagedShardError, ShardDataset, token_dtype
 from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.verify import problems
+
+OLD_DTYPE = np.dtype(DOCUMENT_DTYPE.descr[:-1])
 
 
 def article(i: int) -> dict:
@@ -203,6 +206,29 @@ def test_a_damaged_shard_is_named(config):
         ShardDataset(folder)
     with pytest.raises(UserError, match="no shards here"):
         ShardDataset(folder.parent)
+
+
+@pytest.mark.parametrize("member", ["source", "target", "meta"])
+def test_one_flipped_bit_of_a_document_is_noticed_when_it_is_read(config, member):
+    """Also where the shard keeps its size and every header is right."""
+    prepare(config)
+    folder = Path(config.output) / "train"
+    rows = np.load(folder / "documents.npy")
+    shard = folder / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    payload = int(rows[f"{member}_offset"][2]) + (8 if member == "meta" else NPY_HEADER_BYTES)
+    data[payload] ^= 1
+    shard.write_bytes(data)
+    dataset = ShardDataset(folder)
+    assert dataset.read(1).meta["id"] == "doc-1"
+    with pytest.raises(DamagedShardError, match=r"train-000000\.tar: damaged shard: document 2 .*bytes are not those"):
+        dataset.read(2)
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["sha256"] = sha256_of(shard)
+    (folder / "index.json").write_text(json.dumps(index))
+    assert f"{shard}: train-00000002: its CRC-32 differs from documents.npy" in list(problems(folder))
+    np.save(folder / "documents.npy", rows[[name for name in rows.dtype.names if name != "crc32"]].astype(OLD_DTYPE))
+    assert ShardDataset(folder).read(2).key == "train-00000002"  # an earlier version wrote no checksums
 
 
 def test_small_vocabularies_take_two_bytes_a_token():
