@@ -1,7 +1,8 @@
 """The common tests of `transformers` for its own models, run on ours.
 
 They are not part of its wheel. TRANSFORMERS_TESTS names a folder `tests` that holds them: of a checkout, or of the
-unpacked source distribution of the installed version, which lacks those of generation (docs/training.md). Then:
+unpacked source distribution of the installed version, which lacks those of generation (test_model_generate_common.py
+asks the same). `pip download --no-binary :all: --no-deps transformers==VERSION` fetches it. Then:
 
     TRANSFORMERS_TESTS=transformers-5.23.0/tests pytest tests/integration/test_model_common.py
 """
