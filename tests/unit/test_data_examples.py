@@ -1,5 +1,7 @@
 """Settings of the objectives, as they reach the examples; noise is a function of (seed, epoch, key)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def document(tokenizer) -> Document:
 @pytest.fixture
 def make(tokenizer, document):
     def example(epoch: int = 1, seed: int = 0, key: str = "a", **settings) -> Example:
-        limits = {"objective": "gap_sentences", "max_source_tokens": 8192, "max_target_tokens": 8192}
+        limits: dict[str, Any] = {"objective": "gap_sentences", "max_source_tokens": 8192, "max_target_tokens": 8192}
         return ExampleMaker(DataConfig(**(limits | settings)), tokenizer, seed).example(document, key, epoch)
 
     return example
