@@ -112,6 +112,7 @@ class Loader:
 
     def evaluation_steps(self, max_documents: int | None = None) -> Iterator[Step]:
         """One pass in corpus order over the first `max_documents`; noise, if any, is the same each time."""
+        self.damaged_documents = 0  # of this pass: every pass meets the same ones
         items = [
             (corpus, number, EVALUATION_EPOCH)
             for corpus in range(len(self.corpora))

@@ -166,6 +166,8 @@ def test_a_missing_shard_is_an_error_in_the_step_and_dummies_keep_its_shape(conf
     for before, error in ((0, "None"), (4, "None"), (5, "13 damaged documents; at most 12 allowed")):
         counting.damaged_documents = before  # the trainer says what all ranks and earlier starts have left out
         assert error in str(next(steps).error)
+    passes = [[step.error for step in counting.evaluation_steps(8)] for _ in range(2)]
+    assert passes == [[None], [None]], "every pass of evaluation counts anew"
 
 
 def test_user_mistakes(config, tmp_path):
