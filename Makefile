@@ -41,6 +41,7 @@ demo: $(STAMP)
 
 test: lint
 	@# Tests of clusters mostly wait: they run beside the others and go first where both want a core.
+	@$(BIN)/python -m model.ops.soft_topk  # built once, before many want it at the same time
 	@rm -f $(CLUSTER_LOG)
 	@$(BIN)/pytest tests/cluster $(PYTEST) >$(CLUSTER_LOG) 2>&1 & cluster=$$!; trap 'kill $$cluster' INT TERM; failed=0; \
 	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST) || failed=1; \

@@ -16,7 +16,7 @@ from data_pipeline.verify import problems
 from tests.cluster.conftest import WORDS
 from tests.cluster.lab import ROOT, SLURM_NEEDED, Lab, wait_for, why_not
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 TASKS = 3
 DEADLINE_S = 300
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY"}
