@@ -9,7 +9,8 @@ import yaml
 from common.errors import UserError
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-KEYS = ("name", "description", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
+CORPORA = ("needles",)
+KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Study:
     """Configuration files below `settings`, relative to the study file."""
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
+    corpus: str | None = None
+    """Documents that are made for the study: needles. null: the user's."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
@@ -94,6 +97,9 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
     processes = values.get("processes", 1)
     if not isinstance(processes, int) or processes < 1:
         raise UserError(f"{path}: processes is {processes!r}; must be a whole number of at least 1")
+    corpus = values.get("corpus")
+    if corpus is not None and corpus not in CORPORA:
+        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(CORPORA)}, or leave it out for --data")
     return Study(
         name=str(values.get("name", path.stem)),
         path=path,
@@ -105,6 +111,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         configs=tuple(path.parent / name for name in values.get("configs", [])),
         settings=values.get("settings") or {},
         description=str(values.get("description", "")).strip(),
+        corpus=corpus,
     )
 
 
