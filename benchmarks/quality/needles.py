@@ -1,9 +1,9 @@
 """Documents of which few words carry the answer: a study in which it must matter what pooling keeps.
 
-A document is filler (Zipf's law) with two dense passages of three facts each, anywhere; a fact is the name of a field
-and three words, each from a small list of its own (FACT_WORDS of 32 to 512 words are facts). The summary: all facts
-in the order of the fields. What is worth keeping can be told from the words, not from where they stand. Documents are
-32 to 512 words long (log-uniform), held-out ones 384 to 512. The same seed gives the same bytes.
+A document is filler (Zipf's law) with two dense passages of two facts each, anywhere; a fact is the name of a field and
+three words, each from a small list of its own. The summary: the facts in the order of the fields. What is worth keeping
+can be told from the words, not from where they stand. Documents are 24 to 256 words long (log-uniform), held-out ones
+192 to 256. The same seed gives the same bytes.
 """
 
 import json
@@ -14,12 +14,12 @@ import numpy as np
 
 from common.files import atomic_write
 
-NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 6, 3, 11, 200
-FACTS_A_PASSAGE = 3
+NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200
+FACTS_A_PASSAGE = 2
 FACT_WORDS = NUM_FIELDS * (1 + WORDS_A_FACT)
-LENGTHS = (32, 512)
-HELD_OUT_LENGTHS = (384, 512)
-DOCUMENTS = {"train": 12_000, "validation": 200, "test": 200}
+LENGTHS = (24, 256)
+HELD_OUT_LENGTHS = (192, 256)
+DOCUMENTS = {"train": 8_000, "validation": 200, "test": 200}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 

@@ -61,8 +61,7 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
 
 
 def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
-    folders = [folder for folder in (run.with_name(f"{run.name}-start"), run) if folder.is_dir()]
-    histories = [[row for row in read_metrics(folder) if row["split"] == "train"] for folder in folders]
+    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in _parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
@@ -70,6 +69,13 @@ def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
         "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
         "shuffled_loss": evaluation["shuffled_loss"] or float("nan"),  # one document has no other
     }
+
+
+def _parts(run: Path) -> list[Path]:
+    """The folders of a run in order of time: that of the arm it began as, and its own."""
+    start = load_config([run / "config.yaml"]).train.init_from
+    beginning = [] if start is None else [run.parent / Path(start).parent.name]
+    return [*(folder for folder in beginning if (folder / "metrics.jsonl").is_file()), run]
 
 
 def seconds_at(history: list[dict[str, Any]]) -> list[float]:
@@ -119,11 +125,9 @@ def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
     points = []
     for seed, run in runs.items():
         tokens, minutes, steps = 0, 0.0, 0
-        for folder in (run.with_name(f"{run.name}-start"), run):
-            rows = read_metrics(folder)
+        for part in _parts(run):
+            rows = read_metrics(part)
             history = [row for row in rows if row["split"] == "train"]
-            if not history:
-                continue
             at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))
             seen = {row["step"]: row["source_tokens"] for row in history}
             points += [

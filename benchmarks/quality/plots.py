@@ -11,7 +11,7 @@ MARKERS = "os^Dv*XP"
 
 
 def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
-    """Held-out loss against tokens and against minutes; loss and ROUGE-1 (or facts recalled) at the end with their intervals."""
+    """Held-out loss against tokens and minutes; loss and ROUGE-1 (or facts recalled) at the end, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")

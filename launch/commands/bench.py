@@ -131,8 +131,8 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
-    from benchmarks.quality.study import load_study
     from benchmarks.quality.needles import needle_sources
+    from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
 
     if parsed.data is not None and parsed.shards is not None:
