@@ -60,7 +60,7 @@ def train_arm(place: Workplace, arm: Arm, seed: int) -> Path:
     """Train one arm with one seed, unless that is done; returns its run folder."""
     steps, start = steps_of(place, arm), None
     if arm.start is not None:
-        other = next(known for known in place.study.arms if known.name == arm.start.arm)
+        other = Arm(name=arm.start.arm, settings=arm.start.settings)
         first = max(1, round(arm.start.share * steps_of(place, other)))
         steps = max(1, steps - round(arm.start.share * steps))
         # Arms that begin alike share their beginning.

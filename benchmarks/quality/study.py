@@ -19,6 +19,8 @@ class Start:
 
     arm: str
     share: float
+    settings: dict[str, Any]
+    """That arm's own, also where it is not among those that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         path=path,
         baseline=baseline,
         budget=_budget(path, values.get("budget")),
-        arms=tuple(_arm(path, name, settings or {}, list(arms)) for name, settings in arms.items()),
+        arms=tuple(_arm(path, name, settings or {}, arms) for name, settings in arms.items()),
         seeds=tuple(seeds),
         processes=processes,
         configs=tuple(path.parent / name for name in values.get("configs", [])),
@@ -124,14 +126,20 @@ def _budget(path: Path, value: Any) -> tuple[str, float]:
     return kind, float(amount)
 
 
-def _arm(path: Path, name: str, settings: dict[str, Any], names: list[str]) -> Arm:
+def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) -> Arm:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: arms.{name} is {settings!r}; expected a mapping of settings")
     start = settings.get("start")
-    rest = {key: value for key, value in settings.items() if key != "start"}
+    rest = _without_start(settings)
     if start is None:
         return Arm(name=name, settings=rest)
     share = start.get("share") if isinstance(start, dict) else None
-    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in names:
+    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in arms:
         raise UserError(f"{path}: arms.{name}.start is {start!r}; expected arm (one of the study's) and share (0 to 1)")
-    return Arm(name=name, settings=rest, start=Start(arm=start["arm"], share=float(share)))
+    begins = Start(arm=start["arm"], share=float(share), settings=_without_start(arms[start["arm"]]))
+    return Arm(name=name, settings=rest, start=begins)
+
+
+def _without_start(settings: Any) -> dict[str, Any]:
+    given = settings if isinstance(settings, dict) else {}  # what is no mapping is reported as its own mistake
+    return {key: value for key, value in given.items() if key != "start"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.quality.study import load_study
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "budget": {"steps": 12},
     "settings": {
@@ -182,3 +183,12 @@ def test_documents_cannot_be_given_to_a_study_that_makes_its_own() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "makes its own documents" in done.stderr
+
+
+def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    arms = TINY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
+    path.write_text(yaml.safe_dump({**TINY, "arms": arms}))
+    (arm,) = load_study(path, arms="warm").arms
+    assert arm.start is not None
+    assert (arm.start.arm, arm.start.settings) == ("blockwise", {"model": {"block_size": 8}})
