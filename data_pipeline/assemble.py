@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,12 @@ from data_pipeline.executors import Executor
 from data_pipeline.shard_writer import ShardJob, plan_shards, write_documents, write_shard
 from data_pipeline.shards import FORMAT, INDEX_NAME, token_dtype
 from data_pipeline.tasks import ROW_DTYPE, SHOWN_DROPS, part_info
+from data_pipeline.units import Unit
 
 _SMALL_BYTES = 32 << 20  # written faster here than handed to others
 MAX_LISTED_SOURCES = 1000
 LENGTH_EDGES = (0, *(2**i for i in range(4, 21)))
 """Edges of the length histograms, in tokens; the last bin is open."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Input files that are read together (one, or several small text files), and their parts."""
-
-    locations: list[str]
-    parts: list[Path]
 
 
 def assemble(

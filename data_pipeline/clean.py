@@ -7,6 +7,7 @@ The shares follow the repetition rules of Rae et al. 2021 (Gopher, arXiv 2112.11
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 
 from data_pipeline.config import CleanConfig
 
@@ -69,5 +70,5 @@ def content_hash(text: str) -> bytes:
 
 
 def _repeated_characters(parts: list[str]) -> int:
-    """Characters in parts that stood before."""
-    return sum(map(len, parts)) - sum(map(len, set(parts)))
+    """Characters that are no spaces, in parts that stood before."""
+    return sum(len("".join(part.split())) * (count - 1) for part, count in Counter(parts).items() if count > 1)

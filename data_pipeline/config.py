@@ -217,7 +217,7 @@ class DataConfig:
     fetch_retries: int = 5
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = 0
-    """Documents that cannot be read are left out and counted, up to so many per rank and start; more end the run."""
+    """Documents that cannot be read are left out and counted, up to so many in a run over all ranks; more end it."""
 
     @property
     def chunks_per_step(self) -> int:

@@ -31,7 +31,7 @@ def gap_sentences(
     of the paper). Scores are multiplied by 1 to 1 + `noise` at random.
     """
     units = split_units(source, boundaries)
-    lengths = np.array([stop - start for start, stop in units])
+    lengths = np.diff([0, *(stop for _, stop in units)])
     wanted = max(1, round(gap_fraction * len(units)))
     factors = 1 + noise * rng.random(len(units))
     ranked = _ranking(source, lengths, selection, factors, wanted, max_target_tokens, rng)
@@ -96,12 +96,20 @@ class _Rouge:
 
     def __init__(self, source: np.ndarray, lengths: np.ndarray, *, unique: bool) -> None:
         self.unique = unique
-        _, ids = np.unique(source, return_inverse=True)
-        self._rest = np.bincount(ids)  # of each token, how many are in sentences that are not chosen
+        counts = np.bincount(source)
+        present = np.flatnonzero(counts > 0)
+        number = np.empty(len(counts), np.int32)
+        number[present] = np.arange(len(present))
+        self._rest = counts[present]  # of each token, how many are in sentences that are not chosen
         self._chosen = np.zeros_like(self._rest)
         unit_of = np.repeat(np.arange(len(lengths)), lengths)
-        pairs, self._count = np.unique(unit_of * len(self._rest) + ids, return_counts=True)
-        self._unit, self._token = np.divmod(pairs, len(self._rest))
+        fits = len(lengths) * len(present) < 2**31
+        pairs = (unit_of * len(present) + number[source]).astype(np.int32 if fits else np.int64)
+        pairs.sort()
+        first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))  # np.unique would take twice as long
+        self._count = np.diff(first, append=len(pairs))
+        self._unit = unit_of[first]
+        self._token = pairs[first] - self._unit * len(present)
         self._num_units = len(lengths)
 
     def with_chosen(self) -> np.ndarray:
@@ -114,7 +122,8 @@ class _Rouge:
                 (n > 0).astype(np.int64) for n in (chosen, rest, chosen_then, rest_then)
             )
         overlap = self._sum(np.minimum(chosen, rest), np.minimum(chosen_then, rest_then))
-        total = self._sum(chosen + rest, chosen_then + rest_then)
+        # A sentence that moves from the one side to the other changes the number of types, not that of tokens.
+        total = self._sum(chosen + rest, chosen_then + rest_then) if self.unique else (chosen + rest).sum()
         return 2 * overlap / np.maximum(total, 1)
 
     def choose(self, unit: int) -> None:

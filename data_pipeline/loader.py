@@ -93,7 +93,7 @@ class Loader:
         self._remote = any(corpus.dataset.remote_bytes for corpus in self.corpora)
         self._looked_ahead = -1
         self.damaged_documents = 0
-        """Left out by this process's `steps` and `evaluation_steps` so far."""
+        """Left out so far. In training set to the run's count over all ranks before each step."""
 
     def steps(self, start: int) -> Generator[Step, None, None]:
         """Endless from optimizer step `start` of the run, read ahead; close the iterator to stop that."""

@@ -31,9 +31,7 @@ def text_infilling(
     lengths = _span_lengths(rng, mean_span_tokens, max_target_tokens, cost=1, shortest=1)
     fitting = lengths[np.cumsum(lengths) <= mask_fraction * len(source)]
     lengths = fitting if len(fitting) else np.ones(1, np.int64)
-    corrupted, spans = _with_masks(source, lengths, special.mask, rng)
-    pieces = [piece for span in spans for piece in ([special.mask], span)]
-    return corrupted, np.concatenate(pieces).astype(np.int64)
+    return _with_masks(source, lengths, special.mask, rng)
 
 
 def _span_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: int, shortest: int) -> np.ndarray:
@@ -47,8 +45,9 @@ def _span_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: i
 
 def _with_masks(
     source: np.ndarray, lengths: np.ndarray, mask: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Place spans of the given lengths at random, none touching another; returns the corrupted source and the spans.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Place spans of the given lengths at random, none touching another: the source with a mask for each span, and the
+    spans with a mask before each.
 
     Drawing distinct gaps between the tokens that stay gives every placement the same chance.
     """
@@ -56,12 +55,19 @@ def _with_masks(
     lengths = lengths[: num_kept + 1]
     num_kept = len(source) - int(lengths.sum())
     gaps = np.sort(rng.choice(num_kept + 1, size=len(lengths), replace=False))
-    starts = gaps + np.cumsum(lengths) - lengths
-    pieces: list[np.ndarray | list[int]] = []
-    spans: list[np.ndarray] = []
-    end = 0
-    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        pieces += [source[end:start], [mask]]
-        end = start + length
-        spans.append(source[start:end])
-    return np.concatenate([*pieces, source[end:]]).astype(np.int64), spans
+    before = np.cumsum(lengths) - lengths  # masked tokens before each span
+    border = np.zeros(len(source) + 1, np.int8)  # starts differ from each other, and so do ends
+    border[gaps + before] += 1
+    border[gaps + before + lengths] -= 1
+    masked = np.cumsum(border[:-1], dtype=np.int8).view(bool)
+    return _inserted(source[~masked], gaps, mask), _inserted(source[masked], before, mask)
+
+
+def _inserted(tokens: np.ndarray, places: np.ndarray, token: int) -> np.ndarray:
+    """`tokens` (int64) with `token` before each of the `places`, which are sorted; one may stand more than once."""
+    at = places + np.arange(len(places))
+    result = np.full(len(tokens) + len(places), token, np.int64)
+    others = np.ones(len(result), bool)
+    others[at] = False
+    result[others] = tokens
+    return result

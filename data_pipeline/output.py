@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import INCOMPLETE_SUFFIX, fsync_folder, read_json
+from common.files import INCOMPLETE_SUFFIX, fsync_folder, read_json, write_json
 from common.progress import progress
 from data_pipeline.config import PrepareConfig
-from data_pipeline.sources import described, file_system, is_remote, is_unchanged
+from data_pipeline.sources import described, file_system, is_remote, is_unchanged, stamp
 
 REPORT_NAME = "report.json"
 REPORT_FORMAT = 1
@@ -24,9 +24,21 @@ REPORT_FORMAT = 1
 Splits = dict[str, list[str]]
 
 
-def describe_inputs(splits: Splits) -> dict[str, list[dict[str, Any]]]:
-    """What tells the input files from others or changed ones."""
-    return {split: [described(location) for location in locations] for split, locations in splits.items()}
+def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]]]:
+    """What tells the input files from others or changed ones.
+
+    `note` keeps it for later runs and other tasks of an array: checksums of untouched files are not computed again.
+    """
+    items = [item for items in read_json(note).values() for item in items] if note.is_file() else []
+    known = {item["path"]: item for item in items}
+
+    def describe(location: str) -> dict[str, Any]:
+        return known[location] if known.get(location, {}).items() >= stamp(location).items() else described(location)
+
+    inputs = {split: [describe(location) for location in locations] for split, locations in splits.items()}
+    if items != [item for items in inputs.values() for item in items]:
+        write_json(note, inputs)
+    return inputs
 
 
 def finished_report(output: str, settings: dict[str, Any], splits: Splits) -> dict[str, Any] | None:
@@ -62,7 +74,8 @@ def workspace(folder: Path, output: str, *, shared: bool) -> Iterator[Path]:
     What a run that failed left is kept for the next one, unless nothing of it is worth keeping.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    # A file, open for writing: NFS locks neither folders nor, exclusively, files open for reading.
+    lock = os.open(folder / f"running{INCOMPLETE_SUFFIX}", os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -20,8 +20,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.progress import Progress, progress, say
-from data_pipeline.assemble import Unit, assemble
+from common.progress import progress, say
+from data_pipeline.assemble import assemble
 from data_pipeline.card import write_card
 from data_pipeline.config import SPLITS, PrepareConfig
 from data_pipeline.executors import Executor
@@ -37,13 +37,14 @@ from data_pipeline.output import (
     user_errors,
     workspace,
 )
-from data_pipeline.readers import Columns, FileVerdict, RawDocument, read_documents, resolve_paths
-from data_pipeline.sources import DATASETS
-from data_pipeline.tasks import Context, part_info, run_task, save_held_out, tasks_of
+from data_pipeline.readers import RawDocument, read_documents
+from data_pipeline.records import Columns
+from data_pipeline.sources import resolve_paths
+from data_pipeline.tasks import ROW_DTYPE, Context, save_held_out
 from data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
+from data_pipeline.units import Unit, do_units, together
 
 HELD_OUT_SPLITS = ("validation", "test")
-_TEXTS_TOGETHER = 500  # text files in one unit
 _NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
 
 
@@ -101,7 +102,8 @@ class _Run:
         cls, work: Path, config: PrepareConfig, settings: dict[str, Any], splits: Splits, executor: Executor
     ) -> "_Run":
         with alone(work):
-            inputs = describe_inputs(splits)  # before reading: a file that changes meanwhile is noticed by the next run
+            # Before reading: a file that changes meanwhile is noticed by the next run.
+            inputs = describe_inputs(splits, work / "inputs.incomplete")
             key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
             note = work / "tokenizer" / "note.incomplete"
             if not note.is_file() or json.loads(note.read_text())["key"] != key:
@@ -174,75 +176,13 @@ class _Run:
         )
         inputs = {item["path"]: item for item in self.inputs[split]}
         units = []
+        for locations in together(self.splits[split]):
+            key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+            key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
+            units.append(Unit(locations, (self.work / "parts" / split / key).absolute()))
         with progress(f"prepare {split} (tasks)") as bar:
-            for number, locations in enumerate(_units(self.splits[split])):
-                key = _hash(self.settings, self.tokenizer, held_out and Path(held_out).name, split)
-                key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
-                folder = (self.work / "parts" / split / key).absolute()
-                folder.mkdir(parents=True, exist_ok=True)
-                parts = self._do_unit(context, locations, folder, number, array_task, bar)
-                if array_task is None:
-                    _judge(parts, locations, columns)
-                    units.append(Unit(locations, parts))
+            do_units(units, context, self.executor, array_task, bar)
         return units
-
-    def _do_unit(
-        self,
-        context: Context,
-        locations: list[str],
-        folder: Path,
-        number: int,
-        array_task: tuple[int, int] | None,
-        bar: Progress,
-    ) -> list[Path]:
-        """Make the parts that are missing; returns all of this process's share, in order."""
-        complete = folder / "complete"
-        if complete.is_file():
-            return [folder / f"{i:06d}.npz" for i in range(int(complete.read_text()))]
-        parts: list[Path] = []
-
-        def missing() -> Iterator[tuple[Context, Any]]:
-            for i, task in enumerate(tasks_of(locations, folder, context.columns, self.config.task_mib)):
-                if array_task is not None and (number + i) % array_task[1] != array_task[0]:
-                    continue
-                parts.append(task.part)
-                if not task.part.is_file():
-                    yield context, task
-
-        for _ in self.executor.run(run_task, missing()):
-            bar.advance()
-        if array_task is None:
-            temporary = folder / "complete.incomplete"
-            temporary.write_text(str(len(parts)))
-            os.replace(temporary, complete)
-        return parts
-
-
-def _units(locations: list[str]) -> Iterator[list[str]]:
-    """Files that are read together: each alone, but plain text files (one document each) in hundreds."""
-    texts: list[str] = []
-    for location in locations:
-        if location.endswith(".txt") and not location.startswith(DATASETS):
-            texts.append(location)
-            if len(texts) < _TEXTS_TOGETHER:
-                continue
-        if texts:
-            yield texts
-            texts = []
-        if not location.endswith(".txt") or location.startswith(DATASETS):
-            yield [location]
-    if texts:
-        yield texts
-
-
-def _judge(parts: list[Path], locations: list[str], columns: Columns) -> None:
-    """Refuse a file that is bad as a whole, now that its records are counted."""
-    verdict = FileVerdict()
-    for info in map(part_info, parts):
-        verdict.counts.update(info["records"])
-        verdict.keys = verdict.keys or info["keys"]
-        verdict.first_bad = verdict.first_bad or info["first_bad"]
-    verdict.judge(locations[0], columns)
 
 
 def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:

@@ -34,12 +34,14 @@ _VISIBLE_WHITE_SPACE = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "č": "
 def split_units(source: np.ndarray, boundaries: SentenceEnds) -> list[tuple[int, int]]:
     """Cut a document into sentences [start, stop), at least two where it has two tokens."""
     units: list[tuple[int, int]] = []
-    start = 0
-    for stop in [*boundaries.after(source).tolist(), len(source)]:
-        while stop - start > MAX_UNIT_TOKENS:
+    start, end = 0, len(source)
+    for stop in [*boundaries.after(source).tolist(), end]:
+        length = stop - start
+        while length > MAX_UNIT_TOKENS:
             units.append((start, start + MAX_UNIT_TOKENS))
             start += MAX_UNIT_TOKENS
-        if stop - start >= MIN_UNIT_TOKENS or (stop == len(source) and start < stop):
+            length -= MAX_UNIT_TOKENS
+        if length >= MIN_UNIT_TOKENS or (stop == end and length):
             units.append((start, stop))
             start = stop
     if len(units) == 1 and len(source) > 1:

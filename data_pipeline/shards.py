@@ -7,6 +7,7 @@ behind a URL are read from a local cache (`remote`).
 
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ DOCUMENT_DTYPE = np.dtype(
         ("target_tokens", "<u4"),
         ("meta_offset", "<u8"),
         ("meta_bytes", "<u4"),
+        ("crc32", "<u4"),
     ]
 )
 """A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON); no summary: both target
-fields 0."""
+fields 0. crc32: see `checksum`; earlier versions wrote none."""
 
 TAR_BLOCK = 512
 NPY_HEADER_BYTES = 128  # of a one-dimensional array in .npy format 1.0
@@ -59,6 +61,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
+def checksum(meta: bytes, source: np.ndarray, target: np.ndarray | None) -> int:
+    """CRC-32 of a document: the bytes of its JSON, then of its source and target ids (without .npy headers)."""
+    tokens = zlib.crc32(source.data, zlib.crc32(meta))
+    return tokens if target is None else zlib.crc32(target.data, tokens)
+
+
 class DamagedShardError(UserError):
     """A shard that is missing or does not agree with the index; the message names it."""
 
@@ -67,7 +75,7 @@ class ShardDataset:
     """Random access to the documents of one split folder or URL (which needs a `cache`).
 
     Local files' sizes are checked against the index when it opens, unless `check_sizes` is false; remote shards' sizes
-    and SHA-256 when they are fetched.
+    and SHA-256 when they are fetched; every document's CRC-32 when it is read.
     """
 
     def __init__(self, split_folder: str | Path, cache: Cache | None = None, *, check_sizes: bool = True) -> None:
@@ -90,6 +98,7 @@ class ShardDataset:
         if check_sizes and self._remote is None:
             self._check_sizes()
         self._rows = self._open_documents()
+        self._has_checksums = "crc32" in (self._rows.dtype.names or ())
         self._dtype = np.dtype(self.index["token_dtype"]).newbyteorder("<")
         self.source_lengths = self._rows["source_tokens"]
         """Tokens of each source, uint32: a view of documents.npy on disk."""
@@ -135,7 +144,10 @@ class ShardDataset:
             if row["target_offset"]:
                 target = self._tokens(payload, int(row["target_offset"]) - start, int(row["target_tokens"]))
             begin = int(row["meta_offset"]) - start
-            meta = json.loads(payload[begin : begin + int(row["meta_bytes"])])
+            text = payload[begin : begin + int(row["meta_bytes"])]
+            if self._has_checksums and checksum(text, source, target) != row["crc32"]:
+                raise ValueError(f"its bytes are not those that {DOCUMENTS_NAME} knows")
+            meta = json.loads(text)
         except (OSError, ValueError, UserError) as error:
             raise DamagedShardError(
                 f"{join(self.folder, entry['name'])}: damaged shard: document {number} cannot be read ({error}); "
@@ -190,9 +202,14 @@ class ShardDataset:
             rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot read: {error}; prepare again") from error
-        if rows.dtype != DOCUMENT_DTYPE or len(rows) != self.index["num_documents"]:
+        if not is_documents_dtype(rows.dtype) or len(rows) != self.index["num_documents"]:
             raise UserError(f"{path}: does not belong to {INDEX_NAME} beside it; prepare again")
         return rows
+
+
+def is_documents_dtype(dtype: np.dtype) -> bool:
+    """Whether this is a table of documents, with or without checksums."""
+    return dtype in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1]))
 
 
 def npy_header(dtype: np.dtype, num_tokens: int) -> bytes:

@@ -16,15 +16,19 @@ import numpy as np
 
 from data_pipeline.clean import clean_text, content_hash, length_problem, quality_problem
 from data_pipeline.config import PrepareConfig
-from data_pipeline.readers import Columns, Dropped, FileVerdict, RawDocument, Record, parse, records
-from data_pipeline.shards import token_dtype
+from data_pipeline.readers import Dropped, FileVerdict, RawDocument, parse
+from data_pipeline.records import Columns, Record, records
+from data_pipeline.shards import checksum, token_dtype
 from data_pipeline.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
 
 SHOWN_DROPS = 5
 """Drops that are named for each reason; the rest is only counted."""
 _ENCODE_CHARACTERS = 1_000_000
 ROW_DTYPE = np.dtype(
-    [("source_tokens", "<u4"), ("target_tokens", "<u4"), ("has_target", "?"), ("meta_bytes", "<u4"), ("line", "<u8")]
+    [
+        *(("source_tokens", "<u4"), ("target_tokens", "<u4"), ("has_target", "?")),
+        *(("meta_bytes", "<u4"), ("line", "<u8"), ("crc32", "<u4")),
+    ]
 )
 
 
@@ -96,7 +100,7 @@ class _Part:
         self.verdict = FileVerdict()
         self.dropped: dict[str, int] = {}
         self.examples: list[tuple[str, str, int]] = []
-        self.rows: list[tuple[int, int, bool, int, int]] = []
+        self.rows: list[tuple[int, int, bool, int, int, int]] = []
         self.tokens: list[np.ndarray] = []
         self.metas: list[bytes] = []
         self.hashes: list[bytes] = []
@@ -151,7 +155,8 @@ class _Part:
             meta["source_text"] = document.source
         data = json.dumps(meta, ensure_ascii=False).encode()
         num_target = 0 if target is None else len(target)
-        self.rows.append((len(source), num_target, target is not None, len(data), document.line))
+        crc32 = checksum(data, source, target)
+        self.rows.append((len(source), num_target, target is not None, len(data), document.line, crc32))
         self.tokens += [source] if target is None else [source, target]
         self.metas.append(data)
         self.hashes.append(digest)

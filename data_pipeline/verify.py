@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_json, sha256_of
 from common.progress import progress
-from data_pipeline.shards import DOCUMENT_DTYPE, DOCUMENTS_NAME, FORMAT, INDEX_NAME, document_key
+from data_pipeline.shards import DOCUMENTS_NAME, FORMAT, INDEX_NAME, checksum, document_key, is_documents_dtype
 
 
 def split_folders(shards: Path) -> list[Path]:
@@ -66,7 +66,7 @@ def _rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
         rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         return f"{path}: cannot read: {error}"
-    if rows.dtype != DOCUMENT_DTYPE or len(rows) != index["num_documents"]:
+    if not is_documents_dtype(rows.dtype) or len(rows) != index["num_documents"]:
         return f"{path}: does not belong to {INDEX_NAME}"
     return rows
 
@@ -114,8 +114,13 @@ def _content_problem(path: Path, index: dict[str, Any], number: int, rows: np.nd
                     tokens.dtype != index["token_dtype"] or (tokens >= index["vocab_size"]).any()
                 ):
                     return f"{key}: {side} ids are not of this vocabulary"
-            if len(json.dumps(sample["json"], ensure_ascii=False).encode()) != rows["meta_bytes"][document]:
+            meta = json.dumps(sample["json"], ensure_ascii=False).encode()
+            if len(meta) != rows["meta_bytes"][document]:
                 return f"{key}: metadata differs from {DOCUMENTS_NAME}"
+            if "crc32" in (rows.dtype.names or ()):
+                crc32 = checksum(meta, sample["source.npy"], sample.get("target.npy"))
+                if crc32 != rows["crc32"][document]:
+                    return f"{key}: its CRC-32 differs from {DOCUMENTS_NAME}"
             document += 1
     except Exception as error:  # whatever reading a damaged tar raises
         return f"cannot be decoded: {error!r}"

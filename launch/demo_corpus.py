@@ -57,7 +57,7 @@ def split_file(data: Path, folder: Path) -> dict[str, Path]:
 
 def split_of(line: bytes) -> str:
     """train, validation or test (8:1:1) for one JSON line."""
-    from data_pipeline.readers import SOURCE_KEYS
+    from data_pipeline.records import SOURCE_KEYS
 
     try:
         record = json.loads(line)

@@ -51,7 +51,8 @@ def read_documents(files: Sequence[str], column: str | None) -> Iterator[tuple[s
 
 
 def _json_documents(file: str, name: str, column: str | None) -> Iterator[tuple[str, str]]:
-    from data_pipeline.readers import Dropped, read_documents, resolve_paths
+    from data_pipeline.readers import Dropped, read_documents
+    from data_pipeline.sources import resolve_paths
 
     paths = resolve_paths([file], "FILE")
     for item in read_documents(paths, source_column=column, target_column=None, require_target=False):

@@ -3,11 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from model.classification import TranspoolerForSequenceClassification
     from model.config import TranspoolerConfig
     from model.encoder import TranspoolerEncoder
     from model.modeling import TranspoolerForConditionalGeneration, TranspoolerModel
 
-__all__ = ["TranspoolerConfig", "TranspoolerEncoder", "TranspoolerForConditionalGeneration", "TranspoolerModel"]
+__all__ = [
+    "TranspoolerConfig",
+    "TranspoolerEncoder",
+    "TranspoolerForConditionalGeneration",
+    "TranspoolerForSequenceClassification",
+    "TranspoolerModel",
+]
 
 
 def __getattr__(name: str) -> Any:

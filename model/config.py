@@ -17,7 +17,7 @@ class TranspoolerConfig(PreTrainedConfig):
     """
 
     model_type = "transpooler"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (a list, to which Trainer adds)
     attribute_map = {  # noqa: RUF012 (transformers' own convention)
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",

@@ -31,6 +31,7 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _no_split_modules = [EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
@@ -72,6 +73,16 @@ class PooledStage(NamedTuple):
     """What was real before the stage."""
 
 
+WHOLE_TO_ENCODER = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
+"""How names of the whole model's weights read in the encoder alone."""
+
+
+def own_names(loaded):
+    """What from_pretrained returned with a key_mapping, which the library would undo when saving: not here."""
+    vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
+    return loaded
+
+
 class TranspoolerEncoder(TranspoolerPreTrainedModel):
     """Documents to the few token representations that matter; useful alone for retrieval and classification.
 
@@ -94,11 +105,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        mapping = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."} | (key_mapping or {})
-        loaded = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
-        # The library would undo the renaming when saving; an encoder is saved under its own names.
-        vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
-        return loaded
+        return own_names(super().from_pretrained(*args, key_mapping=WHOLE_TO_ENCODER | (key_mapping or {}), **kwargs))
 
     @can_return_tuple
     def forward(

@@ -5,13 +5,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, GenerationMixin
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    GenerationMixin,
+)
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from model.beams import SharedMemoryGeneration
 from model.checks import describe
+from model.classification import TranspoolerForSequenceClassification
 from model.config import TranspoolerConfig
 from model.decoder import TranspoolerDecoder
 from model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
@@ -211,4 +219,5 @@ def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | 
 AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
 AutoModel.register(TranspoolerConfig, TranspoolerModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(TranspoolerConfig, TranspoolerForConditionalGeneration, exist_ok=True)
+AutoModelForSequenceClassification.register(TranspoolerConfig, TranspoolerForSequenceClassification, exist_ok=True)
 AutoModelForTextEncoding.register(TranspoolerConfig, TranspoolerEncoder, exist_ok=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -23,6 +24,14 @@ class EncoderOutput(BaseModelOutput):
     """(B, S) int64: 1 = the slot holds something."""
     positions: Tensor | None = None
     """(B, S) int64: position in the document (padding not counted) of each slot's winner."""
+
+    def document_embedding(self) -> Tensor:
+        """(B, D): the mean over the slots that hold something, summed in float32; zero for an empty document."""
+        assert self.last_hidden_state is not None
+        assert self.attention_mask is not None
+        held_BS = self.attention_mask.float()
+        summed_BD = torch.einsum("bs,bsd->bd", held_BS, self.last_hidden_state.float())
+        return (summed_BD / held_BS.sum(1, keepdim=True).clamp(min=1)).to(self.last_hidden_state.dtype)
 
 
 class Selection(NamedTuple):

@@ -1,6 +1,7 @@
 """One stage of the pooling schedule: score every token, keep the few that matter."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class Scorer(nn.Linear):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> float32 (B, N) in (0, 1]."""
-        with torch.autocast(x_BND.device.type, enabled=False):
+        # Shapes alone (the meta device) have no autocast, not even one to turn off.
+        with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
             logits = F.linear(x_BND.float(), self.weight.float(), self.bias.float())
         return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
 

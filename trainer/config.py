@@ -56,7 +56,7 @@ class EngineConfig:
     """activation_checkpointing=deepspeed: layer inputs are spread over model-parallel ranks. We have one such
     rank, so this saves nothing here; it is DeepSpeed's switch, passed on."""
     compile: bool = False
-    """torch.compile the model (ZeRO 0 to 2): slow first steps, faster ones after."""
+    """torch.compile the model (ZeRO 0 to 2, no activation checkpointing): slow first steps, faster ones after."""
     peak_tflops: float | None = None
     """What one device can do in this precision, in 10^12 floating-point operations a second, for `mfu` in the metrics;
     null looks well-known GPUs up and leaves mfu out on others."""
@@ -93,6 +93,8 @@ class EngineConfig:
                 yield "nvme_path", f"is null, but engine.{name} is 'nvme'; name a folder on a local disk"
         if self.compile and self.zero_stage == 3:
             yield "compile", "is true, but the weights of engine.zero_stage=3 come and go between layers; use 0 to 2"
+        if self.compile and self.activation_checkpointing != "none":
+            yield "compile", "is true, but torch cannot compile layers that are checkpointed; use one of the two"
 
     def _checkpointing_problems(self) -> Iterator[tuple[str, str]]:
         if self.activation_checkpointing not in CHECKPOINTING:

@@ -18,8 +18,9 @@ class SlurmConfig:
 
     partition: str | None = None
     account: str | None = None
-    time: str | None = None
-    """Time limit as sbatch takes it: minutes, HH:MM:SS or D-HH:MM:SS."""
+    time: str | float | None = None
+    """Time limit: 12h, 90m, 1d12h, HH:MM:SS, or seconds (as train.max_time, not minutes as for sbatch); anything else,
+    such as D-HH:MM:SS, goes to sbatch as it is."""
     gpus_per_node: int | None = None
     signal_before_end_s: int = 120
     """The job is signalled so long before its time limit: finish the step, save, requeue."""

@@ -12,8 +12,8 @@ class OptimizerConfig:
     """The optimizer, its parameter groups and its learning-rate schedule."""
 
     name: str = "adamw"
-    """adamw (torch's), fused_adamw (DeepSpeed's kernel; compiled at first use) or muon (experimental; DeepSpeed's:
-    matrices by Muon, the rest by AdamW; without clipping). The last two need ZeRO 1 to 3. With
+    """adamw (torch's), fused_adamw (DeepSpeed's kernel; compiled at first use) or muon (DeepSpeed's: matrices
+    by Muon, the rest by AdamW; without clipping). The last two need ZeRO 1 to 3. With
     engine.offload_optimizer=cpu, adamw is DeepSpeed's CPU kernel."""
     learning_rate: float = 5e-4
     """Peak learning rate (of AdamW's part, where Muon is chosen)."""

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.errors import UserError
+from trainer.compiled_ops import load_operator, operator_of
 from trainer.config import Config, EngineConfig
 from trainer.deepspeed_config import deepspeed_config
 from trainer.optimizer import GuardedAdamW, parameter_groups
+
+MAX_GRAPHS = 64
+"""With engine.compile; torch runs what would be one more uncompiled."""
 
 
 def check_machine(engine: EngineConfig) -> None:
@@ -37,6 +41,19 @@ def check_machine(engine: EngineConfig) -> None:
                 "engine.offload_* is 'nvme', but DeepSpeed cannot build its async_io op here; install libaio-dev, or "
                 "use cpu"
             )
+
+
+def check_fragment(config: Config, num_micro_batches: int, world_size: int) -> None:
+    """UserError where DeepSpeed does not know a key or take a value of engine.deepspeed. Needs `init_distributed`."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepspeed_config(config, num_micro_batches, world_size))
+    except (ValueError, TypeError, AssertionError) as error:
+        found = str(error)
+        if hasattr(error, "errors"):  # pydantic's
+            found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"engine.deepspeed: DeepSpeed does not take it: {' '.join(found.split())}") from error
 
 
 def init_distributed(config: Config) -> tuple[int, int]:
@@ -73,7 +90,10 @@ def create_engine(model: nn.Module, config: Config, num_micro_batches: int, worl
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
         _checkpoint_layers(engine.module, partial(_checkpointed, deepspeed.checkpointing.checkpoint))
     if config.engine.compile:
-        engine.module.compile()
+        # A graph for each number of documents, of halving rounds, of whole and broken blocks: more than torch's 8.
+        torch._dynamo.config.recompile_limit = max(MAX_GRAPHS, torch._dynamo.config.recompile_limit)
+        # Lengths change from batch to batch, and which graph runs must not depend on the lengths seen before a resume.
+        engine.module.compile(dynamic=True)
     return engine
 
 
@@ -107,6 +127,8 @@ def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         adam.pop("lr")
         own = {True: {"momentum": settings.muon_momentum}, False: adam}
         return MuonWithAuxAdam([{**own[group["use_muon"]], **group} for group in groups])
+    if operator := operator_of(config):
+        load_operator(operator)
     if engine.offload_optimizer != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -16,6 +16,8 @@ AUTO_MAP = {
     "AutoConfig": f"{CONFIG}.TranspoolerConfig",
     "AutoModel": f"{ENTRY}.TranspoolerModel",
     "AutoModelForSeq2SeqLM": f"{ENTRY}.TranspoolerForConditionalGeneration",
+    "AutoModelForSequenceClassification": f"{ENTRY}.TranspoolerForSequenceClassification",
+    "AutoModelForTextEncoding": f"{ENTRY}.TranspoolerEncoder",
 }
 LEFT_BEHIND = (
     "model.ops.soft_topk.__main__",
@@ -24,7 +26,7 @@ LEFT_BEHIND = (
 )
 NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():\n    return None\n'
 ENTRIES = {
-    ENTRY: ("model.modeling", "TranspoolerForConditionalGeneration, TranspoolerModel"),
+    ENTRY: ("model.modeling", ", ".join(name.rpartition(".")[2] for name in AUTO_MAP.values() if ENTRY in name)),
     CONFIG: ("model.config", "TranspoolerConfig"),
 }
 

@@ -14,7 +14,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     """Groups for the optimizer: matrices decay; norms, biases and embeddings do not; scorers have a learning rate of
     their own; with Muon, so do the matrices.
 
-    Each group carries `lr_scale`, its learning rate as a multiple of the schedule's, and Muon's also `use_muon`.
+    Each group carries `lr_scale`, its learning rate as a multiple of the schedule's; with Muon, each group and each
+    parameter `use_muon`.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[str, list[Tensor]] = {"decay": [], "no_decay": [], "scorer": [], "muon": []}
@@ -24,6 +25,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         kind = "scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"
         if kind == "decay" and config.name == "muon" and not name.startswith("lm_head"):
             kind = "muon"
+        setattr(parameter, "use_muon", kind == "muon")  # noqa: B010  # where ZeRO looks for what to orthogonalize
         groups[kind].append(parameter)
     scales = {"scorer": config.scorer_learning_rate_scale, "muon": config.muon_learning_rate / config.learning_rate}
     return [

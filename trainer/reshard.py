@@ -105,6 +105,13 @@ class SavedStates:
 
 def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Put a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
+    if any(group.get("use_muon") for group in engine.optimizer.param_groups):
+        # Stages 1 and 2 keep it for whole matrices, also where a rank holds a slice of one.
+        raise UserError(
+            f"{folder}: Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with "
+            f"{facts['world_size']} ranks and engine.zero_stage={facts['zero_stage']}, or start a new run from its "
+            "export (train.init_from)"
+        )
     saved = SavedStates(folder, facts.get("optimizer_order"))
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     stage = engine.zero_optimization_stage()

@@ -14,7 +14,7 @@ from trainer import checkpoint
 from trainer.agreement import together
 from trainer.config import Config
 from trainer.config_loader import load_config, save_config
-from trainer.engine import check_machine, create_engine, init_distributed, sharded_init
+from trainer.engine import check_fragment, check_machine, create_engine, init_distributed, sharded_init
 from trainer.metrics import MetricsWriter, check_wandb
 from trainer.models import build_model
 from trainer.state import TrainState
@@ -94,6 +94,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     if rank:
         set_quiet(True)
     loader, validation = together(lambda: _loaders(config, rank, world_size))
+    check_fragment(config, loader.num_micro_batches, world_size)
     step = checkpoint.agreed_newest_valid(run)
     sharded = sharded_init(config, loader.num_micro_batches, world_size)
     model = build_model(config, loader.tokenizer, sharded)
@@ -142,7 +143,11 @@ def check_run_folder(config: Config, run: Path) -> None:
 
 
 def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
-    pairs = [("seed", before.seed, after.seed), ("train.init_from", before.train.init_from, after.train.init_from)]
+    pairs = [
+        ("seed", before.seed, after.seed),
+        ("train.init_from", before.train.init_from, after.train.init_from),
+        ("optimizer.name", before.optimizer.name, after.optimizer.name),
+    ]
     for section in ("model", "data"):
         old, new = getattr(before, section), getattr(after, section)
         for entry in dataclasses.fields(old):

@@ -86,6 +86,7 @@ def _loop(job: Job) -> bool:
             if is_complete(job):
                 return True
             job.mark("data")
+            job.loader.damaged_documents = state.damaged_documents  # the limit is for all ranks and all starts together
             step = clock.waited_for(steps)
             job.mark("step")
             result = train_step(job, step, job.stop.wanted())

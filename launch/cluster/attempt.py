@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +81,7 @@ class Attempt:
             return Outcome(
                 "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
             )
-        with open(self.run / "logs" / "all.log", "a", encoding="utf-8") as merged:
+        with _log(self.run / "logs" / "all.log") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
                 self.plan.command,
@@ -250,6 +250,17 @@ class Attempt:
 
     def _states(self) -> str:
         return ", ".join(f"rank {number}: {sign.facts['state']}" for number, sign in sorted(self.signs.items()))
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[IO[str]]:
+    """Opened for appending. Closing it does not fail: on a full disk its last lines are lost, the outcome is not."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def _order(sign: _Sign) -> tuple[float, float]:

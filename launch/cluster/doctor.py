@@ -14,12 +14,12 @@ from launch.cluster.environment import prologue, python, rank_variables
 from launch.cluster.health import FAILS, OK, WARNING, Row, host_rows, network_rows
 from launch.cluster.hosts import Host, chosen_hosts
 from launch.cluster.preflight import Runner
+from trainer.compiled_ops import operator_of
 from trainer.config import Config
 
 BUILD_TIMEOUT_S = 900.0
 NETWORK_TIMEOUT_S = 300.0
 OPERATORS = ("-m", "model.ops.soft_topk")
-CPU_ADAM = ("-c", "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()")
 
 
 def examine(config: Config) -> list[Row]:
@@ -74,10 +74,9 @@ def _command(config: Config, arguments: Sequence[str], variables: Mapping[str, s
 
 def _builds(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
     """Build on every host (hosts that share the folder wait for one another), so that ranks find all built."""
-    zero = config.engine.deepspeed.get("zero_optimization", {})
-    wanted = [("operators", OPERATORS)]
-    if any(key in zero for key in ("offload_optimizer", "offload_param")):
-        wanted.append(("cpu_adam", CPU_ADAM))
+    wanted: list[tuple[str, tuple[str, ...]]] = [("operators", OPERATORS)]
+    if operator := operator_of(config):
+        wanted.append((operator, ("-m", "trainer.compiled_ops", operator)))
     for name, arguments in wanted:
         answers = _on_all(hosts, [_command(config, arguments)] * len(hosts), run, BUILD_TIMEOUT_S)
         for host, (output, problem) in zip(hosts, answers, strict=True):

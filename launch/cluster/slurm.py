@@ -5,6 +5,7 @@ it), and the supervisor starts the ranks with srun. Nothing about a site is know
 """
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.durations import duration_s
 from common.errors import UserError
 from common.exit_codes import PREEMPTED
 from common.progress import say
@@ -45,9 +47,10 @@ def batch_script(config: Config, settings: Sequence[str]) -> str:
         "--no-requeue" if site.requeue == "none" else "--requeue",
         *(
             f"--{name}={value}"
-            for name in ("partition", "account", "time", "array", "dependency")
+            for name in ("partition", "account", "array", "dependency")
             if (value := getattr(site, name))
         ),
+        *([f"--time={_minutes(site.time)}"] if site.time is not None else []),
         *([f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []),
         *site.options,
     ]
@@ -62,6 +65,12 @@ def batch_script(config: Config, settings: Sequence[str]) -> str:
         f"exec {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _minutes(limit: str | float) -> str:
+    """A time limit in sbatch's words: whole minutes. YAML itself reads HH:MM:SS as seconds."""
+    seconds = duration_s(limit)
+    return str(limit) if seconds is None else str(math.ceil(seconds / 60))
 
 
 def script_path(config: Config) -> Path:

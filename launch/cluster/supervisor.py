@@ -153,8 +153,9 @@ class Supervisor:
         return plan(self.target, job)
 
     def _with_culprit(self, outcome: Outcome) -> Outcome:
-        """Where a rank only saw another one vanish, ask which host is gone."""
-        if outcome.ending not in ("hung", "crashed") or not (blames_peer(outcome) or outcome.host is None):
+        """Where a rank only saw another one vanish, or nothing was seen, ask which host is gone."""
+        only_seen = outcome.ending in ("hung", "crashed") and (blames_peer(outcome) or outcome.host is None)
+        if not (only_seen or outcome.ending == "lost"):
             return outcome
         names = [host.name for host in self.hosts]
         if self.target in OVER_SSH:
@@ -163,13 +164,13 @@ class Supervisor:
             gone = slurm.hosts_down(names) if self.target == "slurm" else {}
         if not gone:
             return outcome
-        name, problem = next(iter(gone.items()))
+        name = outcome.host if outcome.host in gone else next(iter(gone))
         return replace(
             outcome,
             ending="lost",
             host=name,
             rank=None,
-            reason=f"{name}: {problem}; seen by others as: {outcome.reason}",
+            reason=f"{name}: {gone[name]}; seen by others as: {outcome.reason}",
         )
 
     def _go_on(self, outcome: Outcome, decision: Decision) -> bool:

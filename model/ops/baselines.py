@@ -5,8 +5,8 @@ random: k tokens drawn evenly, again at every call in training, always the same 
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 
-All take (embeddings_BND, scores_BN, k, *, mask_BN, slots, keep_order) as `soft_topk` does and raise as it does.
-random and strided_mean read no scores (None will do) and always keep the document's order.
+All take (embeddings_BND, scores_BN, k, *, mask_BN, slots, keep_order) as `soft_topk` does and raise as it does, though
+not for the values of scores. random and strided_mean read no scores (None will do) and keep the document's order.
 """
 
 import torch

@@ -62,11 +62,20 @@ class Lab:
     def heal(self, number: int) -> None:
         self._script("lab.sh", "heal", self.host(number))
 
-    def netem(self, number: int, *settings: str) -> None:
-        self._script("lab.sh", "netem", self.host(number), *settings)
+    def slow(self, number: int) -> None:
+        """Delayed and lost packets on its cable, until `fast`."""
+        self._script("lab.sh", "slow", self.host(number))
+
+    def fast(self, number: int) -> None:
+        self._script("lab.sh", "slow", self.host(number), "off")
 
     def crash(self, number: int) -> None:
+        """Power failure: peers see silence."""
         self._script("lab.sh", "crash", self.host(number))
+
+    def kill(self, number: int) -> None:
+        """All its processes, sshd and ranks, by SIGKILL: peers see connections refused."""
+        self._script("lab.sh", "kill", self.host(number))
 
     def start(self, number: int, command: Sequence[str], **more: str) -> subprocess.Popen[str]:
         """Start a command on a host; standard error goes to standard output. `more` is added to the environment."""

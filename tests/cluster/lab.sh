@@ -6,7 +6,8 @@
 #   exec HOST ...  run a command inside HOST (all its namespaces, same working directory)
 #   ip HOST        its address
 #   cut|heal HOST  pull / plug its network cable
-#   netem HOST ... tc netem on its cable ("delay 50ms loss 5%"); "off" removes it
+#   slow HOST      delay and lose packets on the way to it (tc netem; tbf where the kernel has no netem); "slow HOST off"
+#   kill HOST      SIGKILL to its pid 1, and so to its sshd and all else (peers see a reset); `up` boots it again
 #   crash HOST     power failure: cable out, then SIGKILL to its pid 1 (peers see silence); `up` boots it again
 #
 # A host is its own network, UTS (hostname), PID, IPC and mount namespaces with its own sshd, /dev/shm, /run,
@@ -119,11 +120,14 @@ case $command in
     ip) address "$1" ;;
     cut) ip link set "$(cable "$1")" down ;;
     heal) ip link set "$(cable "$1")" up ;;
-    netem)
-        tc qdisc del dev "$(cable "$1")" root 2>/dev/null || true
-        [[ $2 == off ]] || tc qdisc add dev "$(cable "$1")" root netem "${@:2}"
+    slow)
+        cable=$(cable "$1")
+        tc qdisc del dev "$cable" root 2>/dev/null || true
+        [[ ${2:-on} == off ]] || tc qdisc add dev "$cable" root netem delay 20ms loss 0.1% 2>/dev/null ||
+            tc qdisc add dev "$cable" root tbf rate 40mbit burst 32kbit latency 20ms # what does not fit is dropped
         ;;
+    kill) kill -9 "$(pid1 "$1")" ;; # its network outlives it: ip netns keeps that
     crash) ip link set "$(cable "$1")" down; kill -9 "$(pid1 "$1")" ;;
     _host) host_main "$1" ;;
-    *) sed -n '2,17p' "$0"; exit 2 ;;
+    *) sed -n '2,18p' "$0"; exit 2 ;;
 esac

@@ -33,7 +33,6 @@ def test_two_hosts_equal_two_local_processes(cluster: Lab, runs: Runs, hostfile:
     assert f"[rank 0 {cluster.host(1)}] " in output
 
 
-@pytest.mark.unproven
 def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfile: str) -> None:
     path, passed_on = hostfile.partition("=")[2], runs.folder / "deepspeed_env"
     names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
@@ -54,7 +53,6 @@ def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfil
     runs.assert_same("plain_deepspeed")
 
 
-@pytest.mark.unproven
 def test_mistakes_are_named_before_any_rank_starts(cluster: Lab, runs: Runs, hostfile: str) -> None:
     good = hostfile.partition("=")[2]
 

@@ -1,6 +1,5 @@
 """Faults on real hosts and processes: the job restarts or ends in time, nothing is lost, the log names the culprit."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from tests.cluster.lab import ROOT, Lab, wait_for, why_not
 from tests.cluster.runs import Runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 TRAINING = ["-m", "launch.train"]
 NOTICED_WITHIN_S = 60
 """From the fault to the launcher's word about it (heartbeat_timeout_s is 10, collective_timeout_s 15 here)."""
@@ -67,13 +66,12 @@ def test_a_host_without_power_is_waited_for(cluster: Lab, runs: Runs, hostfile: 
     runs.assert_same("power")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trainer.reshard") is None, reason="needs resuming with other world sizes")
 def test_an_elastic_job_goes_on_without_a_host(cluster: Lab, runs: Runs, hostfile: str) -> None:
     more = (hostfile, "cluster.elastic=true", "cluster.host_failures=2")
     launcher = cluster.start(0, runs.command("torchrun", "elastic", *more))
     try:
         runs.wait_for_step("elastic", 6)
-        cluster.crash(2)
+        cluster.kill(2)
         output, _ = launcher.communicate(timeout=300)
     finally:
         cluster.up()
@@ -87,11 +85,11 @@ def test_an_elastic_job_goes_on_without_a_host(cluster: Lab, runs: Runs, hostfil
 
 
 def test_a_slow_link_changes_nothing(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    cluster.netem(2, "delay", "3ms", "loss", "1%")
+    cluster.slow(2)
     try:
         code, output = cluster.run(0, runs.command("torchrun", "slow", hostfile), timeout_s=400)
     finally:
-        cluster.netem(2, "off")
+        cluster.fast(2)
     assert code == 0, output[-3000:]
     runs.assert_same("slow")
 

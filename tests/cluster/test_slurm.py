@@ -1,5 +1,6 @@
-"""A real SLURM: submit, train, preempt, requeue, finish; plain srun; what sbatch objects to."""
+"""A real SLURM: submit, train, preempt, requeue, finish; time limit; plain srun; what sbatch objects to."""
 
+import signal
 import subprocess
 import sys
 
@@ -8,8 +9,10 @@ import pytest
 from tests.cluster.lab import SLURM_NEEDED, Lab, wait_for, why_not
 from tests.cluster.runs import STEPS, Runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 DEADLINE_S = 300
+HELD_FOR_LONG = ("cluster.heartbeat_timeout_s=300", "guards.silent_rank_s=300")
+"""So that a stopped rank is waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,25 @@ def test_preempted_and_requeued_it_equals_the_undisturbed_run(slurm: Lab, runs: 
     runs.assert_same("slurm")
 
 
+def test_before_its_time_limit_it_saves_and_comes_back(slurm: Lab, runs: Runs) -> None:
+    limit = ("cluster.slurm.time=2m", "cluster.slurm.signal_before_end_s=30")
+    code, output = slurm.run(0, runs.command("slurm", "limited", "cluster.nodes=2", *limit, *HELD_FOR_LONG))
+    assert code == 0, output
+    job = output.split()[-1]
+    try:
+        runs.wait_for_step("limited", 4)
+        assert slurm.signal(2, ["-m", "launch.train"], signal.SIGSTOP) == 1  # or it would be done before the limit
+        wait_for(lambda: "stop_requested" in _names(runs, "limited"), "SLURM's signal", DEADLINE_S)
+        slurm.signal(2, ["-m", "launch.train"], signal.SIGCONT)
+        wait_for(lambda: _state(slurm, job) == "COMPLETED", "the requeued job", DEADLINE_S)
+    finally:
+        slurm.run(0, ["scancel", job])
+    assert "Restarts=1" in slurm.run(0, ["scontrol", "show", "job", "-o", job])[1]
+    assert _names(runs, "limited") == ["start", "stop_requested", "end", "finish", "start", "end", "finish"]
+    assert [event["ending"] for event in runs.events("limited") if event["event"] == "end"] == ["preempted", "done"]
+    runs.assert_same("limited")
+
+
 def test_plain_srun_starts_the_same_ranks(slurm: Lab, runs: Runs) -> None:
     command = ["srun", "-N2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable, "-m", "launch.train"]
     code, output = slurm.run(0, [*command, *runs.arguments("plain_srun")])
@@ -70,6 +92,10 @@ def test_what_sbatch_objects_to_is_one_line(slurm: Lab, runs: Runs) -> None:
     assert line.startswith("transpooler: error: ")
     assert "sbatch refuses it: " in line
     assert "partition" in line
+
+
+def _names(runs: Runs, name: str) -> list[str]:
+    return [event["event"] for event in runs.events(name)]
 
 
 def _state(slurm: Lab, job: str) -> str:

@@ -13,6 +13,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+    "generate",
+)
+
+
+def pytest_configure(config):
+    for mark in MARKS:
+        config.addinivalue_line("markers", f"{mark}: of the common tests of transformers, see test_model_common.py")
+
+
 @pytest.fixture(params=SETTINGS)
 def model(request):
     return build(**SETTINGS[request.param])

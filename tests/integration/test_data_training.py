@@ -84,7 +84,12 @@ def test_damaged_documents_are_left_out_and_counted_where_allowed(settings, shar
     job = forked.train(2, [*settings, *values], tmp_path / "log.txt")
     assert job.codes() == [0, 0], job.output()
     # 12 steps are 2.4 epochs of 5 steps each.
-    assert rows_of(tmp_path / "run")[-1]["damaged_documents"] in (2, 3)
+    count = rows_of(tmp_path / "run")[-1]["damaged_documents"]
+    assert count in (2, 3)
+    more = ["train.steps=17", f"data.max_damaged_documents={count}"]
+    job = forked.train(2, [*settings, *values, *more], tmp_path / "again.txt")
+    assert job.codes() == [2, 2], "what was left out before the resume counts"
+    assert f"({count + 1} damaged documents; at most {count} allowed)" in job.output()
 
 
 def _damage(folder: Path, number: int = 7) -> None:

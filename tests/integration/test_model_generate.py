@@ -102,14 +102,14 @@ def test_embeddings_instead_of_ids(model, inputs):
     assert torch.equal(generated(model, embedded), generated(model, inputs))
 
 
-def test_the_encoder_serves_the_feature_extraction_pipeline(tmp_path):
-    tokenizer = _tokenizer(tmp_path)
+def test_the_encoder_serves_the_feature_extraction_pipeline():
+    tokenizer = tokenizer_of_letters()
     encoder = build(pooling=FIXED).model.encoder
     features = pipeline("feature-extraction", model=encoder, tokenizer=tokenizer)("a b c d e f g h " * 3)
     assert torch.tensor(features).shape == (1, 4, 32)
 
 
-def _tokenizer(folder):
+def tokenizer_of_letters():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -15,7 +15,9 @@ from trainer.models import build_model
 
 STRANGER = """
 import sys, torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoModelForTextEncoding, AutoTokenizer
+)
 folder, given, answer = sys.argv[1:]
 assert AutoConfig.from_pretrained(folder, trust_remote_code=True).d_model == 32
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
@@ -23,9 +25,13 @@ batch = torch.load(given)
 with torch.no_grad():
     logits = model(**batch).logits
     ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"])
+    encoder = AutoModelForTextEncoding.from_pretrained(folder, trust_remote_code=True).eval()
+    vectors = encoder(batch["input_ids"], batch["attention_mask"]).document_embedding()
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, num_labels=5).eval()
+    assert torch.equal(classifier(batch["input_ids"], batch["attention_mask"]).logits, classifier.classifier(vectors))
 AutoTokenizer.from_pretrained(folder).batch_decode(ids, skip_special_tokens=True)
 assert "trainer" not in sys.modules and "model" not in sys.modules
-torch.save({"logits": logits, "ids": ids}, answer)
+torch.save({"logits": logits, "ids": ids, "vectors": vectors}, answer)
 """
 
 
@@ -63,6 +69,8 @@ def test_a_stranger_loads_the_export(tiny_settings, tmp_path, monkeypatch):
             answer["logits"], model(input_ids=ids, attention_mask=mask, labels=ids[:, :9]).logits, atol=1e-5, rtol=1e-5
         )
         assert torch.equal(answer["ids"], model.generate(ids, attention_mask=mask))
+        vectors = model.get_encoder()(ids, mask).document_embedding()
+        torch.testing.assert_close(answer["vectors"], vectors, atol=1e-5, rtol=1e-5)
     assert answer["ids"].shape[1] <= 8
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     for text in ("900 source and 80 target tokens", "Training loss 4.000", "loss 4.500, rouge1 25.0", "adamw"):

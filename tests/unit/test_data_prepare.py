@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import webdataset
 
+import data_pipeline.units
 from common.errors import UserError
 from common.files import sha256_of
 from data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
+from data_pipeline.executors import Executor
 from data_pipeline.prepare import prepare
-from data_pipeline.shards import ShardDataset, token_dtype
+from data_pipeline.shards import DOCUMENT_DTYPE, NPY_HEADER_BYTES, DamagedShardError, ShardDataset, token_dtype
 from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.verify import problems
+
+OLD_DTYPE = np.dtype(DOCUMENT_DTYPE.descr[:-1])
 
 
 def article(i: int) -> dict:
@@ -203,5 +208,95 @@ def test_a_damaged_shard_is_named(config):
         ShardDataset(folder.parent)
 
 
+@pytest.mark.parametrize("member", ["source", "target", "meta"])
+def test_one_flipped_bit_of_a_document_is_noticed_when_it_is_read(config, member):
+    """Also where the shard keeps its size and every header is right."""
+    prepare(config)
+    folder = Path(config.output) / "train"
+    rows = np.load(folder / "documents.npy")
+    shard = folder / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    payload = int(rows[f"{member}_offset"][2]) + (8 if member == "meta" else NPY_HEADER_BYTES)
+    data[payload] ^= 1
+    shard.write_bytes(data)
+    dataset = ShardDataset(folder)
+    assert dataset.read(1).meta["id"] == "doc-1"
+    with pytest.raises(DamagedShardError, match=r"train-000000\.tar: damaged shard: document 2 .*bytes are not those"):
+        dataset.read(2)
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["sha256"] = sha256_of(shard)
+    (folder / "index.json").write_text(json.dumps(index))
+    assert f"{shard}: train-00000002: its CRC-32 differs from documents.npy" in list(problems(folder))
+    np.save(folder / "documents.npy", rows[[name for name in rows.dtype.names if name != "crc32"]].astype(OLD_DTYPE))
+    assert ShardDataset(folder).read(2).key == "train-00000002"  # an earlier version wrote no checksums
+
+
 def test_small_vocabularies_take_two_bytes_a_token():
     assert (token_dtype(65_536), token_dtype(65_537)) == (np.dtype("<u2"), np.dtype("<u4"))
+
+
+class AllAtOnce(Executor):
+    """Takes all jobs before it does the first, and remembers how many there were."""
+
+    taken: list[int]
+
+    def run(self, function, jobs):
+        jobs = list(jobs)
+        self.taken.append(len(jobs))
+        for job in jobs:
+            yield function(*job)
+
+
+def test_the_tasks_of_all_files_of_a_split_are_one_queue(config, tmp_path, monkeypatch):
+    """Or many small files would be done one after another, whatever the number of workers."""
+    lines = (tmp_path / "in/train.jsonl").read_text().splitlines(keepends=True)
+    for i in range(6):
+        (tmp_path / f"in/{i}.jsonl").write_text("".join(lines[5 + 4 * i : 9 + 4 * i]))
+    monkeypatch.setattr(AllAtOnce, "taken", [], raising=False)
+    monkeypatch.setattr("data_pipeline.prepare.Executor", AllAtOnce)
+    prepare(changed(config, sources=SourcesConfig(train=(str(tmp_path / "in/[0-9].jsonl"),))))
+    assert AllAtOnce.taken[0] == 6
+    assert [source["num_documents"] for source in ShardDataset(tmp_path / "out/train").index["sources"]] == [4] * 6
+
+
+def test_a_wrong_file_among_many_is_named_before_all_are_read(config, tmp_path, monkeypatch):
+    prepare(config)
+    for i in range(6):
+        (tmp_path / f"in/{i}.jsonl").write_text('{"body": "Some text."}\n')
+    read = []
+    tasks_of = data_pipeline.units.tasks_of
+
+    def noting(names, *more):
+        read.append(names)
+        return tasks_of(names, *more)
+
+    monkeypatch.setattr("data_pipeline.units.tasks_of", noting)
+    wrong = changed(
+        config,
+        output=str(tmp_path / "other"),
+        workers=1,
+        sources=SourcesConfig(train=(str(tmp_path / "in/[0-9].jsonl"),)),
+        tokenizer=TokenizerConfig(path=str(tmp_path / "out/tokenizer")),  # training one would read them all before
+    )
+    with pytest.raises(UserError, match=r"0.jsonl: no record has any of the keys"):
+        prepare(wrong)
+    assert 0 < len(read) < 6
+
+
+def test_inputs_are_hashed_once_for_all_tasks_of_an_array(config, tmp_path, monkeypatch):
+    hashed = []
+
+    def noting(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("data_pipeline.sources.sha256_of", noting)
+    prepare(config, array_task=(0, 2))
+    prepare(config, array_task=(1, 2))
+    assert sorted(hashed) == ["notes.txt", "train.jsonl"]
+    with open(tmp_path / "in/train.jsonl", "a") as file:
+        file.write("\n" + json.dumps(article(40)))
+    report = prepare(config)
+    assert sorted(hashed) == ["notes.txt", "train.jsonl", "train.jsonl"]
+    assert report["splits"]["train"]["documents"] == 31
+    assert report["inputs"]["train"][0]["sha256"] == sha256_of(tmp_path / "in/train.jsonl")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data_pipeline.readers import Dropped, RawDocument, read_documents, resolve_paths
+from data_pipeline.readers import Dropped, RawDocument, read_documents
+from data_pipeline.sources import resolve_paths
 
 GOOD = {"article": "the source text", "abstract": "the summary"}
 

@@ -194,6 +194,15 @@ def test_the_batch_script(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "option"),
+    [("12:00:00", "720"), ("90m", "90"), ("61", "2"), ("1d", "1440"), ("'2:00:00'", "2:00:00"), ("1-12", "1-12")],
+)
+def test_the_time_limit_of_a_job(tmp_path: Path, written: str, option: str) -> None:
+    text = slurm.batch_script(config_of(f"run={tmp_path}/r", f"cluster.slurm.time={written}"), [])
+    assert f"#SBATCH --time={option}\n" in text
+
+
 # Decisions
 
 

@@ -26,6 +26,12 @@ def _scores(value: float) -> torch.Tensor:
         ({"k": 3 * WHOLE, "slots": 2}, r"k: 3 to 3; expected 1 to 2 \(slots\)"),
         ({"k": 0 * WHOLE, "slots": 2}, r"k: 0 to 0; expected 1 to 2"),
         ({"k": WHOLE, "slots": 2, "backend": "reference"}, "backend: 'reference' with a k for each document"),
+        ({"k": None}, "k: None; expected an integer"),
+        ({"slots": 2}, "slots: 2 with k 2; expected None, or a tensor k"),
+        ({"embeddings_BND": [[[1.0]]]}, "embeddings: a list; expected a tensor"),
+        ({"scores_BN": None}, "scores: a NoneType; expected a tensor"),
+        ({"mask_BN": [[True]]}, "mask: a list; expected a tensor"),
+        ({"base": "20"}, "base: '20'; expected a finite number above 1"),
         ({"base": 1.0}, "base: 1.0; expected a finite number above 1"),
         ({"base": float("inf")}, "base: inf"),
         ({"base": float("nan")}, "base: nan"),
@@ -81,7 +87,9 @@ def test_only_a_debug_flag_makes_a_gpu_wait(monkeypatch):
     assert checks.values_are_checked(gpu)
 
 
-@pytest.mark.parametrize("operator", [baselines.hard, baselines.iterative_softmax, baselines.strided_mean])
+@pytest.mark.parametrize(
+    "operator", [baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.random]
+)
 def test_baselines_raise_alike(operator):
     with pytest.raises(ValueError, match=r"^k: 0; expected"):
         operator(torch.rand(2, 8, 3), torch.rand(2, 8), 0)

@@ -52,6 +52,8 @@ def test_what_decays_and_what_has_its_own_rate():
     assert all(name.endswith("weight") and "norm" not in name for name in decay)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
     assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 5.0]
+    parameter_groups(model, OptimizerConfig(name="muon"))
+    assert {names[id(part)] for part in model.parameters() if vars(part)["use_muon"]} == decay
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_out():
@@ -156,6 +158,7 @@ def test_configs_round_trip_and_bad_values_are_listed_together():
         ("engine.offload_parameters=nvme engine.zero_stage=3", "engine.nvme_path is null"),
         ("engine.checkpoint_in_cpu=true", "needs engine.activation_checkpointing=deepspeed"),
         ("engine.compile=true engine.zero_stage=3", "engine.compile is true, but the weights"),
+        ("engine.compile=true engine.activation_checkpointing=torch", "compile is true, but torch cannot compile"),
         ("optimizer.name=muon", "optimizer.max_grad_norm is 1.0, but with optimizer.name=muon"),
         ("optimizer.name=muon optimizer.max_grad_norm=0 engine.zero_stage=0", "which works under ZeRO only"),
         ("optimizer.name=adafactor", "optimizer.name is 'adafactor'; choose one of adamw, fused_adamw, muon"),

@@ -17,6 +17,9 @@ DEBUG = "TRANSPOOLER_DEBUG"
 
 def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
     """Shapes, dtypes, devices and k: nothing of this reads a tensor's values. Returns the mask, all true if None."""
+    for name, given in (("embeddings", embeddings), ("scores", scores), ("mask", mask)):
+        if not isinstance(given, Tensor) and (name != "mask" or given is not None):
+            raise ValueError(f"{name}: a {type(given).__name__}; expected a tensor")
     if embeddings.dim() != 3 or embeddings.dtype not in DTYPES:
         raise ValueError(f"embeddings: {_describe(embeddings)}; expected a floating tensor (batch, tokens, dim)")
     if scores.shape != embeddings.shape[:2] or scores.dtype not in DTYPES:
@@ -33,6 +36,8 @@ def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
             raise ValueError(f"k: {_describe(k)}, slots {slots}; {expected}")
     elif isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k: {k!r}; expected an integer of at least 1")
+    elif slots is not None:
+        raise ValueError(f"slots: {slots} with k {k}; expected None, or a tensor k with one number for each document")
     for name, tensor in (("scores", scores), ("mask", mask), ("k", k)):
         if isinstance(tensor, Tensor) and tensor.device != embeddings.device:
             raise ValueError(f"{name}: on {tensor.device}; expected {embeddings.device}, where the embeddings are")
@@ -41,8 +46,8 @@ def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
 
 def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tensor) -> None:
     """A backend asked for by name must be able to run."""
-    if not 1 < base < math.inf:
-        raise ValueError(f"base: {base}; expected a finite number above 1")
+    if not isinstance(base, int | float) or not 1 < base < math.inf:
+        raise ValueError(f"base: {base!r}; expected a finite number above 1")
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend == "reference" and isinstance(k, Tensor):

@@ -30,7 +30,10 @@ class Plan(NamedTuple):
 
 def num_rounds(num_tokens: int, k: int) -> int:
     """Rounds of halving that take `num_tokens` down to `k`: ceil(log2(n / k)), exact in integers."""
-    return max(0, (-(-num_tokens // k) - 1).bit_length())
+    rounds = 0
+    while k << rounds < num_tokens:  # comparisons alone: compiled code then serves all lengths with as many rounds
+        rounds += 1
+    return rounds
 
 
 class _Round(NamedTuple):

@@ -1,0 +1,54 @@
+"""A label, or numbers, for a document, from what the encoder kept of it."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from model.config import TranspoolerConfig
+from model.encoder import WHOLE_TO_ENCODER, TranspoolerEncoder, TranspoolerPreTrainedModel, own_names
+
+
+class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
+    """One linear layer over the mean of the kept slots, without a decoder.
+
+    `num_labels`, `id2label` and `problem_type` of the configuration mean what they mean elsewhere in `transformers`.
+    `from_pretrained` reads folders of this class, of the encoder alone and of the whole model (the classifier is new).
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: TranspoolerConfig) -> None:
+        super().__init__(config)
+        self.model = TranspoolerEncoder(config)
+        self.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        mapping = {name: f"model.{own}" for name, own in WHOLE_TO_ENCODER.items()} | (key_mapping or {})
+        return own_names(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, num_labels), and with labels, int64 (B,) or float (B,) or (B, num_labels), the loss."""
+        encoded = self.model(
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
+        )
+        document_BD = F.dropout(encoded.document_embedding(), self.config.dropout, self.training)
+        logits = self.classifier(document_BD)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
