@@ -19,7 +19,8 @@ from data_pipeline.corpus import batch_order, open_corpora
 from data_pipeline.loader import Loader
 
 FOOTNOTE = """
-The processes are started anew in every run here. On two cores they gain nothing: a thread is the default.
+Processes are started anew in every run here. On two cores they pay for denoise and gap sentences alone; a thread is
+the default.
 """
 
 

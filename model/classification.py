@@ -21,7 +21,7 @@ class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
         self.model = TranspoolerEncoder(config)
-        self.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.classifier = nn.Linear(config.d_model, config.num_labels or 1)
         self.post_init()
 
     @classmethod

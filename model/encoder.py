@@ -3,7 +3,7 @@
 B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage, S slots.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ WHOLE_TO_ENCODER = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_
 
 def own_names(loaded):
     """What from_pretrained returned with a key_mapping, which the library would undo when saving: not here."""
-    vars(loaded[0] if isinstance(loaded, tuple) else loaded).pop("_weight_conversions", None)
+    model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.__dict__.pop("_weight_conversions", None)
     return loaded
 
 

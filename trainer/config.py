@@ -94,7 +94,10 @@ class EngineConfig:
         if self.compile and self.zero_stage == 3:
             yield "compile", "is true, but the weights of engine.zero_stage=3 come and go between layers; use 0 to 2"
         if self.compile and self.activation_checkpointing != "none":
-            yield "compile", "is true, but torch cannot compile layers that are checkpointed; use one of the two"
+            yield (
+                "compile",
+                "is true, but torch cannot compile checkpointed layers for changing lengths; use one of the two",
+            )
 
     def _checkpointing_problems(self) -> Iterator[tuple[str, str]]:
         if self.activation_checkpointing not in CHECKPOINTING:

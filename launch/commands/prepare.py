@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "turn documents into tokenized shards; goes on where it was killed, does nothing where they are complete",
         "  transpooler prepare my.yaml\n"
         "  transpooler prepare my.yaml prepare.output=shards 'prepare.sources.train=[papers/*.jsonl.gz]'\n"
-        "  sbatch --array=0-15 --wrap 'transpooler prepare my.yaml' && transpooler prepare my.yaml  # see docs",
+        "  sbatch --wait --array=0-15 --wrap 'transpooler prepare my.yaml' && transpooler prepare my.yaml",
     )
     add_settings(parser)
     parser.add_argument(

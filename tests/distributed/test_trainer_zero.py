@@ -71,7 +71,10 @@ ON_TWO = {
     **{f"zero{stage}, DeepSpeed's": zero(stage, 2, f"{CHECKPOINTED}=deepspeed") for stage in (0, 3)},
     **{f"zero{stage}, partitioned": zero(stage, 2, *PARTITIONED) for stage in (1, 3)},
 }
-WITH_MUON = {f"zero{stage}, micro {micro}, muon": zero(stage, micro, *MUON) for stage in (1, 2, 3) for micro in (1, 2)}
+WITH_MUON = {
+    **{f"zero{stage}, micro {micro}, muon": zero(stage, micro, *MUON) for stage in (1, 2, 3) for micro in (1, 2)},
+    **{f"zero{stage}, muon, bf16": zero(stage, 2, *MUON, "engine.precision=bf16") for stage in (1, 2, 3)},
+}
 ON_FOUR = {f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2)}
 
 
@@ -100,9 +103,11 @@ def test_every_setting_equals_one_process(world_size, cases, tiny_settings, rank
     for name, run in runs.items():
         expected = _plain((*tiny_settings, *SETTINGS, *(MUON if "muon" in name else [])))
         seen = torch.load(run / "seen.pt", weights_only=True)
-        rounding = "bf16" not in name
-        _assert_close(name, seen, expected, tolerance=2e-6 if rounding else 5e-3, loss=1e-5 if rounding else 0.05)
-        _assert_exported(name, run, expected["weights"][-1], tolerance=2e-6 if rounding else 5e-3)
+        bf16 = "bf16" in name
+        # Muon makes steps of full size of the smallest gradients too, and so of their rounding.
+        tolerance = 2e-6 if not bf16 else 5e-2 if "muon" in name else 5e-3
+        _assert_close(name, seen, expected, tolerance=tolerance, loss=0.05 if bf16 else 1e-5)
+        _assert_exported(name, run, expected["weights"][-1], tolerance=tolerance)
 
 
 def _exported(settings: list[str], folder: Path) -> dict[str, torch.Tensor]:

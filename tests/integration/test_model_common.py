@@ -1,7 +1,8 @@
 """The common tests of `transformers` for its own models, run on ours.
 
 They are not part of its wheel. TRANSFORMERS_TESTS names a folder `tests` that holds them: of a checkout, or of the
-unpacked source distribution of the installed version, which lacks those of generation (docs/training.md). Then:
+unpacked source distribution of the installed version, which lacks those of generation (test_model_generate_common.py
+asks the same). `pip download --no-binary :all: --no-deps transformers==VERSION` fetches it. Then:
 
     TRANSFORMERS_TESTS=transformers-5.23.0/tests pytest tests/integration/test_model_common.py
 """
@@ -28,7 +29,7 @@ from model import (
 
 FOLDER = os.environ.get("TRANSFORMERS_TESTS", "")
 PACKAGE = "transformers_tests"
-ABSENT = {
+ABSENT: dict[str, dict[str, Any]] = {
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     "utils.test_configuration_utils": {"config_common_kwargs": {}},
@@ -60,11 +61,12 @@ if not Path(FOLDER, "test_modeling_common.py").exists():
     raise FileNotFoundError(f"TRANSFORMERS_TESTS={FOLDER}: no test_modeling_common.py there")
 
 pytestmark = pytest.mark.slow
-modeling = common("test_modeling_common")
+modeling: Any = common("test_modeling_common")
+ModelTesterMixin: Any = modeling.ModelTesterMixin
 with unittest.mock.patch("transformers.utils.direct_transformers_import", return_value=transformers):
     # It looks for a package in the folder; a source distribution has no __init__.py there.
     ConfigTester = common("test_configuration_common").ConfigTester
-GenerationTesterMixin = common("generation.test_utils").GenerationTesterMixin
+GenerationTesterMixin: Any = common("generation.test_utils").GenerationTesterMixin
 
 
 class Tester:
@@ -98,7 +100,7 @@ auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["transpooler"] = "TranspoolerF
 auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["transpooler"] = "TranspoolerForSequenceClassification"
 
 
-class Common(modeling.ModelTesterMixin):
+class Common(ModelTesterMixin):
     all_model_classes: tuple[type, ...] = (TranspoolerModel, TranspoolerForConditionalGeneration)
     is_encoder_decoder = True
     settings: dict[str, Any] = {}  # noqa: RUF012

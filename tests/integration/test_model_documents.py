@@ -1,5 +1,7 @@
 """The encoder without a decoder: documents as vectors, and a label for each."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -105,7 +107,7 @@ def test_losses_are_those_of_the_library(inputs, settings, labels):
 def test_the_trainer_teaches_it_to_tell_documents_apart(tmp_path):
     """The label is whether a certain word occurs anywhere: the poolers must keep it."""
     generator = torch.Generator().manual_seed(3)
-    rows = []
+    rows: Any = []
     for number in range(64):
         ids = torch.randint(10, 300, (30,), generator=generator)
         if number % 2:
@@ -118,7 +120,8 @@ def test_the_trainer_teaches_it_to_tell_documents_apart(tmp_path):
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate)
     trainer.train()
-    predicted = trainer.predict(rows).predictions.argmax(-1).tolist()
+    logits: Any = trainer.predict(rows).predictions
+    predicted = logits.argmax(-1).tolist()
     assert sum(guess == int(row["labels"]) for guess, row in zip(predicted, rows, strict=True)) >= 60
 
 

@@ -124,7 +124,7 @@ def test_decoding_with_a_static_cache_compiles_into_one_graph(inputs, backend):
     expected = generated(model, inputs)
     torch._dynamo.reset()
     counters.clear()
-    settings = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode="default")
+    settings: Any = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode="default")
     settings._compile_all_devices = True
     assert TranspoolerForConditionalGeneration._can_compile_fullgraph
     arguments = {"cache_implementation": "static", "compile_config": settings}

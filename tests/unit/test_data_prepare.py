@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import webdataset
 
-import data_pipeline.units
+import data_pipeline.tasks
 from common.errors import UserError
 from common.files import sha256_of
 from data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
@@ -248,7 +248,6 @@ class AllAtOnce(Executor):
 
 
 def test_the_tasks_of_all_files_of_a_split_are_one_queue(config, tmp_path, monkeypatch):
-    """Or many small files would be done one after another, whatever the number of workers."""
     lines = (tmp_path / "in/train.jsonl").read_text().splitlines(keepends=True)
     for i in range(6):
         (tmp_path / f"in/{i}.jsonl").write_text("".join(lines[5 + 4 * i : 9 + 4 * i]))
@@ -264,11 +263,10 @@ def test_a_wrong_file_among_many_is_named_before_all_are_read(config, tmp_path, 
     for i in range(6):
         (tmp_path / f"in/{i}.jsonl").write_text('{"body": "Some text."}\n')
     read = []
-    tasks_of = data_pipeline.units.tasks_of
 
     def noting(names, *more):
         read.append(names)
-        return tasks_of(names, *more)
+        return data_pipeline.tasks.tasks_of(names, *more)
 
     monkeypatch.setattr("data_pipeline.units.tasks_of", noting)
     wrong = changed(

@@ -158,7 +158,10 @@ def test_configs_round_trip_and_bad_values_are_listed_together():
         ("engine.offload_parameters=nvme engine.zero_stage=3", "engine.nvme_path is null"),
         ("engine.checkpoint_in_cpu=true", "needs engine.activation_checkpointing=deepspeed"),
         ("engine.compile=true engine.zero_stage=3", "engine.compile is true, but the weights"),
-        ("engine.compile=true engine.activation_checkpointing=torch", "compile is true, but torch cannot compile"),
+        (
+            "engine.compile=true engine.activation_checkpointing=torch",
+            "compile is true, but torch cannot compile checkpointed",
+        ),
         ("optimizer.name=muon", "optimizer.max_grad_norm is 1.0, but with optimizer.name=muon"),
         ("optimizer.name=muon optimizer.max_grad_norm=0 engine.zero_stage=0", "which works under ZeRO only"),
         ("optimizer.name=adafactor", "optimizer.name is 'adafactor'; choose one of adamw, fused_adamw, muon"),
