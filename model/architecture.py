@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 OPERATORS = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
 NORMS = ("pre", "post")
+POOLING_NORMS = ("after", "before")
 POSITIONS = ("sinusoidal", "rotary", "learned")
 ACTIVATIONS = ("relu", "gelu", "swiglu")
 
@@ -58,11 +59,20 @@ class Architecture:
     """The pooling schedule, in order of layers; empty = no pooling."""
     pooling_base: float = 20.0
     """Base b of the pair softmax, softmax(b^s) (Successive Halving paper)."""
+    pooling_norm: str = "after"
+    """norm=pre: pool the residual stream as it is and normalise later (after), or what the norm makes of it (before).
+    Before is what the paper's post-norm layers do, and what gates need: a norm after the last pooling undoes them."""
+    scorer_init_std: float | None = None
+    """Standard deviation of the scorers' first weights; null = init_std. At 0 pooling begins as plain means, so that
+    no kind of token is dropped before the decoder could use it (not for operator=hard, which would keep the first)."""
     dropout: float = 0.1
     init_std: float = 0.02
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        choices = (("activation", ACTIVATIONS), ("norm", NORMS), ("positions", POSITIONS))
+        choices = (
+            *(("activation", ACTIVATIONS), ("norm", NORMS)),
+            *(("positions", POSITIONS), ("pooling_norm", POOLING_NORMS)),
+        )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
@@ -77,6 +87,8 @@ class Architecture:
             yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
         if self.pooling_base <= 1:
             yield "pooling_base", f"is {self.pooling_base}; must be above 1"
+        if self.scorer_init_std is not None and self.scorer_init_std < 0:
+            yield "scorer_init_std", f"is {self.scorer_init_std}; must not be negative"
         yield from self._schedule_problems()
 
     def _schedule_problems(self) -> Iterator[tuple[str, str]]:

@@ -39,6 +39,8 @@ class TranspoolerConfig(PreTrainedConfig):
     block_size: int | None = Architecture.block_size
     pooling: list | tuple = ()
     pooling_base: float = Architecture.pooling_base
+    pooling_norm: str = Architecture.pooling_norm
+    scorer_init_std: float | None = Architecture.scorer_init_std
     dropout: float | int = Architecture.dropout
     init_std: float = Architecture.init_std
     use_cache: bool = True

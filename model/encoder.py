@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
 from model.checks import check_inputs, check_mask
@@ -17,7 +17,7 @@ from model.layers import DecoderLayer, EncoderLayer, FinalNorm
 from model.layout import Layout
 from model.ops.soft_topk import SoftTopK
 from model.outputs import EncoderOutput
-from model.pooler import Pooler
+from model.pooler import Pooler, Scorer, closes_stack
 from model.positions import rotary, sinusoidal
 
 
@@ -34,6 +34,11 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _no_split_modules = [EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
+            initialization.normal_(module.weight, std=self.config.scorer_init_std)
 
 
 class Embedder(nn.Module):
@@ -95,6 +100,7 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         stages = config.architecture.pooling
         self.poolers = nn.ModuleDict({str(stage.after_layer): Pooler(config, stage) for stage in stages})
         self.final_norm = FinalNorm(config)
+        self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
         self.last_pooling: list[PooledStage] = []
         self.post_init()
 
@@ -126,9 +132,11 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
                 x = layout.documents.take(hidden_states[-1])
             x, weights = layer(x, layout, self._cos_sin(positions_P, x), output_attentions)
             attentions.append(weights)
+            if number == len(self.layers) and not self.norm_is_last:
+                x = self.final_norm(x)
             if str(number) in self.poolers:
                 x, layout, positions_P = self._pooled(number, x, layout, positions_P)
-        memory = layout.documents.put(self.final_norm(x))
+        memory = layout.documents.put(self.final_norm(x) if self.norm_is_last else x)
         if not layout.all_real:
             memory = memory.masked_fill(~layout.document_mask[..., None], 0)
         return EncoderOutput(

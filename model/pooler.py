@@ -34,6 +34,11 @@ class Scorer(nn.Linear):
         return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
 
 
+def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
+    """Whether the stage pools what the encoder's final norm makes, so that no norm follows."""
+    return config.norm == "pre" and config.pooling_norm == "before" and stage.after_layer == config.encoder_layers
+
+
 class Pooler(GradientCheckpointingLayer):
     """Pools what leaves an encoder layer; a document's result depends on that document alone."""
 
@@ -41,15 +46,20 @@ class Pooler(GradientCheckpointingLayer):
         super().__init__()
         self.stage, self.base = stage, config.pooling_base
         self.scorer = Scorer(config.d_model) if stage.operator in SCORED else None
+        self.pools_normed = config.pooling_norm == "before"
         # Between pre-norm layers the residual stream has no fixed scale; the score should not depend on it.
-        self.score_norm = FinalNorm(config) if self.scorer is not None else None
+        reads_normed = self.scorer is not None or self.pools_normed
+        self.score_norm = FinalNorm(config) if reads_normed and not closes_stack(config, stage) else None
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor) -> SoftTopK:
         """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, S the longest that a document can need."""
         slots, k_B, rounds = self._lengths(mask_BN)
-        if self.scorer is None or self.score_norm is None:
+        normed_BND = x_BND if self.score_norm is None else self.score_norm(x_BND)
+        if self.pools_normed:
+            x_BND = normed_BND
+        if self.scorer is None:
             return self._unscored(x_BND, k_B, slots, mask_BN)
-        scores_BN = self.scorer(self.score_norm(x_BND))
+        scores_BN = self.scorer(normed_BND)
         if self.stage.operator == "hard":
             return baselines.hard(x_BND, scores_BN, k_B, mask_BN=mask_BN, slots=slots)
         if self.stage.operator == "iterative_softmax":

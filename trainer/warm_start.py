@@ -18,7 +18,10 @@ from common.files import read_json
 from common.progress import say
 from trainer.config import Config
 
-FREE_TO_CHANGE = ("dropout", "init_std", "block_size", "pooling", "pooling_base", "max_positions")
+FREE_TO_CHANGE = (
+    *("dropout", "init_std", "block_size", "max_positions"),
+    *("pooling", "pooling_base", "pooling_norm", "scorer_init_std"),
+)
 """Fields of the architecture in which a run may differ from an export that it starts from."""
 
 BART_LAYER = {

@@ -15,6 +15,7 @@ from common.progress import say
 NAME = "quality"
 SHOWN = {
     "loss": ("loss", 3),
+    "facts": ("facts, %", 1),
     "rouge1": ("ROUGE-1", 1),
     "rouge2": ("ROUGE-2", 1),
     "rougeL": ("ROUGE-L", 1),
@@ -48,7 +49,7 @@ def bench_quality(
 
 def write_outputs(study: Study, runs: dict[str, dict[int, Path]], output: Path) -> list[Path]:
     """quality.json, .csv, .md, curves.csv and curves.png from finished runs; the table on standard output."""
-    rows = table_rows([read_arm(arm, list(seeds.values())) for arm, seeds in runs.items()], study)
+    rows = table_rows([read_arm(arm, list(seeds.values()), study) for arm, seeds in runs.items()], study)
     points = [point for arm, seeds in runs.items() for point in curves(arm, seeds)]
     print_table(rows, study)
     paths = harness.write_results(NAME, rows, _notes(study), output)
@@ -76,11 +77,12 @@ def print_table(rows: list[dict[str, Any]], study: Study) -> None:
     frame = box.HEAVY_HEAD if console.is_terminal else box.ASCII2
     title = f"{study.name}: {budget_text(study)} a run; 95 % intervals over seeds and documents"
     table = Table(box=frame, title=title)
-    headings = ("arm", "seeds", *(heading for heading, _ in SHOWN.values()), f"loss less {study.baseline}", "minutes")
+    shown = {column: form for column, form in SHOWN.items() if column in rows[0]}
+    headings = ("arm", "seeds", *(heading for heading, _ in shown.values()), f"loss less {study.baseline}", "minutes")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for row in rows:
-        cells = [_interval(row, column, digits) for column, (_, digits) in SHOWN.items()]
+        cells = [_interval(row, column, digits) for column, (_, digits) in shown.items()]
         apart = f"loss_less_{study.baseline}"
         against = f"{_interval(row, apart, 3)} {row['loss_verdict']}" if apart in row else ""
         table.add_row(row["arm"], str(row["seeds"]), *cells, against, f"{row['train_minutes']:.1f}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.losses import document_losses
+from benchmarks.quality.needles import recalled_facts
 from benchmarks.quality.statistics import Estimate, difference, estimate
 from benchmarks.quality.study import Study
 from common.files import read_json
@@ -29,12 +30,14 @@ class ArmResult:
     rouge_SN: dict[str, np.ndarray]
     """F1 in 0..1."""
     tokens_N: np.ndarray
+    recalled_SN: np.ndarray | None
+    """Share of the planted facts, where a study has such."""
     facts: dict[str, Any]
 
 
-def read_arm(arm: str, runs: list[Path]) -> ArmResult:
+def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
-    losses, scores, facts = [], [], []
+    losses, scores, recalled, facts = [], [], [], []
     for run in runs:
         config = load_config([run / "config.yaml"])
         folder = run / "evaluation" / config.evaluation.split
@@ -42,15 +45,23 @@ def read_arm(arm: str, runs: list[Path]) -> ArmResult:
         losses.append(loss_N / tokens_N)
         rows = [json.loads(line) for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
+        if study.corpus == "needles":
+            recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
         facts.append(_facts(run, read_json(folder / "metrics.json")))
     merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
     rouge_SN = {name: np.array([score[name] for score in scores]) for name in ROUGE}
-    return ArmResult(arm=arm, loss_SN=np.array(losses), rouge_SN=rouge_SN, tokens_N=tokens_N, facts=merged)
+    return ArmResult(
+        arm=arm,
+        loss_SN=np.array(losses),
+        rouge_SN=rouge_SN,
+        tokens_N=tokens_N,
+        recalled_SN=np.array(recalled) if recalled else None,
+        facts=merged,
+    )
 
 
 def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
-    folders = [folder for folder in (run.with_name(f"{run.name}-start"), run) if folder.is_dir()]
-    histories = [[row for row in read_metrics(folder) if row["split"] == "train"] for folder in folders]
+    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in _parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
@@ -58,6 +69,13 @@ def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
         "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
         "shuffled_loss": evaluation["shuffled_loss"] or float("nan"),  # one document has no other
     }
+
+
+def _parts(run: Path) -> list[Path]:
+    """The folders of a run in order of time: that of the arm it began as, and its own."""
+    start = load_config([run / "config.yaml"]).train.init_from
+    beginning = [] if start is None else [run.parent / Path(start).parent.name]
+    return [*(folder for folder in beginning if (folder / "metrics.jsonl").is_file()), run]
 
 
 def seconds_at(history: list[dict[str, Any]]) -> list[float]:
@@ -85,6 +103,8 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     row["reads_its_input"] = row.pop("shuffled_loss") - loss.mean
     for name in ROUGE:
         row |= _columns(name, estimate(100 * result.rouge_SN[name], ones))
+    if result.recalled_SN is not None:
+        row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
     if result is not baseline:
         apart = difference(result.loss_SN, baseline.loss_SN, weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
@@ -105,11 +125,9 @@ def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
     points = []
     for seed, run in runs.items():
         tokens, minutes, steps = 0, 0.0, 0
-        for folder in (run.with_name(f"{run.name}-start"), run):
-            rows = read_metrics(folder)
+        for part in _parts(run):
+            rows = read_metrics(part)
             history = [row for row in rows if row["split"] == "train"]
-            if not history:
-                continue
             at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))
             seen = {row["step"]: row["source_tokens"] for row in history}
             points += [

@@ -11,7 +11,7 @@ MARKERS = "os^Dv*XP"
 
 
 def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
-    """Held-out loss against tokens and against minutes; loss and ROUGE-1 at the end with their intervals."""
+    """Held-out loss against tokens and minutes; loss and ROUGE-1 (or facts recalled) at the end, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,7 +28,8 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
         axis.set_title("Held-out loss while training", loc="left", fontsize=11)
     axes[0].legend(fontsize=8, frameon=False)
     _intervals(axes[2], rows, "loss", "Loss per token, evaluated split")
-    _intervals(axes[3], rows, "rouge1", "ROUGE-1 F1, %")
+    score = ("facts", "Facts recalled, %") if "facts" in rows[0] else ("rouge1", "ROUGE-1 F1, %")
+    _intervals(axes[3], rows, *score)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)

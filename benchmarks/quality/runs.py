@@ -45,8 +45,8 @@ class Workplace:
     output: Path
     quiet: bool = False
 
-    def run_folder(self, arm: str, seed: int, suffix: str = "") -> Path:
-        return self.output / "runs" / f"{arm}-seed{seed}{suffix}"
+    def run_folder(self, arm: str, seed: int) -> Path:
+        return self.output / "runs" / f"{arm}-seed{seed}"
 
 
 def prepare(place: Workplace, sources: dict[str, Path]) -> None:
@@ -60,10 +60,11 @@ def train_arm(place: Workplace, arm: Arm, seed: int) -> Path:
     """Train one arm with one seed, unless that is done; returns its run folder."""
     steps, start = steps_of(place, arm), None
     if arm.start is not None:
-        other = next(known for known in place.study.arms if known.name == arm.start.arm)
+        other = Arm(name=arm.start.arm, settings=arm.start.settings)
         first = max(1, round(arm.start.share * steps_of(place, other)))
         steps = max(1, steps - round(arm.start.share * steps))
-        start = _train(place, other, seed, place.run_folder(arm.name, seed, "-start"), first) / "export"
+        # Arms that begin alike share their beginning.
+        start = _train(place, other, seed, place.run_folder(f"{other.name}-first{first}", seed), first) / "export"
     return _train(place, arm, seed, place.run_folder(arm.name, seed), steps, init_from=start)
 
 

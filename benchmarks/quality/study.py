@@ -9,7 +9,8 @@ import yaml
 from common.errors import UserError
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-KEYS = ("name", "description", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
+CORPORA = ("needles",)
+KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Start:
 
     arm: str
     share: float
+    settings: dict[str, Any]
+    """That arm's own, also where it is not among those that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Study:
     """Configuration files below `settings`, relative to the study file."""
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
+    corpus: str | None = None
+    """Documents that are made for the study: needles. null: the user's."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
@@ -94,17 +99,21 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
     processes = values.get("processes", 1)
     if not isinstance(processes, int) or processes < 1:
         raise UserError(f"{path}: processes is {processes!r}; must be a whole number of at least 1")
+    corpus = values.get("corpus")
+    if corpus is not None and corpus not in CORPORA:
+        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(CORPORA)}, or leave it out for --data")
     return Study(
         name=str(values.get("name", path.stem)),
         path=path,
         baseline=baseline,
         budget=_budget(path, values.get("budget")),
-        arms=tuple(_arm(path, name, settings or {}, list(arms)) for name, settings in arms.items()),
+        arms=tuple(_arm(path, name, settings or {}, arms) for name, settings in arms.items()),
         seeds=tuple(seeds),
         processes=processes,
         configs=tuple(path.parent / name for name in values.get("configs", [])),
         settings=values.get("settings") or {},
         description=str(values.get("description", "")).strip(),
+        corpus=corpus,
     )
 
 
@@ -117,14 +126,20 @@ def _budget(path: Path, value: Any) -> tuple[str, float]:
     return kind, float(amount)
 
 
-def _arm(path: Path, name: str, settings: dict[str, Any], names: list[str]) -> Arm:
+def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) -> Arm:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: arms.{name} is {settings!r}; expected a mapping of settings")
     start = settings.get("start")
-    rest = {key: value for key, value in settings.items() if key != "start"}
+    rest = _without_start(settings)
     if start is None:
         return Arm(name=name, settings=rest)
     share = start.get("share") if isinstance(start, dict) else None
-    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in names:
+    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in arms:
         raise UserError(f"{path}: arms.{name}.start is {start!r}; expected arm (one of the study's) and share (0 to 1)")
-    return Arm(name=name, settings=rest, start=Start(arm=start["arm"], share=float(share)))
+    begins = Start(arm=start["arm"], share=float(share), settings=_without_start(arms[start["arm"]]))
+    return Arm(name=name, settings=rest, start=begins)
+
+
+def _without_start(settings: Any) -> dict[str, Any]:
+    given = settings if isinstance(settings, dict) else {}  # what is no mapping is reported as its own mistake
+    return {key: value for key, value in given.items() if key != "start"}

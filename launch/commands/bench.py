@@ -108,6 +108,7 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
         "quality",
         "train the arms of a study on the same documents under the same budget, evaluate and compare them; started "
         "again, it goes on where it was",
+        "  transpooler bench quality configs/studies/needles.yaml\n"
         "  transpooler bench quality configs/studies/cpu.yaml --data papers/\n"
         "  transpooler bench quality configs/studies/gpu.yaml --data papers/ --output studies/h100",
     )
@@ -117,7 +118,8 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="FILE|FOLDER",
         help="a .jsonl or .jsonl.gz file of article/abstract pairs (split 80/10/10), or a folder with train, "
-        "validation and test files (default: sources of the Python modules that are installed, as in the demo)",
+        "validation and test files (default: what the study makes; else sources of the Python modules that are "
+        "installed, as in the demo)",
     )
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
@@ -129,6 +131,7 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
+    from benchmarks.quality.needles import needle_sources
     from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
 
@@ -136,5 +139,10 @@ def _quality(parsed: argparse.Namespace) -> int | None:
         raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    sources = None if parsed.shards else demo_sources(parsed.data, output / "corpus")
+    if parsed.data is not None and study.corpus:
+        raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
+    sources = None
+    if not parsed.shards:
+        folder = output / "corpus"
+        sources = needle_sources(folder) if study.corpus == "needles" else demo_sources(parsed.data, folder)
     return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from benchmarks.quality.needles import FACT_WORDS, document, needle_sources, recalled_facts, vocabulary
 from benchmarks.quality.outcome import seconds_at, verdict
 from benchmarks.quality.statistics import Estimate, difference, estimate
 from benchmarks.quality.study import load_study
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "budget": {"steps": 12},
     "settings": {
@@ -125,6 +127,7 @@ def test_seconds_add_up_over_windows() -> None:
         ({"baseline": "vanilla"}, "baseline is 'vanilla'; choose one of the arms blockwise, warm"),
         ({"sedes": [1]}, "sedes: unknown key"),
         ({"seeds": "many"}, "seeds is 'many'"),
+        ({"corpus": "papers"}, "corpus is 'papers'; choose needles"),
         ({"arms": {"a": {"start": {"arm": "b", "share": 0.5}}}}, "arms.a.start"),
     ],
 )
@@ -150,3 +153,42 @@ def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path,
         config = load_config(parts)
         assert config != config_from_dict({})
     assert load_study(path, arms="hard,random").baseline == "hard"
+
+
+def test_needles_are_the_same_bytes_again_and_all_facts_are_in_the_document(tmp_path: Path) -> None:
+    counts = {"train": 20, "test": 5}
+    first, again = (needle_sources(tmp_path / name, counts) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first.values()] == [path.read_bytes() for path in again.values()]
+    words = vocabulary()
+    known = [*words.fields, *words.filler, *(word for field in words.facts for place in field for word in place)]
+    assert len(known) == len(set(known))
+    for line in first["test"].read_text().splitlines():
+        row = json.loads(line)
+        assert 192 <= len(row["article"].split()) <= 256
+        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+        assert len(set(row["abstract"].split())) == FACT_WORDS
+        assert not set(words.filler) & set(row["abstract"].split())
+
+
+def test_recall_counts_whole_facts() -> None:
+    _, abstract = document(vocabulary(), 32, np.random.default_rng(0))
+    words = abstract.split()
+    assert recalled_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
+    words[5] = "wrong"
+    assert recalled_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
+
+
+def test_documents_cannot_be_given_to_a_study_that_makes_its_own() -> None:
+    command = [sys.executable, "-m", "launch", "bench", "quality", "configs/studies/needles.yaml", "--data", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "makes its own documents" in done.stderr
+
+
+def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    arms = TINY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
+    path.write_text(yaml.safe_dump({**TINY, "arms": arms}))
+    (arm,) = load_study(path, arms="warm").arms
+    assert arm.start is not None
+    assert (arm.start.arm, arm.start.settings) == ("blockwise", {"model": {"block_size": 8}})

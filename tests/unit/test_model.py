@@ -25,6 +25,7 @@ RATIOS = [{"after_layer": 1, "ratio": 0.5}, {"after_layer": 2, "ratio": 0.25}]
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"pooling": FIXED},
     "modern": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "activation": "swiglu"},
+    "modern_normed": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "pooling_norm": "before"},
     "blockwise": {},
     "vanilla": {"block_size": None},
 }
@@ -166,3 +167,35 @@ def test_config_holds_the_architecture_and_checks_it():
     assert config.decoder_start_token_id == 0
     with pytest.raises(ValueError, match=r"norm is 'middle'.*pooling\[0\].ratio is 0.3"):
         TranspoolerConfig(norm="middle", pooling=[{"after_layer": 1, "ratio": 0.3}])
+
+
+def test_gates_of_the_last_stage_reach_the_scorer_only_where_no_norm_follows(batch):
+    norms = {}
+    for order in ("after", "before"):
+        stages = [{"after_layer": 2, "length": 4, "operator": "hard"}]
+        model = build(pooling=stages, norm="pre", positions="rotary", pooling_norm=order).train()
+        model(**batch).loss.backward()
+        norms[order] = float(model.model.encoder.poolers["2"].scorer.weight.grad.norm())
+    assert norms["after"] < 1e-4 * norms["before"]
+
+
+def test_a_pooled_model_pools_what_the_final_norm_of_its_blockwise_start_makes(batch):
+    settings: dict[str, Any] = {"norm": "pre", "positions": "rotary"}
+    plain = build(**settings)
+    stages = [{"after_layer": 2, "length": 40}]  # keeps every token
+    pooled = build(**settings, pooling=stages, pooling_norm="before")
+    missing, unused = pooled.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split(".")[-2] for name in missing} == {"scorer"}
+    assert not unused
+    torch.testing.assert_close(pooled(**batch).logits, plain(**batch).logits)
+
+
+def test_scorers_may_begin_without_an_opinion():
+    settings: dict[str, Any] = {"pooling": FIXED, "scorer_init_std": 0.0}
+    model = build(**settings)
+    for pooler in model.model.encoder.poolers.values():
+        assert not pooler.scorer.weight.any()
+    with pytest.raises(ValueError, match="scorer_init_std is -1"):
+        build(scorer_init_std=-1.0)
+    with pytest.raises(ValueError, match="pooling_norm is 'last'"):
+        build(pooling_norm="last")
