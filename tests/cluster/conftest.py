@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.lab import NEEDED, ROOT, Lab, lab, why_not
+from tests.cluster.lab import NEEDED, ROOT, SLURM_NEEDED, Lab, lab, why_not
 from tests.cluster.runs import STEPS, Runs
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
@@ -22,6 +22,15 @@ def cluster() -> Iterator[Lab]:
         pytest.skip(reason)
     with lab(workers=2) as hosts:
         yield hosts
+
+
+@pytest.fixture(scope="module")
+def slurm(cluster: Lab) -> Lab:
+    """The cluster with a SLURM on it."""
+    if reason := why_not(SLURM_NEEDED):
+        pytest.skip(reason)
+    cluster.slurm_up()
+    return cluster
 
 
 @pytest.fixture(scope="session")

@@ -14,20 +14,12 @@ import pytest
 from common.files import sha256_of
 from data_pipeline.verify import problems
 from tests.cluster.conftest import WORDS
-from tests.cluster.lab import ROOT, SLURM_NEEDED, Lab, wait_for, why_not
+from tests.cluster.lab import ROOT, Lab, wait_for
 
 pytestmark = pytest.mark.slow
 TASKS = 3
 DEADLINE_S = 300
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY"}
-
-
-@pytest.fixture(scope="module")
-def slurm(cluster: Lab) -> Lab:
-    if reason := why_not(SLURM_NEEDED):
-        pytest.skip(reason)
-    cluster.slurm_up()
-    return cluster
 
 
 @pytest.fixture(scope="module")

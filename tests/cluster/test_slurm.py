@@ -6,21 +6,13 @@ import sys
 
 import pytest
 
-from tests.cluster.lab import SLURM_NEEDED, Lab, wait_for, why_not
+from tests.cluster.lab import Lab, wait_for
 from tests.cluster.runs import STEPS, Runs
 
 pytestmark = pytest.mark.slow
 DEADLINE_S = 300
 HELD_FOR_LONG = ("cluster.heartbeat_timeout_s=300", "guards.silent_rank_s=300")
 """So that a stopped rank is waited for."""
-
-
-@pytest.fixture(scope="module")
-def slurm(cluster: Lab) -> Lab:
-    if reason := why_not(SLURM_NEEDED):
-        pytest.skip(reason)
-    cluster.slurm_up()
-    return cluster
 
 
 def test_preempted_and_requeued_it_equals_the_undisturbed_run(slurm: Lab, runs: Runs) -> None:
