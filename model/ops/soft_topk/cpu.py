@@ -79,18 +79,14 @@ def _built() -> ModuleType:
 
 
 def _load() -> ModuleType:
-    """Build if need be, import. One process at a time: torch's own lock outlives a process that is killed."""
-    from torch.utils.cpp_extension import get_default_build_root, load
+    """Build if need be, import."""
+    from torch.utils.cpp_extension import load
 
     capability = torch.backends.cpu.get_cpu_capability()
     flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
     identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
     name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "building", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)  # torch's, left by a killed build
+    with building(name) as folder:
         # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
         for file in (SOURCE, *HEADERS):
             if not (folder / file.name).is_file():
@@ -98,6 +94,23 @@ def _load() -> ModuleType:
                 os.replace(folder / f"{file.name}.part", folder / file.name)
         with _own_ninja():
             return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
+
+
+@contextmanager
+def building(name: str) -> Iterator[Path]:
+    """Folder of an extension, for one process at a time on all hosts that share it.
+
+    torch's own lock is a file that outlives a killed process, and the next one waits for it for ever. A lock of the
+    kernel, which ends with its process, goes around it: whoever holds that may remove the file.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        yield folder
 
 
 @contextmanager
