@@ -106,5 +106,5 @@ def _notes(study: Study) -> str:
     return (
         f"Study `{study.path.name}`, {budget_text(study)} a run, seeds {seeds}. {study.description}\n\n"
         "`_low`, `_high`: 95 % bootstrap intervals over documents and seeds, differences paired by document."
-        f"{alone} reads_its_input: loss with other documents' summaries less loss; 0 = the input is ignored.\n"
+        f"{alone} reads_its_input: loss with another document's source less loss; 0 = the input is ignored.\n"
     )

@@ -12,7 +12,6 @@ from benchmarks.quality.losses import document_losses
 from benchmarks.quality.needles import recalled_facts
 from benchmarks.quality.statistics import Estimate, difference, estimate
 from benchmarks.quality.study import Study
-from common.files import read_json
 from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
 
@@ -27,8 +26,10 @@ class ArmResult:
     arm: str
     loss_SN: np.ndarray
     """Loss per target token of each document, in each seed's run."""
+    shuffled_SN: np.ndarray
+    """The same with another document's source."""
     rouge_SN: dict[str, np.ndarray]
-    """F1 in 0..1."""
+    """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
     recalled_SN: np.ndarray | None
     """Share of the planted facts, where a study has such."""
@@ -37,37 +38,40 @@ class ArmResult:
 
 def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
-    losses, scores, recalled, facts = [], [], [], []
+    losses, shuffled, scores, recalled, facts = [], [], [], [], []
     for run in runs:
         config = load_config([run / "config.yaml"])
-        folder = run / "evaluation" / config.evaluation.split
-        loss_N, tokens_N = document_losses(run, config)
-        losses.append(loss_N / tokens_N)
-        rows = [json.loads(line) for line in (folder / "generated.jsonl").read_text(encoding="utf-8").splitlines()]
+        measured = document_losses(run, config)
+        tokens_N = measured["target_tokens"]
+        losses.append(measured["loss_sum"] / tokens_N)
+        shuffled.append(measured["shuffled_loss_sum"] / tokens_N)
+        facts.append(_facts(run))
+        if config.data.objective != "summarize":
+            continue
+        generated = run / "evaluation" / config.evaluation.split / "generated.jsonl"
+        rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus == "needles":
             recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
-        facts.append(_facts(run, read_json(folder / "metrics.json")))
     merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
-    rouge_SN = {name: np.array([score[name] for score in scores]) for name in ROUGE}
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
-        rouge_SN=rouge_SN,
+        shuffled_SN=np.array(shuffled),
+        rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
         recalled_SN=np.array(recalled) if recalled else None,
         facts=merged,
     )
 
 
-def _facts(run: Path, evaluation: dict[str, Any]) -> dict[str, float]:
+def _facts(run: Path) -> dict[str, float]:
     histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in _parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
         "train_minutes": sum(seconds_at(history)[-1] for history in histories) / 60,
         "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
-        "shuffled_loss": evaluation["shuffled_loss"] or float("nan"),  # one document has no other
     }
 
 
@@ -100,14 +104,15 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": result.arm, "seeds": len(result.loss_SN), "documents": len(weights)}
     row |= result.facts
     row |= _columns("loss", loss)
-    row["reads_its_input"] = row.pop("shuffled_loss") - loss.mean
-    for name in ROUGE:
-        row |= _columns(name, estimate(100 * result.rouge_SN[name], ones))
+    row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
+    for name, values_SN in result.rouge_SN.items():
+        row |= _columns(name, estimate(100 * values_SN, ones))
     if result.recalled_SN is not None:
         row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
     if result is not baseline:
         apart = difference(result.loss_SN, baseline.loss_SN, weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
+    if result is not baseline and result.rouge_SN:
         apart = difference(100 * result.rouge_SN["rouge1"], 100 * baseline.rouge_SN["rouge1"], ones)
         row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": verdict(apart)}
     return row

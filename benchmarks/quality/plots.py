@@ -11,13 +11,16 @@ MARKERS = "os^Dv*XP"
 
 
 def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
-    """Held-out loss against tokens and minutes; loss and ROUGE-1 (or facts recalled) at the end, with intervals."""
+    """Held-out loss against tokens and minutes; loss and, where there is one, a score at the end, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(19, 5), layout="constrained")
+    scores = {"facts": "Facts recalled, %", "rouge1": "ROUGE-1 F1, %"}
+    score = next((column for column in scores if column in rows[0]), None)
+    count = 3 if score is None else 4
+    figure, axes = pyplot.subplots(1, count, figsize=(4.75 * count, 5), layout="constrained")
     arms = [row["arm"] for row in rows]
     for axis, (key, label) in zip(
         axes, (("source_tokens", "source tokens read"), ("minutes", "minutes")), strict=False
@@ -28,8 +31,8 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
         axis.set_title("Held-out loss while training", loc="left", fontsize=11)
     axes[0].legend(fontsize=8, frameon=False)
     _intervals(axes[2], rows, "loss", "Loss per token, evaluated split")
-    score = ("facts", "Facts recalled, %") if "facts" in rows[0] else ("rouge1", "ROUGE-1 F1, %")
-    _intervals(axes[3], rows, *score)
+    if score is not None:
+        _intervals(axes[3], rows, score, scores[score])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)

@@ -69,8 +69,13 @@ def train_arm(place: Workplace, arm: Arm, seed: int) -> Path:
 
 
 def evaluate_run(run: Path) -> None:
-    """What `transpooler evaluate` does, for a trained run, unless its results are newer than the model."""
+    """What `transpooler evaluate` does, for a trained run, unless its results are newer than the model.
+
+    Runs of other objectives write no summaries: their losses are all there is to compare.
+    """
     config = load_config([run / "config.yaml"])
+    if config.data.objective != "summarize":
+        return
     results = run / "evaluation" / config.evaluation.split / "metrics.json"
     model = run / "export" / "config.json"
     if not results.is_file() or results.stat().st_mtime_ns < model.stat().st_mtime_ns:

@@ -150,7 +150,7 @@ def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path,
         parts = [tmp_path / "settings.yaml", tmp_path / "arm.yaml"]
         for part, values in zip(parts, (study.settings, arm.settings), strict=True):
             part.write_text(yaml.safe_dump(values))
-        config = load_config(parts)
+        config = load_config([*study.configs, *parts])
         assert config != config_from_dict({})
     assert load_study(path, arms="hard,random").baseline == "hard"
 
