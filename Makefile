@@ -45,7 +45,7 @@ test: lint
 	@rm -f $(CLUSTER_LOG)
 	@$(BIN)/pytest tests/cluster $(PYTEST) >$(CLUSTER_LOG) 2>&1 & cluster=$$!; trap 'kill $$cluster' INT TERM; failed=0; \
 	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST) || failed=1; \
-	nice -n 5 $(BIN)/pytest tests/distributed $(PYTEST) || failed=1; \
+	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/distributed $(PYTEST) || failed=1; \
 	echo "tests/cluster, which has been running beside these (from here on: $(CLUSTER_LOG)):"; \
 	wait $$cluster || failed=1; cat $(CLUSTER_LOG); exit $$failed
 
