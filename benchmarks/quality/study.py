@@ -9,7 +9,7 @@ import yaml
 from common.errors import UserError
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-CORPORA = ("needles",)
+CORPORA = ("needles", "keywords")
 KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
@@ -52,7 +52,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """Documents that are made for the study: needles. null: the user's."""
+    """What the study makes of its own (needles) or of the user's documents (keywords). null: the user's as they are."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
@@ -101,7 +101,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         raise UserError(f"{path}: processes is {processes!r}; must be a whole number of at least 1")
     corpus = values.get("corpus")
     if corpus is not None and corpus not in CORPORA:
-        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(CORPORA)}, or leave it out for --data")
+        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(CORPORA)}, or leave it out")
     return Study(
         name=str(values.get("name", path.stem)),
         path=path,

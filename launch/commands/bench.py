@@ -131,6 +131,7 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
+    from benchmarks.quality.keywords import keyword_sources
     from benchmarks.quality.needles import needle_sources
     from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
@@ -139,10 +140,12 @@ def _quality(parsed: argparse.Namespace) -> int | None:
         raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    if parsed.data is not None and study.corpus:
+    if parsed.data is not None and study.corpus == "needles":
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
     sources = None
     if not parsed.shards:
         folder = output / "corpus"
         sources = needle_sources(folder) if study.corpus == "needles" else demo_sources(parsed.data, folder)
+        if study.corpus == "keywords":
+            sources = keyword_sources(sources, folder / "keywords")
     return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)
