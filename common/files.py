@@ -43,14 +43,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, unreadable or broken one is a UserError that names it."""
+def read_json(path: Path, remedy: str = "make it again") -> Any:
+    """Read a JSON file; a missing, unreadable or broken one is a UserError that names it, and the `remedy`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make it again") from error
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
 def fsync_folder(folder: Path) -> None:

@@ -33,6 +33,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def split_list(text: str) -> list[str]:
+    """'a, b,a' as ['a', 'b']: each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments as (configuration files, overrides): what looks like key=value is an override."""
     overrides = [item for item in settings if _is_override(item)]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import UserError
-from launch.arguments import add_command, positive
+from launch.arguments import add_command, positive, split_list
 
 LENGTHS = "2k,4k,8k,16k,32k"
 
@@ -79,7 +79,7 @@ def _speed(parsed: argparse.Namespace) -> None:
 
     from benchmarks.speed.architectures import ENTRIES
     from benchmarks.speed.bench import bench_speed
-    from benchmarks.speed.settings import Limits, Settings, parse_length, parse_phases
+    from benchmarks.speed.settings import Limits, Settings, parse_lengths, parse_phases
 
     device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and parsed.clock == "process":
@@ -97,9 +97,8 @@ def _speed(parsed: argparse.Namespace) -> None:
     free_gib = psutil.virtual_memory().available / 2**30
     memory_limit_gib = parsed.memory_limit or (0.8 * free_gib if device == "cpu" else 0.0)
     limits = Limits(repeats=parsed.repeats, time_limit_s=parsed.time_limit, memory_limit_gib=memory_limit_gib)
-    names = parsed.architectures.split(",") if parsed.architectures else list(ENTRIES)
-    lengths = [parse_length(part) for part in parsed.lengths.split(",")]
-    bench_speed(names, lengths, settings, limits, parsed.output, parse_phases(parsed.phases))
+    names = split_list(parsed.architectures) if parsed.architectures else list(ENTRIES)
+    bench_speed(names, parse_lengths(parsed.lengths), settings, limits, parsed.output, parse_phases(parsed.phases))
 
 
 def _add_quality(kinds: argparse._SubParsersAction) -> None:
