@@ -108,7 +108,9 @@ def environment() -> dict[str, Any]:
 
 def made_with(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What measurements of several commits or machines were made with: each once, with how many they are."""
-    kinds = [{key: found[key] for key in ("commit", "cpu", "gpu", "versions") if key in found} for found in environments]
+    kinds = [
+        {key: found[key] for key in ("commit", "cpu", "gpu", "versions") if key in found} for found in environments
+    ]
     return [{"count": kinds.count(kind)} | kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
 
 

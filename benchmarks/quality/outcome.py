@@ -36,13 +36,15 @@ class ArmResult:
     tokens_N: np.ndarray
     recalled_SN: dict[str, np.ndarray]
     """Share of the facts or keywords that are there, where a study has such."""
-    facts: dict[str, Any]
+    seeds: tuple[int, ...]
+    facts_S: list[dict[str, float]]
+    """Steps, tokens, minutes and memory of each seed's run."""
 
 
-def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
+def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
     losses, shuffled, scores, recalled, facts = [], [], [], [], []
-    for run in runs:
+    for run in runs.values():
         config = load_config([run / "config.yaml"])
         measured = document_losses(run, config)
         tokens_N = measured["target_tokens"]
@@ -57,7 +59,6 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
         if study.corpus:
             name, recall = RECALLED[study.corpus]
             recalled.append([recall(row["reference"], row["generated"]) for row in rows])
-    merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
@@ -65,12 +66,13 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
         rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
         recalled_SN={name: np.array(recalled)} if recalled else {},
-        facts=merged,
+        seeds=tuple(runs),
+        facts_S=facts,
     )
 
 
 def _facts(run: Path) -> dict[str, float]:
-    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in _parts(run)]
+    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
@@ -79,7 +81,7 @@ def _facts(run: Path) -> dict[str, float]:
     }
 
 
-def _parts(run: Path) -> list[Path]:
+def parts(run: Path) -> list[Path]:
     """The folders of a run in order of time: that of the arm it began as, and its own."""
     start = load_config([run / "config.yaml"]).train.init_from
     beginning = [] if start is None else [run.parent / Path(start).parent.name]
@@ -102,11 +104,32 @@ def table_rows(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
     return [_row(result, baseline) for result in results]
 
 
+def seed_rows(results: list[ArmResult]) -> list[dict[str, Any]]:
+    """One row an arm and seed: the same numbers without intervals."""
+    return [_seed_row(result, number) for result in results for number in range(len(result.seeds))]
+
+
+def _seed_row(result: ArmResult, number: int) -> dict[str, Any]:
+    weights = result.tokens_N
+    loss, shuffled = (
+        np.average(values_SN[number], weights=weights) for values_SN in (result.loss_SN, result.shuffled_SN)
+    )
+    scores = result.rouge_SN | result.recalled_SN
+    return {
+        "arm": result.arm,
+        "seed": result.seeds[number],
+        **result.facts_S[number],
+        "loss": float(loss),
+        "reads_its_input": float(shuffled - loss),
+        **{name: 100 * float(np.mean(values_SN[number])) for name, values_SN in scores.items()},
+    }
+
+
 def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     weights, ones = result.tokens_N, np.ones_like(result.tokens_N)
     loss = estimate(result.loss_SN, weights)
     row: dict[str, Any] = {"arm": result.arm, "seeds": len(result.loss_SN), "documents": len(weights)}
-    row |= result.facts
+    row |= {name: statistics.mean(facts[name] for facts in result.facts_S) for name in result.facts_S[0]}
     row |= _columns("loss", loss)
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
@@ -134,7 +157,7 @@ def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
     points = []
     for seed, run in runs.items():
         tokens, minutes, steps = 0, 0.0, 0
-        for part in _parts(run):
+        for part in parts(run):
             rows = read_metrics(part)
             history = [row for row in rows if row["split"] == "train"]
             at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))

@@ -39,9 +39,9 @@ def exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
 
 
 def fitted(lengths: Sequence[int]) -> str:
-    """'2k-8k': what an exponent was fitted to; two lengths alone are named as such."""
-    ends = f"{short(min(lengths))}-{short(max(lengths))}"
-    return ends if len(set(lengths)) > 2 else f"{ends}, these two alone"
+    """'2k-8k': what an exponent was fitted to; '2k and 8k alone' where it is two lengths."""
+    low, high = short(min(lengths)), short(max(lengths))
+    return f"{low}-{high}" if len(set(lengths)) > 2 else f"{low} and {high} alone"
 
 
 def short(length: int) -> str:

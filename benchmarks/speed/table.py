@@ -98,4 +98,4 @@ def quantity(value: float, cost: str) -> str:
 
 def _digits(value: float, count: int) -> str:
     """As many digits, and all those before the point."""
-    return f"{value:,.0f}" if value >= 10**count else f"{value:#.{count}g}".removesuffix(".")
+    return f"{value:,.0f}" if value >= 10 ** (count - 1) else f"{value:#.{count}g}".removesuffix(".")
