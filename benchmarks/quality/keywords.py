@@ -1,9 +1,9 @@
 """Real text of which few words carry the answer: name a passage's keywords, the most telling first.
 
 A passage is a run of a document's words; its keywords are its words of the highest tf-idf (Salton and Buckley 1988),
-document frequencies being those of the training passages. Only the passage tells them: which words stand there, how often.
-Training takes all passages of a document, short and long ones (log-uniform: from long ones alone such small models learn
-slowly), held-out splits a long one from the beginning of each. The same documents give the same bytes.
+document frequencies being those of the training passages. Only the passage tells which words stand there, how often.
+Training takes all passages of a document, short and long ones (log-uniform; small models learn slowly from long ones
+alone), held-out splits a long one from the beginning of each. The same documents give the same bytes.
 """
 
 import json
