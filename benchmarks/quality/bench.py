@@ -16,7 +16,6 @@ NAME = "quality"
 SHOWN = {
     "loss": ("loss", 3),
     "facts": ("facts, %", 1),
-    "keywords": ("keywords, %", 1),
     "rouge1": ("ROUGE-1", 1),
     "rouge2": ("ROUGE-2", 1),
     "rougeL": ("ROUGE-L", 1),
