@@ -1,6 +1,7 @@
 """`transpooler bench quality` from end to end: prepare, train and evaluate every arm and seed, compare."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ Runs = dict[str, dict[int, Path]]
 
 
 def bench_quality(
-    study: Study, *, sources: dict[str, Path] | None, shards: Path | None, output: Path, quiet: bool = False
+    study: Study,
+    *,
+    sources: Callable[[], dict[str, Path]] | None,
+    shards: Path | None,
+    output: Path,
+    quiet: bool = False,
 ) -> int | None:
     """Run the study in `output`; returns the exit code of a run that did not finish (75: run me again), else None.
 
-    `sources` are the documents of each split; `shards` the folder of prepared ones, where there are no sources.
+    `sources` makes the documents of each split; `shards` the folder of prepared ones, where there are no sources.
     """
     place = Workplace(study=study, shards=shards or output / "shards", output=output, quiet=quiet)
     check(place)
     try:
         if sources is not None:
-            prepare(place, sources)
+            prepare(place, sources())
         check_shards(place)
         # Seed by seed: a study that is stopped early has compared all arms on the seeds that it has.
         for seed in study.seeds:

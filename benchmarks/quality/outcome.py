@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.keywords import recalled_keywords
 from benchmarks.quality.losses import document_losses
 from benchmarks.quality.needles import recalled_facts
 from benchmarks.quality.statistics import Estimate, difference, estimate
@@ -17,8 +16,6 @@ from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-RECALLED = {"needles": ("facts", recalled_facts), "keywords": ("keywords", recalled_keywords)}
-"""What is counted in the summaries of a study's own corpus: (column, share of it that is there)."""
 UNDECIDED = "undecided"
 
 
@@ -34,8 +31,8 @@ class ArmResult:
     rouge_SN: dict[str, np.ndarray]
     """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
-    recalled_SN: dict[str, np.ndarray]
-    """Share of the facts or keywords that are there, where a study has such."""
+    recalled_SN: np.ndarray | None
+    """Share of the planted facts, where a study has such."""
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
     """Steps, tokens, minutes and memory of each seed's run."""
@@ -57,15 +54,14 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            name, recall = RECALLED[study.corpus]
-            recalled.append([recall(row["reference"], row["generated"]) for row in rows])
+            recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
         shuffled_SN=np.array(shuffled),
         rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
-        recalled_SN={name: np.array(recalled)} if recalled else {},
+        recalled_SN=np.array(recalled) if recalled else None,
         seeds=tuple(runs),
         facts_S=facts,
     )
@@ -114,7 +110,7 @@ def _seed_row(result: ArmResult, number: int) -> dict[str, Any]:
     loss, shuffled = (
         np.average(values_SN[number], weights=weights) for values_SN in (result.loss_SN, result.shuffled_SN)
     )
-    scores = result.rouge_SN | result.recalled_SN
+    scores = result.rouge_SN | ({} if result.recalled_SN is None else {"facts": result.recalled_SN})
     return {
         "arm": result.arm,
         "seed": result.seeds[number],
@@ -134,13 +130,16 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
         row |= _columns(name, estimate(100 * values_SN, ones))
-    for name, values_SN in result.recalled_SN.items():
-        row |= _columns(name, estimate(100 * values_SN, ones))
-    if result is not baseline:
-        apart = difference(result.loss_SN, baseline.loss_SN, weights)
+    if result.recalled_SN is not None:
+        row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
+    # Paired by seed: over those that both have.
+    seeds = [] if result is baseline else [seed for seed in result.seeds if seed in baseline.seeds]
+    ours, theirs = ([some.seeds.index(seed) for seed in seeds] for some in (result, baseline))
+    if seeds:
+        apart = difference(result.loss_SN[ours], baseline.loss_SN[theirs], weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
-    if result is not baseline and result.rouge_SN:
-        apart = difference(100 * result.rouge_SN["rouge1"], 100 * baseline.rouge_SN["rouge1"], ones)
+    if seeds and result.rouge_SN:
+        apart = difference(100 * result.rouge_SN["rouge1"][ours], 100 * baseline.rouge_SN["rouge1"][theirs], ones)
         row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": verdict(apart)}
     return row
 

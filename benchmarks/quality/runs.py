@@ -165,8 +165,8 @@ def finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     for arm in place.study.arms:
         folders = (place.output / "runs").glob(f"{glob.escape(arm.name)}-seed*")
-        seeds = sorted(int(seed) for folder in folders if (seed := folder.name.rpartition("-seed")[2]).isdecimal())
-        for seed in seeds:
+        names = [folder.name.rpartition("-seed")[2] for folder in folders]
+        for seed in sorted(int(name) for name in names if name.isdecimal()):
             if not (place.run_folder(arm.name, seed) / "export" / "config.json").is_file():
                 continue
             run = plan(place, arm, seed)

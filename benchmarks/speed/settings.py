@@ -65,7 +65,7 @@ class Cell:
 def read_cell(path: Path) -> dict[str, Any]:
     """A cell's result; UserError for a file that is none."""
     result = read_json(path, DAMAGED)
-    if not isinstance(result, dict) or not RESULT_KEYS <= result.keys():
+    if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
         raise UserError(f"{path}: not the result of a cell; {DAMAGED}")
     return result
 

@@ -123,14 +123,13 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
     )
-    parser.add_argument("--arms", metavar="A,B", help="only these arms of the study")
-    parser.add_argument("--seeds", metavar="N,N", help="instead of the study's")
+    parser.add_argument("--arms", metavar="A,B", help="train only these arms of the study")
+    parser.add_argument("--seeds", metavar="N,N", help="train these seeds instead of the study's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default bench/NAME of the study)")
 
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
-    from benchmarks.quality.keywords import keyword_sources
     from benchmarks.quality.needles import needle_sources
     from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
@@ -141,10 +140,13 @@ def _quality(parsed: argparse.Namespace) -> int | None:
     output = parsed.output or Path("bench") / study.name
     if parsed.data is not None and study.corpus == "needles":
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
-    sources = None
-    if not parsed.shards:
+
+    def sources() -> dict[str, Path]:
         folder = output / "corpus"
-        sources = needle_sources(folder) if study.corpus == "needles" else demo_sources(parsed.data, folder)
-        if study.corpus == "keywords":
-            sources = keyword_sources(sources, folder / "keywords")
-    return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)
+        given = None if study.corpus == "needles" else demo_sources(parsed.data, folder)
+        if given is not None and not study.corpus:
+            return given
+        return needle_sources(folder if given is None else folder / "needles", texts=given)
+
+    made = None if parsed.shards else sources
+    return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

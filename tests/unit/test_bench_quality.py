@@ -108,8 +108,10 @@ def test_paired_differences_do_not_know_that_documents_differ() -> None:
 
 def test_seeds_that_disagree_leave_it_undecided() -> None:
     ones = np.ones(100)
-    ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[0.5], [2.5]]) * ones
+    ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[2.5], [2.5]]) * ones
     assert verdict(difference(ours, baseline, ones)) == "undecided"
+    alike = np.array([[0.5], [2.5]]) * ones  # seeds differ, and the arms do so in the same way with each
+    assert verdict(difference(ours, alike, ones)) == "better"
     assert verdict(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
 
 
