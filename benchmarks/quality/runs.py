@@ -85,11 +85,10 @@ def check_shards(place: Workplace) -> None:
         raise UserError(f"--shards {place.shards}: no such folder; give one that `transpooler prepare` wrote")
     for arm in place.study.arms:
         config = resolve(place.study, arm.name, [arm.settings])
-        read = {config.evaluation.split}
-        if not config.data.mixture:
-            read |= {config.data.train_split, config.data.validation_split}
-        for split in sorted(filter(None, read)):
-            ShardDataset(place.shards / split)
+        others = () if config.data.mixture else (config.data.train_split, config.data.validation_split)
+        for split in dict.fromkeys((*others, config.evaluation.split)):
+            if split is not None:
+                ShardDataset(place.shards / split)
 
 
 def prepare(place: Workplace, sources: dict[str, Path]) -> None:

@@ -9,8 +9,6 @@ SHOWN = {
     "loss": ("loss", 3),
     "facts": ("facts, %", 1),
     "rouge1": ("ROUGE-1", 1),
-    "rouge2": ("ROUGE-2", 1),
-    "rougeL": ("ROUGE-L", 1),
 }
 """Column -> (heading, digits)."""
 SCORES = ("facts", "rouge1")
@@ -75,7 +73,7 @@ def notes(study: Study, single: Rows) -> str:
     return (
         f"Study `{study.path.name}`, {budget_text(study)} a run. {study.description}{unequal}"
         f"{' Not finished: ' + ', '.join(missing) + '.' if missing else ''}\n\n"
-        "95 % bootstrap intervals over documents and seeds; differences paired by seed and document, over the seeds that "
-        f"both arms have.{alone if min(map(len, seeds.values())) == 1 else ''} reads its input: loss with another "
-        "document's source less loss; 0 = the input is ignored. All columns: `quality.csv`, `seeds.csv`, `quality.json`.\n"
+        "95 % bootstrap intervals over documents and seeds; differences paired by seed and document, over the seeds "
+        f"that both arms have.{alone if min(map(len, seeds.values())) == 1 else ''} reads its input: loss with another "
+        "document's source less loss; 0 = the input is ignored. All columns: `quality.csv`, `seeds.csv`.\n"
     )

@@ -85,8 +85,8 @@ def _notes(settings: dict[str, Any], lines: Sequence[str]) -> str:
     said = "".join(f"- {line}\n" for line in lines)
     return (
         f"Settings: {json.dumps(settings)}\n\n"
-        "Medians. In brackets: cost of the group's Blockwise and vanilla over this, above 1 = cheaper; - = not measured."
-        " A document: beam search with target_tokens new tokens for each of the batch; a token: the mean time between "
+        "Medians. In brackets: cost of the group's Blockwise and vanilla over this, above 1 = cheaper; - = unknown. "
+        "A document: beam search with target_tokens new tokens for each of the batch; a token: the mean time between "
         "two of them. Peaks: above what weights and optimizer hold, within one step. All columns and quartiles: "
         "`speed.csv`, `speed.json`.\n\n"
         f"{said}"
