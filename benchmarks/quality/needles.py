@@ -1,10 +1,10 @@
 """Documents of which few words carry the answer: a study in which it must matter what pooling keeps.
 
 A document is filler with two dense passages of two facts each, anywhere; a fact is the name of a field and three words,
-each from a small list of made-up ones. The summary: the facts in the order of the fields. What is worth keeping can be told
-from the words, not from where they stand. Filler is made up, too (Zipf's law), or running text of real documents. Documents
-are 24 to 256 words long (with text: to 400; log-uniform), held-out ones at least three quarters of that. The same seed and
-texts give the same bytes.
+each from a small list of made-up ones. The summary: the facts in the order of the fields. What is worth keeping can be
+told from the words, not from where they stand. Filler is made up, too (Zipf's law), or running text of real documents.
+Documents are 24 to 256 words long (with text: to 400; log-uniform), held-out ones at least three quarters of that. The
+same seed and texts give the same bytes.
 """
 
 import json

@@ -60,7 +60,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """needles: made-up documents with planted facts; needles_in_text: facts in the user's. null: the user's as they are."""
+    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; null: the user's alone."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
