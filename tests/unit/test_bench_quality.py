@@ -108,7 +108,7 @@ def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: 
     study.write_text(yaml.safe_dump(TINY | {"arms": TINY["arms"] | {"blockwise": {"model": {"block_size": 8}}}}))
     other = subprocess.run([*command, "--seeds", "2", "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
     assert "blockwise-seed0: was trained with other settings" in other.stderr
-    assert list(csv.DictReader((out / "seeds.csv").open()))[0]["seed"] == "2"
+    assert next(csv.DictReader((out / "seeds.csv").open()))["seed"] == "2"
 
 
 def _evaluated_loss(run: Path) -> float:
