@@ -221,7 +221,7 @@ def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
         low, high = axis.get_ylim()
         labels = [label.get_text() for label in axis.get_yticklabels() if low <= label.get_position()[1] <= high]
         assert len(set(labels)) >= 3, labels
-        assert [line.get_label().split(" ", 3)[-1] for line in axis.get_lines()] == ["(2k-8k)"]
+        assert [str(line.get_label()).split(" ", 3)[-1] for line in axis.get_lines()] == ["(2k-8k)"]
         pyplot.close(figure)
     assert fitted([2048, 8192]) == "2k and 8k alone"
 
