@@ -152,7 +152,7 @@ def _rows(entry: Input, column: str | None) -> Iterator[Document]:
 def _object(where: str, data: bytes) -> dict[str, Any]:
     """The JSON object of one line."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8").rstrip())
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8; convert the file first (iconv -t UTF-8)") from None
     except (ValueError, RecursionError) as error:
@@ -167,8 +167,8 @@ def _reason(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
     """Why a row holds no document, and the remedy."""
     key = next((key for key in keys if row.get(key) is not None), None)
     if key is None:
-        looked_for = f"key {keys[0]!r}" if len(keys) == 1 else f"any of the keys {', '.join(keys)}"
-        return f"has no {looked_for}; its keys are: {', '.join(row) or 'none'}; name the document's with --column"
+        looked_for = f"no key {keys[0]!r}" if len(keys) == 1 else f"none of the keys {', '.join(keys)}"
+        return f"has {looked_for}; its keys are: {', '.join(row) or 'none'}; name the document's with --column"
     return {
         "wrong_type": f"{key!r} is neither a text nor a list of texts; name another key with --column",
         "not_utf8": f"{key!r} holds half of a surrogate pair, which is no character; mend or remove the line",

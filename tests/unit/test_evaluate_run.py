@@ -185,9 +185,11 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Echo
     texts = [f"text {number} </s> ends" for number in range(5)]
     found = list(summarize(model, tokenizer, texts, GenerationConfig(batch_size=2, max_new_tokens=6), 8))
     assert [summary.text[:6] for summary in found] == [text[:6] for text in texts]
-    assert all(len(summary.read_ids) == 8 < summary.num_source_tokens for summary in found)
+    assert all((len(summary.read_ids), summary.num_source_tokens) == (8, None) for summary in found)
+    (whole,) = summarize(model, tokenizer, [lambda _: texts[0]], GenerationConfig(), 100)
+    assert whole.num_source_tokens == len(whole.read_ids) - 1 > 8
     assert set(found[0].as_dict()) == {"summary", "num_source_tokens", "num_read_tokens"}
-    assert model.batch_sizes == [2, 2, 1]
+    assert model.batch_sizes == [2, 2, 1, 1]
 
 
 def test_a_document_cannot_write_special_tokens(shards: Path, model: EchoModel) -> None:
