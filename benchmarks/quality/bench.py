@@ -16,7 +16,6 @@ NAME = "quality"
 SHOWN = {
     "loss": ("loss", 3),
     "facts": ("facts, %", 1),
-    "keywords": ("keywords, %", 1),
     "rouge1": ("ROUGE-1", 1),
     "rouge2": ("ROUGE-2", 1),
     "rougeL": ("ROUGE-L", 1),
@@ -106,6 +105,6 @@ def _notes(study: Study) -> str:
     alone = "" if len(study.seeds) > 1 else " One seed: the intervals know nothing of what another seed would give."
     return (
         f"Study `{study.path.name}`, {budget_text(study)} a run, seeds {seeds}. {study.description}\n\n"
-        "`_low`, `_high`: 95 % bootstrap intervals over documents and seeds, differences paired by document."
+        "`_low`, `_high`: 95 % bootstrap intervals over documents and seeds, differences paired by seed and document."
         f"{alone} reads_its_input: loss with another document's source less loss; 0 = the input is ignored.\n"
     )

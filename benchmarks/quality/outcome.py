@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.keywords import recalled_keywords
 from benchmarks.quality.losses import document_losses
 from benchmarks.quality.needles import recalled_facts
 from benchmarks.quality.statistics import Estimate, difference, estimate
@@ -17,8 +16,6 @@ from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-RECALLED = {"needles": ("facts", recalled_facts), "keywords": ("keywords", recalled_keywords)}
-"""What is counted in the summaries of a study's own corpus: (column, share of it that is there)."""
 UNDECIDED = "undecided"
 
 
@@ -34,8 +31,8 @@ class ArmResult:
     rouge_SN: dict[str, np.ndarray]
     """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
-    recalled_SN: dict[str, np.ndarray]
-    """Share of the facts or keywords that are there, where a study has such."""
+    recalled_SN: np.ndarray | None
+    """Share of the planted facts, where a study has such."""
     facts: dict[str, Any]
 
 
@@ -55,8 +52,7 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            name, recall = RECALLED[study.corpus]
-            recalled.append([recall(row["reference"], row["generated"]) for row in rows])
+            recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
     merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
     return ArmResult(
         arm=arm,
@@ -64,7 +60,7 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
         shuffled_SN=np.array(shuffled),
         rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
-        recalled_SN={name: np.array(recalled)} if recalled else {},
+        recalled_SN=np.array(recalled) if recalled else None,
         facts=merged,
     )
 
@@ -111,8 +107,8 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
         row |= _columns(name, estimate(100 * values_SN, ones))
-    for name, values_SN in result.recalled_SN.items():
-        row |= _columns(name, estimate(100 * values_SN, ones))
+    if result.recalled_SN is not None:
+        row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
     if result is not baseline:
         apart = difference(result.loss_SN, baseline.loss_SN, weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}

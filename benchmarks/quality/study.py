@@ -9,7 +9,7 @@ import yaml
 from common.errors import UserError
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-CORPORA = ("needles", "keywords")
+CORPORA = ("needles", "needles_in_text")
 KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
@@ -52,7 +52,7 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """What the study makes of its own (needles) or of the user's documents (keywords). null: the user's as they are."""
+    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; null: the user's alone."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:

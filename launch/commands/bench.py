@@ -131,7 +131,6 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
-    from benchmarks.quality.keywords import keyword_sources
     from benchmarks.quality.needles import needle_sources
     from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
@@ -145,7 +144,7 @@ def _quality(parsed: argparse.Namespace) -> int | None:
     sources = None
     if not parsed.shards:
         folder = output / "corpus"
-        sources = needle_sources(folder) if study.corpus == "needles" else demo_sources(parsed.data, folder)
-        if study.corpus == "keywords":
-            sources = keyword_sources(sources, folder / "keywords")
+        sources = None if study.corpus == "needles" else demo_sources(parsed.data, folder)
+        if study.corpus:
+            sources = needle_sources(folder if sources is None else folder / "needles", texts=sources)
     return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)

@@ -108,8 +108,10 @@ def test_paired_differences_do_not_know_that_documents_differ() -> None:
 
 def test_seeds_that_disagree_leave_it_undecided() -> None:
     ones = np.ones(100)
-    ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[0.5], [2.5]]) * ones
+    ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[2.5], [2.5]]) * ones
     assert verdict(difference(ours, baseline, ones)) == "undecided"
+    alike = np.array([[0.5], [2.5]]) * ones  # seeds differ, and the arms do so in the same way with each
+    assert verdict(difference(ours, alike, ones)) == "better"
     assert verdict(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
 
 
@@ -170,8 +172,24 @@ def test_needles_are_the_same_bytes_again_and_all_facts_are_in_the_document(tmp_
         assert not set(words.filler) & set(row["abstract"].split())
 
 
+def test_facts_are_planted_in_running_text(tmp_path: Path) -> None:
+    text = [f"w{number}" for number in range(1000)]
+    source = tmp_path / "texts.jsonl"
+    source.write_text(json.dumps({"text": " ".join(text)}) + "\n" + json.dumps({"text": "too short"}) + "\n")
+    paths = needle_sources(tmp_path / "made", {"train": 20, "test": 5}, texts={"train": source, "test": source})
+    for line in paths["test"].read_text().splitlines():
+        row = json.loads(line)
+        rest = [word for word in row["article"].split() if word not in row["abstract"].split()]
+        assert 300 <= len(row["article"].split()) <= 400
+        assert " ".join(rest) in " ".join(text)
+        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+    source.write_text(json.dumps({"text": "too short"}) + "\n")
+    with pytest.raises(UserError, match="no document has 400 words"):
+        needle_sources(tmp_path / "none", {"test": 5}, texts={"test": source})
+
+
 def test_recall_counts_whole_facts() -> None:
-    _, abstract = document(vocabulary(), 32, np.random.default_rng(0))
+    _, abstract = document(vocabulary(), 32, np.random.default_rng(0), lambda count, rng: ["filler"] * count)
     words = abstract.split()
     assert recalled_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
     words[5] = "wrong"
