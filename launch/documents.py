@@ -194,8 +194,8 @@ def _head(entry: Input, num_characters: int) -> str:
     try:
         with open(entry.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            # UTF-8 takes up to 4 bytes a character; of 3 characters ("a-\n") extraction leaves one or more.
-            wanted = max(_LOOKED_AT_BYTES, 4 * 3 * num_characters)
+            # 4 bytes hold one character or more, also of what is left of them ("ß-\n" becomes "ß"); 3 may mark UTF-8.
+            wanted = max(_LOOKED_AT_BYTES, 4 * (num_characters + 1))
             data = file.read(min(wanted, size))
     except OSError as error:
         raise UserError(f"{entry.name}: cannot read: {error.strerror}") from None

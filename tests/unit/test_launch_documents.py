@@ -105,17 +105,20 @@ def test_text_extracted_from_pdf(tmp_path: Path) -> None:
 
 def test_the_beginning_of_a_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.documents._LOOKED_AT_BYTES", 64)
-    text = "naïve 漢字 😀 exam-\nple\n" * 400
-    (tmp_path / "plain.txt").write_text(text)
+    text = "naïve 漢字 exam-\nple\n" * 40 + "😀" * 2000 + "ß-\n" * 4000 + "ß"
+    (tmp_path / "plain.txt").write_text(text, encoding="utf-8-sig")
     (tmp_path / "paper.txt").write_text("\f" + text)
     (tmp_path / "late.txt").write_bytes(b"\n" * 500 + b"begins late")
     (tmp_path / "bad.txt").write_bytes(b"x" * 30_000 + b"\xe9")
     plain, paper, late, bad = documents(*(tmp_path / f"{name}.txt" for name in ("plain", "paper", "late", "bad")))
     whole = extracted("\f" + text)
-    for size in (0, 1, 50, 333, len(whole) - 1, len(whole), len(text)):
+    for size in (0, 1, 50, 333, 2000, 5000, len(whole) - 1, len(whole), len(text)):
         assert (plain.head(size)[:size], paper.head(size)[:size]) == (text[:size], whole[:size])
+        assert len(plain.head(size)) >= min(size, len(text))
         assert len(paper.head(size)) >= min(size, len(whole))
     assert len(plain.head(20)) < 400
+    (tmp_path / "marked.txt").write_text("😀" * 99, encoding="utf-8-sig")
+    assert len(documents(tmp_path / "marked.txt")[0].head(50)) >= 50
     assert late.head(ALL).strip() == "begins late"
     assert bad.head(1000).startswith("x" * 1000)
     with pytest.raises(UserError, match=r"bad.txt: not UTF-8 at byte 30000"):

@@ -29,8 +29,8 @@ def write(folder: Path, **texts: str) -> list[Path]:
     return [folder / f"{name}.txt" for name in texts]
 
 
-def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object, beams: int = 2) -> tuple[int, str, str]:
-    options = ("--model", model, "--max-new-tokens", 4, "--num-beams", beams)
+def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> tuple[int, str, str]:
+    options = ("--model", model, "--max-new-tokens", 4, "--num-beams", 2)
     code = main(["summarize", *map(str, (*arguments, *options))])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -70,13 +70,6 @@ def test_a_page_of_all_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert (code, out.count("==")) == (0, 4)
     assert "<h1>2 documents</h1>" in page
     assert page.count("The model read the first 95 tokens.") == 1
-
-
-def test_greedy_search_has_no_use_for_the_penalty(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (file,) = write(tmp_path, a="alpha beta")
-    assert run(capsys, model, file, "--length-penalty", 2, beams=1)[::2] == (0, "")
 
 
 def test_an_interrupt_keeps_what_is_finished(
