@@ -161,7 +161,8 @@ def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
             yield write
     except BaseException:
         if num_written:
-            say(f"{path}{INCOMPLETE_SUFFIX} keeps the {num_written:,} summaries that were finished")
+            kept = f"{path}{INCOMPLETE_SUFFIX} keeps the {num_written:,} summaries that were finished"
+            print(kept, file=sys.stderr, flush=True)  # goes with an error, so also where all is quiet
         raise
 
 

@@ -87,7 +87,7 @@ def test_an_interrupt_keeps_what_is_finished(
 
     monkeypatch.setattr(trainer.summarize, "generate", interrupted)
     files = write(tmp_path, a="alpha", b="beta", c="gamma")
-    options = ("--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
+    options = ("-q", "--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
     code, _, err = run(capsys, model, *files, *options)
     assert (code, f"{tmp_path}/out.incomplete keeps the 2 summaries that were finished\n" in err) == (130, True)
     kept = [json.loads(line)["document"] for line in (tmp_path / "out.incomplete").read_text().splitlines()]
