@@ -38,7 +38,6 @@ def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def _measure(run: Path, config: Config) -> dict[str, list[Any]]:
     model, tokenizer = load_model(run / "export")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     dataset = ShardDataset(Path(config.data.shards) / config.evaluation.split)
     count = min(len(dataset), config.evaluation.max_documents or len(dataset))
     maker = ExampleMaker(config.data, tokenizer, NOISE_SEED)

@@ -5,6 +5,8 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import Any
 
+from markupsafe import Markup
+
 from trainer.report.charts import short
 
 LEVELS = 9
@@ -45,17 +47,17 @@ def shares_per_tenth(weights: Sequence[float]) -> list[float]:
 
 def document_view(highlight: dict[str, Any], row: dict[str, Any] | None, name: str) -> dict[str, Any]:
     """What the template shows of one document: texts, stages with their tenths, and the marked document."""
-    stages = highlight["stages"]
+    stages, num_tokens = highlight["stages"], highlight["num_tokens"]
     return {
         "name": name,
-        "html": marked_text(highlight["pieces"], stages),
+        "html": Markup(marked_text(highlight["pieces"], stages)),
         "stages": [
             {"name": stage_name, "tenths": shares_per_tenth(weights)}
             for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
         ],
         "row": row,
-        "cut": highlight["num_read_tokens"] < highlight["num_tokens"],
-        "num_tokens": f"{highlight['num_tokens']:,}",
+        "cut": num_tokens is None or highlight["num_read_tokens"] < num_tokens,
+        "num_tokens": "" if num_tokens is None else f"{num_tokens:,}",
         "num_read_tokens": f"{highlight['num_read_tokens']:,}",
     }
 

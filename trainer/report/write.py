@@ -1,11 +1,14 @@
 """Gathers what runs left behind and fills the template. The file needs nothing else to be read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from markupsafe import Markup
 
 from common.files import atomic_write
 from common.progress import say
@@ -29,10 +32,12 @@ ROUGE_COLUMNS = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE
 def write_report(runs: list[Path], output: Path) -> None:
     """Write one self-contained HTML file about the run folders; UserError if one is no run folder or is broken."""
     read = [read_run(folder, name) for folder, name in zip(runs, run_names(runs), strict=True)]
+    shown = documents(read)
     _write_page(
         output,
+        max((len(view["stages"]) for view in shown), default=0),
         title=" · ".join(run.name for run in read),
-        documents=documents(read),
+        documents=shown,
         runs=read,
         headline=headline(read),
         charts=charts(read),
@@ -44,25 +49,27 @@ def write_report(runs: list[Path], output: Path) -> None:
     )
 
 
-def write_documents(highlighted: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated."""
-    views = [document_view(entry, {"generated": entry["generated"]}, entry["name"]) for entry in highlighted]
-    title = views[0]["name"] if len(views) == 1 else f"{len(views):,} documents"
-    _write_page(output, title=title, documents=views)
+def write_documents(highlighted: Iterable[dict[str, Any]], output: Path, num_documents: int) -> None:
+    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated.
+
+    They are taken and written one by one: memory does not grow with their number.
+    """
+    views = (document_view(entry, {"generated": entry["generated"]}, entry["name"]) for entry in highlighted)
+    first = next(views)
+    title = first["name"] if num_documents == 1 else f"{num_documents:,} documents"
+    _write_page(output, len(first["stages"]), title=title, documents=chain([first], views))
 
 
-def _write_page(output: Path, **parts: Any) -> None:
+def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
     """Fill the template; a part that is not given is left out of the page."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     package = files("trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
-    num_stages = max((len(view["stages"]) for view in parts["documents"]), default=0)
-    for name, markup in (("documents", "html"), ("charts", "svg"), ("strips", "svg")):
-        parts[name] = [{**part, markup: Markup(part[markup])} for part in parts.get(name, ())]
-    page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).render(
+    for name in ("charts", "strips"):
+        parts[name] = [{**part, "svg": Markup(part["svg"])} for part in parts.get(name, ())]
+    page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).generate(
         dict.fromkeys(("runs", "headline", "samples", "scores", "preparations"), ())
         | {"settings": {"differing": [], "whole": []}}
         | parts,
@@ -72,7 +79,7 @@ def _write_page(output: Path, **parts: Any) -> None:
         levels=range(1, LEVELS + 1),
     )
     with atomic_write(output) as file:
-        file.write(page)
+        file.writelines(page)
     say(f"report: {output}")
 
 
