@@ -1,4 +1,4 @@
-"""The report in a real browser: it fits screens and paper, the slider takes the keyboard's events, long documents are fast.
+"""The report in a real browser: screens and paper, the slider by the keyboard's events, long documents fast.
 
 A script appended to the page does what a reader would do and leaves what it saw in the page, which Chromium prints.
 """
