@@ -129,6 +129,16 @@ return {all, before, printed, after: open()};
 """
 
 
+def test_a_link_to_a_document_opens_it(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    script = """
+    const document1 = document.querySelector("#document-1");
+    document1.open = false; location.hash = "#document-1"; dispatchEvent(new Event("hashchange"));
+    return document1.open;
+    """
+    assert seen(tmp_path / "report.html", script, 1280, tmp_path)
+
+
 def test_printing_opens_what_is_closed_and_closes_it_again(run: Path, tmp_path: Path) -> None:
     write_report([run], tmp_path / "report.html")
     result = seen(tmp_path / "report.html", PRINT, 1280, tmp_path)
@@ -144,9 +154,10 @@ def test_paper_is_white_and_complete_in_the_dark_theme(run: Path, tmp_path: Path
     profile, pdf = f"--user-data-dir={tmp_path / 'profile'}", tmp_path / "dark.pdf"
     command = [str(BROWSER), *FLAGS, profile, f"--print-to-pdf={pdf}", (tmp_path / "dark.html").as_uri()]
     subprocess.run(command, capture_output=True, timeout=120, check=True)
-    picture = subprocess.run(["pdftoppm", "-r", "20", "-gray", "-singlefile", pdf], capture_output=True, check=True)
+    picture = subprocess.run(["pdftoppm", "-r", "40", "-gray", "-singlefile", pdf], capture_output=True, check=True)
     pixels = picture.stdout.split(b"\n", 3)[3]
-    assert sum(pixels) / len(pixels) > 0.8 * 255
+    assert sum(pixels) / len(pixels) > 0.8 * 255  # white paper,
+    assert min(pixels) < 100  # dark ink
     text = subprocess.run(["pdftotext", pdf, "-"], capture_output=True, text=True, check=True).stdout
     assert text.count("right & good") == 2  # of the document that is open, and of the sample that is closed
     assert "wrong summary" in " ".join(text.split())  # the last column of the scores

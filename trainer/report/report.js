@@ -14,6 +14,12 @@ theme.addEventListener("click", () => {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
 });
+const openLinked = () => {
+  const part = document.getElementById(location.hash.slice(1));
+  if (part?.localName === "details") part.open = true;
+};
+addEventListener("hashchange", openLinked);
+openLinked();
 // Paper has no clicks: print with everything open that a reader would open, then close it again.
 const opened = [];
 addEventListener("beforeprint", () => {
