@@ -1,4 +1,4 @@
-# make demo   install, then the whole main job on real text (a few minutes on 2 cores)
+# make demo   install, then the whole main job on real text (about 10 minutes on 2 cores)
 # make test   install, then lint, types and all tests
 # make lint   ruff and mypy alone
 # make bench  what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more

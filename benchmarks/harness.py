@@ -13,7 +13,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from common.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -84,7 +86,7 @@ def peak_memory_bytes(
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, date, commit, versions: a result without them is a rumour."""
+    """Hardware, date, commit (+dirty: with changes), versions: a result without them is a rumour."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for package in PACKAGES:
         try:
@@ -94,7 +96,7 @@ def environment() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + (" + changes" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+dirty" if _git("status", "--porcelain") else ""),
         "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -104,29 +106,76 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_results(name: str, rows: Sequence[Mapping[str, Any]], notes: str, folder: Path = RESULTS) -> list[Path]:
-    """`name`.json (environment and rows), .csv (rows), .md (both, to read); returns their paths."""
+def made_with(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What measurements of several commits or machines were made with: each once, with how many they are."""
+    kinds = [
+        {key: found[key] for key in ("commit", "cpu", "gpu", "versions") if key in found} for found in environments
+    ]
+    return [{"count": kinds.count(kind)} | kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
+
+
+def write_results(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: str,
+    folder: Path = RESULTS,
+    *,
+    where: Mapping[str, Any] | None = None,
+    to_read: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """`name`.json (where, and rows), .csv (rows), .md (where, and `to_read`); returns their paths.
+
+    where: (the environment of this process), to_read: Markdown (all columns of the rows), more: for the .json alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    where = environment()
-    record = {"benchmark": name, "environment": where, "rows": [dict(row) for row in rows]}
+    where = environment() if where is None else where
+    record = {"benchmark": name, "environment": where, **(more or {}), "rows": [dict(row) for row in rows]}
     paths = [folder / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
     paths[0].write_text(json.dumps(record, indent=1) + "\n")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(paths[1], "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+    write_csv(paths[1], rows)
+    facts = "\n".join(f"- {key}: {_flat(value)}" for key, value in where.items())
+    table = markdown(rows) if to_read is None else to_read
+    paths[2].write_text(f"# {name}\n\n{facts}\n\n{table}\n{notes.rstrip()}\n")
+    return paths
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The rows, with a column for every key."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    facts = "\n".join(f"- {key}: {_flat(value)}" for key, value in where.items())
-    paths[2].write_text(f"# {name}\n\n{facts}\n\n{markdown(rows, columns)}\n{notes.rstrip()}\n")
-    return paths
+    return path
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
     """The rows as a table."""
-    columns = columns or list(dict.fromkeys(column for row in rows for column in row))
+    columns = columns or _columns(rows)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, str]], *, sections: str | None = None) -> None:
+    """The rows on standard output; a line between them where the column `sections` changes."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(box=box.HEAVY_HEAD if console.is_terminal else box.ASCII2, title=title)
+    for number, column in enumerate(columns := _columns(rows)):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    for before, row in zip([None, *rows], rows, strict=False):
+        if sections and before is not None and before[sections] != row[sections]:
+            table.add_section()
+        table.add_row(*(row.get(column, "") for column in columns))
+    console.print(table)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _cell(value: Any) -> str:
@@ -134,7 +183,9 @@ def _cell(value: Any) -> str:
 
 
 def _flat(value: Any) -> str:
-    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, list):
+        return "; ".join(map(_flat, value))
+    return ", ".join(f"{key} {_flat(part)}" for key, part in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _timing(values: list[float]) -> Timing:

@@ -14,9 +14,10 @@ INCOMPLETE_SUFFIX = ".incomplete"
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", *, keep: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on success fsync it and rename it to `path`, else remove it.
 
+    `keep`: what was written before a failure stays there, in PATH.incomplete.
     Raises UserError when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(path.name + INCOMPLETE_SUFFIX)
@@ -28,12 +29,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+    except BaseException as error:
+        if os.path.lexists(temporary) and not (keep and temporary.stat().st_size):
+            temporary.unlink()
+        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):  # no file breaks a pipe, its user may
+            raise
         raise UserError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,14 +44,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, unreadable or broken one is a UserError that names it."""
+def read_json(path: Path, remedy: str = "make it again") -> Any:
+    """Read a JSON file; a missing, unreadable or broken one is a UserError that names it, and the `remedy`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make it again") from error
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
 def fsync_folder(folder: Path) -> None:

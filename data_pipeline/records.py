@@ -49,12 +49,12 @@ def records(location: str, columns: Columns) -> Iterator[Record]:
         elif location.endswith(".txt") and not _holds_json(location):
             yield from _text_record(location, columns)
         else:
-            yield from _lines(location)
+            yield from lines(location)
     except OSError as error:
         raise UserError(f"{location}: cannot read: {error.strerror or error}") from error
 
 
-def _lines(location: str) -> Iterator[Record]:
+def lines(location: str) -> Iterator[Record]:
     """Non-blank lines with their numbers, 1-based."""
     line = 0
     try:

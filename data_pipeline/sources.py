@@ -31,16 +31,17 @@ def is_remote(location: str) -> bool:
 def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
     """Expand paths, globs and URLs to existing, readable, non-empty files of a known kind, without repeats.
 
-    Order: patterns as given, matches of one glob sorted. `key` names the setting in error messages.
+    Order: patterns as given, matches of one glob sorted. `key` names the setting in error messages ("": there is none).
     """
+    prefix = f"{key}: " if key else ""
     found: dict[str, None] = {}
     for pattern in patterns:
         if pattern.startswith(DATASETS):
             found.setdefault(pattern)
         elif is_remote(pattern):
-            found.update(dict.fromkeys(_remote_matches(pattern, key)))
+            found.update(dict.fromkeys(_remote_matches(pattern, prefix)))
         else:
-            found.update(dict.fromkeys(_local_matches(pattern, key)))
+            found.update(dict.fromkeys(_local_matches(pattern, prefix)))
     return list(found)
 
 
@@ -120,44 +121,44 @@ def _dataset_version(location: str) -> str:
     return hashlib.sha256("\n".join(states).encode()).hexdigest()
 
 
-def _local_matches(pattern: str, key: str) -> list[str]:
+def _local_matches(pattern: str, prefix: str) -> list[str]:
     literal = Path(pattern).expanduser()
     if literal.exists() or not glob.has_magic(pattern):
         matches = [literal]
     else:
         matches = [Path(match) for match in sorted(glob.glob(str(literal), recursive=True))]
         if not matches:
-            raise UserError(f"{key}: no file matches {pattern!r}; check the folder and the pattern")
+            raise UserError(f"{prefix}no file matches {pattern!r}; check the folder and the pattern")
     for path in matches:
         if not path.exists():
-            raise UserError(f"{key}: {path}: no such file")
+            raise UserError(f"{prefix}{path}: no such file")
         if path.is_dir():
-            raise UserError(f"{key}: {path}: is a folder; name its files, such as {path}/*.jsonl.gz")
-        _check_suffix(str(path), key)
+            raise UserError(f"{prefix}{path}: is a folder; name its files, such as {path}/*.jsonl.gz")
+        _check_suffix(str(path), prefix)
         if path.stat().st_size == 0:
-            raise UserError(f"{key}: {path}: is empty")
+            raise UserError(f"{prefix}{path}: is empty")
         if not os.access(path, os.R_OK):
-            raise UserError(f"{key}: {path}: no permission to read it")
+            raise UserError(f"{prefix}{path}: no permission to read it")
     return [str(path) for path in matches]
 
 
-def _remote_matches(pattern: str, key: str) -> list[str]:
+def _remote_matches(pattern: str, prefix: str) -> list[str]:
     system, path = file_system(pattern)
     try:
         names = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
     except Exception as error:  # each file system has its own: no credentials, no network, no bucket
-        raise UserError(f"{key}: {pattern}: cannot list it: {error}; check address and credentials") from error
+        raise UserError(f"{prefix}{pattern}: cannot list it: {error}; check address and credentials") from error
     if not names:
-        raise UserError(f"{key}: no file matches {pattern!r}; check the address and the pattern")
+        raise UserError(f"{prefix}no file matches {pattern!r}; check the address and the pattern")
     urls = [system.unstrip_protocol(name) for name in names]
     for url in urls:
-        _check_suffix(url, key)
+        _check_suffix(url, prefix)
     return urls
 
 
-def _check_suffix(location: str, key: str) -> None:
+def _check_suffix(location: str, prefix: str) -> None:
     if not location.endswith(SUFFIXES):
-        raise UserError(f"{key}: {location}: unknown kind of file; the name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{prefix}{location}: unknown kind of file; the name must end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ contain the letters of a special token (such as "<mask>" in source code) is enco
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
 """In a tokenizer trained here these have the ids 0 to 5."""
 GAP_TOKEN = "<gap>"
+_CHARACTERS_A_TOKEN = 8
+"""More than a token of most texts has, so that one look suffices."""
+_UNSETTLED_WORDS = 32
+"""Words before a cut that are not trusted: one or two may look beyond it, an added token of several words further."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
@@ -124,6 +129,30 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
         raise UserError(f"{name}: has no fast tokenizer (tokenizer.json); choose another")
     _add_missing_tokens(tokenizer)
     return tokenizer
+
+
+def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Callable[[int], str], limit: int) -> tuple[list[int], bool]:
+    """The first `limit` ids of a text, or all if it has fewer; and whether that is the whole text.
+
+    The ids are those of encoding the whole text, of which no more is read than this takes: `head(n)` gives its first n
+    characters or more (fewer only if it ends). Words (what the tokenizer's pre-tokenizer makes) are encoded one by one,
+    so a prefix that ends at white space differs from the whole text in its last words at most, which are left out.
+    A tokenizer that does not split texts into words, or a text without white space, costs the whole text.
+    """
+    size = _CHARACTERS_A_TOKEN * (limit + _UNSETTLED_WORDS)
+    while True:
+        text = head(size)[:size]
+        whole = len(text) < size
+        parts = [text] if whole else text.rsplit(maxsplit=1)
+        if whole or len(parts) == 2:
+            # Specials written in a text are text: `split_special_tokens` keeps a document from saying </s>.
+            encoded = tokenizer(parts[0], add_special_tokens=False, split_special_tokens=True, verbose=False)
+            ids, words = encoded.input_ids, encoded.word_ids()
+            if whole:
+                return ids[:limit], len(ids) <= limit
+            if words and bisect_left(words, words[-1] - _UNSETTLED_WORDS) > limit:
+                return ids[:limit], False
+        size *= 2
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:

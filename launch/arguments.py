@@ -2,11 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
+from typing import NoReturn
+
+from common.exit_codes import USER_ERROR
 
 CONFIGURATION = """\
 CONFIG files are YAML and hold what differs from the defaults; later files win over earlier ones, and key=value
 over all files. A RUN folder's config.yaml is such a file, too. --print-config shows the result."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as every other mistake is told; `--help` shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -31,6 +42,27 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def split_list(text: str) -> list[str]:
+    """'a, b,a' as ['a', 'b']: each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,10 +1,13 @@
 """Checks that several commands make before they start."""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import INCOMPLETE_SUFFIX
 from launch.arguments import config_settings, split_settings
 from trainer.config import Config
 
@@ -26,7 +29,19 @@ def require_run(folder: Path) -> None:
         raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")
 
 
-def require_model(folder: Path) -> None:
-    """UserError unless `folder` holds an exported model."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
+def require_targets(targets: Mapping[str, Path | None], inputs: Iterable[str]) -> None:
+    """UserError unless these files can be written (option -> file), and none of them is an input or another one."""
+    taken = {os.path.realpath(path): "an input" for path in inputs}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: is no regular file; choose another name")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{option} {path}: {folder} is no folder that can be written; choose another")
+        for written in (path, path.with_name(path.name + INCOMPLETE_SUFFIX)):
+            if (what := taken.setdefault(os.path.realpath(written), f"{option}, too")) != f"{option}, too":
+                raise UserError(f"{option} {path}: {written} is {what}; choose another name")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from launch.arguments import Parser
 from launch.exits import guarded
 
 COMMANDS = (
@@ -59,7 +60,7 @@ def _run(parsed: argparse.Namespace) -> int | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="transpooler",
         description="Pretrain and fine-tune pooling encoder-decoders for long documents.",
         epilog=_EXIT_CODES,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from common.errors import UserError
-from launch.arguments import split_settings
+from launch.arguments import Parser, split_settings
 from launch.exits import guarded
 
 OTHER_RANKS_WAIT_S = 5.0
@@ -19,7 +19,7 @@ OTHER_RANKS_WAIT_S = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as one rank (RANK, WORLD_SIZE, LOCAL_RANK from the environment); returns the exit code."""
-    parser = argparse.ArgumentParser(prog="launch.train", description=__doc__.splitlines()[0])
+    parser = Parser(prog="launch.train", description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value")
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; LOCAL_RANK counts")

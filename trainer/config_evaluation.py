@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from data_pipeline.config import SPLITS
 
@@ -14,6 +15,7 @@ class GenerationConfig:
     max_new_tokens: int = 256
     min_new_tokens: int = 0
     length_penalty: float = 1.0
+    """Above 1 favours long summaries; greedy search (one beam) does not use it."""
     no_repeat_ngram_size: int = 0
     """Forbid n-grams from repeating; 0 = off."""
     batch_size: int = 8
@@ -25,6 +27,8 @@ class GenerationConfig:
                 yield name, f"is {getattr(self, name)}; must be at least 1"
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             yield "min_new_tokens", f"is {self.min_new_tokens}; must lie in 0..max_new_tokens = {self.max_new_tokens}"
+        if not isfinite(self.length_penalty):
+            yield "length_penalty", f"is {self.length_penalty}; must be a finite number"
         if self.no_repeat_ngram_size < 0:
             yield "no_repeat_ngram_size", f"is {self.no_repeat_ngram_size}; must not be negative"
 

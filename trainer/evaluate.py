@@ -152,17 +152,15 @@ def _ranks(config: Config) -> Ranks:
 
 
 def _model(config: Config, folder: Path | None) -> tuple[Any, Any]:
-    from trainer.models import build_model, load_model
+    from trainer.models import build_model, default_device, load_model
 
     if folder is not None:
-        model, tokenizer = load_model(folder)
-    else:
-        from data_pipeline.corpus import tokenizer_folder
-        from data_pipeline.tokenizer import load_tokenizer
+        return load_model(folder)
+    from data_pipeline.corpus import tokenizer_folder
+    from data_pipeline.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(tokenizer_folder(config.data))
-        model = build_model(config, tokenizer)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    tokenizer = load_tokenizer(tokenizer_folder(config.data))
+    return build_model(config, tokenizer).to(default_device()), tokenizer
 
 
 def _documents(config: Config, tokenizer: Any, model_folder: Path | None) -> list[Any]:

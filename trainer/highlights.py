@@ -9,11 +9,12 @@ import torch
 DIGITS = 3
 
 
-def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int) -> dict[str, Any]:
+def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int | None) -> dict[str, Any]:
     """Weights of one document's tokens for a report, which then needs no model.
 
-    `ids` is what the model reads, </s> included; `num_tokens` the document's whole length. Returns pieces (their
-    concatenation is the text that was read), one list of weights in 0..1 per stage, and a name per stage.
+    `ids` is what the model reads, </s> included; `num_tokens` the document's whole length (None: unknown, since it was
+    cut). Returns pieces (their concatenation is the text that was read), one list of weights in 0..1 per stage, and a
+    name per stage.
     """
     input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
     model.eval()

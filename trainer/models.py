@@ -1,11 +1,13 @@
-"""Models from weights on disk or from a seed. Both come back in float32 on the CPU, in training mode."""
+"""Models from weights on disk or from a seed, in float32."""
 
 import zlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import read_json
 from trainer.config import Config
 
 
@@ -50,20 +52,67 @@ def model_config(config: Config, tokenizer: Any) -> Any:
     )
 
 
+def require_model(folder: Path) -> None:
+    """UserError unless `folder` looks like an exported model of ours; reads config.json alone."""
+    if (kind := stored_config(folder).get("model_type")) != "transpooler":
+        raise UserError(f"{folder}: holds a {kind!r} model, not one of transpooler; give a folder that it exported")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; UserError if there is none."""
+    if not (folder / "config.json").is_file():
+        if (folder / "export" / "config.json").is_file():
+            raise UserError(f"{folder}: a run folder, not an exported model; use {folder / 'export'}")
+        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
+    values = read_json(folder / "config.json")
+    return values if isinstance(values, dict) else {}
+
+
 def load_model(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of an exported folder, in evaluation mode (UserError if it holds none)."""
-    import transformers
+    """Model and tokenizer of an exported folder, in evaluation mode and on the GPU where there is one.
+
+    UserError unless all weights are there and fit.
+    """
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     from data_pipeline.tokenizer import load_tokenizer
     from model import TranspoolerForConditionalGeneration
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
+    require_model(folder)
     # One small file loads at once: its progress bar would only be in the way of ours.
-    transformers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what does not fit is said below, in one line
     try:
-        model = TranspoolerForConditionalGeneration.from_pretrained(folder)
+        loaded: Any = TranspoolerForConditionalGeneration.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot load the model: {str(error).splitlines()[0]}; export it again") from error
-    return model.eval(), load_tokenizer(folder)
+    finally:
+        logging.set_verbosity(verbosity)
+    model, found = loaded
+    if problems := list(_unfit(found)):
+        raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > model.config.vocab_size:
+        counts = f"its tokenizer has {len(tokenizer):,} tokens, its model {model.config.vocab_size:,}"
+        raise UserError(f"{folder}: {counts}; export it again")
+    return model.eval().to(default_device()), tokenizer
+
+
+def default_device() -> str:
+    """The GPU where there is one (the rank's own, once ranks are joined), else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _unfit(found: dict[str, Any]) -> Iterator[str]:
+    """What `from_pretrained` filled with random weights or left out; weights that are tied to others are neither."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        # A mismatched weight comes with its two shapes.
+        names = sorted(item if isinstance(item, str) else item[0] for item in found[f"{kind}_keys"])
+        if names:
+            yield f"{kind} weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -1,15 +1,18 @@
 """Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
+from data_pipeline.tokenizer import leading_ids
 from trainer.config import GenerationConfig
 
 Item = TypeVar("Item")
+Head = Callable[[int], str]
+"""Gives a text's first so many characters or more, fewer only if it ends: what is not needed is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +20,8 @@ class Summary:
     """One generated summary."""
 
     text: str
-    num_source_tokens: int
-    """Tokens of the document, before cutting."""
+    num_source_tokens: int | None
+    """Tokens of the document; None if it was cut, since the rest is not read."""
     read_ids: list[int]
     """Token ids that the model read, </s> included."""
 
@@ -31,20 +34,26 @@ class Summary:
 def summarize(
     model: Any,
     tokenizer: Any,
-    texts: Iterable[str],
+    texts: Iterable[str | Head],
     generation: GenerationConfig,
     max_source_tokens: int | None = None,
 ) -> Iterator[Summary]:
     """Yield one summary per text, in order. `max_source_tokens` None reads as much as the tokenizer says fits."""
-    limit = max_source_tokens or int(tokenizer.model_max_length)
+    limit = source_limit(tokenizer, max_source_tokens)
     for batch in batches(texts, generation.batch_size):
-        # Specials written in a text are text: `split_special_tokens` keeps a document from saying </s>.
-        sources = tokenizer(list(batch), add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
-        cut = [[*source[: limit - 1], tokenizer.eos_token_id] for source in sources]
-        for source, read, text in zip(sources, cut, generate(model, tokenizer, cut, generation), strict=True):
-            yield Summary(text=text, num_source_tokens=len(source), read_ids=read)
+        sources = [leading_ids(tokenizer, _head(text), limit - 1) for text in batch]
+        read = [[*ids, tokenizer.eos_token_id] for ids, _ in sources]
+        for (ids, whole), cut, text in zip(sources, read, generate(model, tokenizer, read, generation), strict=True):
+            yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=cut)
+
+
+def source_limit(tokenizer: Any, max_source_tokens: int | None) -> int:
+    """How many tokens of a document are read, </s> included."""
+    return max_source_tokens or int(tokenizer.model_max_length)
+
+
+def _head(text: str | Head) -> Head:
+    return text if callable(text) else lambda num_characters: text[:num_characters]
 
 
 @torch.no_grad()
@@ -68,7 +77,7 @@ def generate(
         num_beams=generation.num_beams,
         max_new_tokens=generation.max_new_tokens,
         min_new_tokens=generation.min_new_tokens,
-        length_penalty=generation.length_penalty,
+        length_penalty=generation.length_penalty if generation.num_beams > 1 else 1.0,  # one beam has no use for it
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import read_json
 from common.progress import say
 from trainer.config import Config
+from trainer.models import stored_config
 
 FREE_TO_CHANGE = (
     *("dropout", "init_std", "block_size", "max_positions"),
@@ -42,23 +42,20 @@ def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerp
     """Copy what fits from the model in `folder`; UserError where tokenizer or architecture are not this run's."""
     from data_pipeline.tokenizer import fingerprint, load_tokenizer
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
-    values = read_json(folder / "config.json")
+    values = stored_config(folder)
+    kind = values.get("model_type")
     if fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint:
         raise UserError(
             f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
             f"with prepare.tokenizer.path={folder}"
         )
     kinds = {"transpooler": _check_export, "bart": _check_bart}
-    if values.get("model_type") not in kinds:
-        raise UserError(
-            f"train.init_from {folder}: holds a {values.get('model_type')!r} model; give one of {', '.join(kinds)}"
-        )
-    kinds[values["model_type"]](values, config, folder)
+    if kind not in kinds:
+        raise UserError(f"train.init_from {folder}: holds a {kind!r} model; give one of {', '.join(kinds)}")
+    kinds[kind](values, config, folder)
     try:
         with _stored_tensors(folder) as stored:
-            names = {_our_name(name) if values["model_type"] == "bart" else name: name for name in stored}
+            names = {_our_name(name) if kind == "bart" else name: name for name in stored}
             _report(folder, *copy_weights(model, stored, names))
     except UserError:
         raise

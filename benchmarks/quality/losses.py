@@ -15,6 +15,7 @@ from trainer.evaluate import derangement
 from trainer.models import load_model
 
 FILE_NAME = "losses.json"
+MEASURED = {"loss_sum", "shuffled_loss_sum", "target_tokens"}
 NOISE_SEED = 0
 """All runs of a study take the same tokens out of the same documents, whatever their seed."""
 
@@ -25,15 +26,18 @@ def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
     (N,) float64 each; remembered in the run.
     """
     path = run / "evaluation" / config.evaluation.split / FILE_NAME
-    if not path.is_file() or path.stat().st_mtime_ns < (run / "export" / "config.json").stat().st_mtime_ns:
-        write_json(path, _measure(run, config))
-    return {name: np.array(values, dtype=np.float64) for name, values in read_json(path).items()}
+    stored = read_json(path) if path.is_file() else {}
+    model = run / "export" / "config.json"
+    # An older version wrote less.
+    if set(stored) != MEASURED or path.stat().st_mtime_ns < model.stat().st_mtime_ns:
+        stored = _measure(run, config)
+        write_json(path, stored)
+    return {name: np.array(stored[name], dtype=np.float64) for name in sorted(MEASURED)}
 
 
 @torch.no_grad()
 def _measure(run: Path, config: Config) -> dict[str, list[Any]]:
     model, tokenizer = load_model(run / "export")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     dataset = ShardDataset(Path(config.data.shards) / config.evaluation.split)
     count = min(len(dataset), config.evaluation.max_documents or len(dataset))
     maker = ExampleMaker(config.data, tokenizer, NOISE_SEED)

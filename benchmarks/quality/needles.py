@@ -1,26 +1,32 @@
 """Documents of which few words carry the answer: a study in which it must matter what pooling keeps.
 
-A document is filler (Zipf's law) with two dense passages of two facts each, anywhere; a fact is the name of a field and
-three words, each from a small list of its own. The summary: the facts in the order of the fields. What is worth keeping
-can be told from the words, not from where they stand. Documents are 24 to 256 words long (log-uniform), held-out ones
-192 to 256. The same seed gives the same bytes.
+A document is filler with two dense passages of two facts each, anywhere; a fact is the name of a field and three words,
+each from a small list of made-up ones. The summary: the facts in the order of the fields. What is worth keeping can be
+told from the words, not from where they stand. Filler is made up, too (Zipf's law), or running text of real documents.
+Documents are 24 to 256 words long (with text: to 400; log-uniform), held-out ones at least three quarters of that. The
+same seed and texts give the same bytes.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import atomic_write
+from data_pipeline.readers import RawDocument, read_documents
 
 NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200
 FACTS_A_PASSAGE = 2
 FACT_WORDS = NUM_FIELDS * (1 + WORDS_A_FACT)
-LENGTHS = (24, 256)
-HELD_OUT_LENGTHS = (192, 256)
+SHORTEST, LONGEST, LONGEST_IN_TEXT, HELD_OUT_SHARE = 24, 256, 400, 0.75
 DOCUMENTS = {"train": 8_000, "validation": 200, "test": 200}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+
+Filler = Callable[[int, np.random.Generator], list[str]]
+"""So many words of it."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,50 @@ class Words:
     """The most frequent first."""
 
 
-def needle_sources(folder: Path, documents: dict[str, int] | None = None, seed: int = 0) -> dict[str, Path]:
-    """Write a .jsonl file of article/abstract/id for each split, unless it is there; returns their paths."""
+def needle_sources(
+    folder: Path, documents: dict[str, int] | None = None, *, texts: dict[str, Path] | None = None, seed: int = 0
+) -> dict[str, Path]:
+    """Write a .jsonl file of article/abstract/id for each split; returns their paths.
+
+    `texts`: a file of documents for each split, whose running text is the filler.
+    """
     documents = DOCUMENTS if documents is None else documents
     paths = {split: folder / f"{split}.jsonl" for split in documents}
     words = vocabulary(seed)
+    longest = LONGEST if texts is None else LONGEST_IN_TEXT
     for number, (split, count) in enumerate(documents.items()):
-        if paths[split].is_file():
-            continue
         rng = np.random.default_rng((seed, number))
-        lengths = LENGTHS if split == "train" else HELD_OUT_LENGTHS
+        filler = _zipf(words) if texts is None else _running_text(texts[split], longest)
+        shortest = SHORTEST if split == "train" else HELD_OUT_SHARE * longest
         with atomic_write(paths[split]) as file:
             for index in range(count):
-                num_words = int(np.exp(rng.uniform(*np.log(lengths))))
-                article, abstract = document(words, num_words, rng)
+                num_words = int(np.exp(rng.uniform(*np.log((shortest, longest)))))
+                article, abstract = document(words, num_words, rng, filler)
                 row = {"article": article, "abstract": abstract, "id": f"{split}-{index}"}
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths
+
+
+def _zipf(words: Words) -> Filler:
+    shares = 1 / np.arange(1, NUM_FILLER + 1)
+    return lambda count, rng: rng.choice(words.filler, size=count, p=shares / shares.sum()).tolist()
+
+
+def _running_text(path: Path, longest: int) -> Filler:
+    """Words that follow each other in one of the file's documents."""
+    read = (
+        found.source.split() for found in read_documents([path], None, None, False) if isinstance(found, RawDocument)
+    )
+    texts = [text for text in read if len(text) >= longest]
+    if not texts:
+        raise UserError(f"{path}: no document has {longest} words; give longer ones")
+
+    def filler(count: int, rng: np.random.Generator) -> list[str]:
+        text = texts[rng.integers(len(texts))]
+        start = int(rng.integers(len(text) - count + 1))
+        return text[start : start + count]
+
+    return filler
 
 
 def vocabulary(seed: int = 0) -> Words:
@@ -70,7 +103,7 @@ def vocabulary(seed: int = 0) -> Words:
     return Words(fields=fields, facts=facts, filler=take(NUM_FILLER))
 
 
-def document(words: Words, num_words: int, rng: np.random.Generator) -> tuple[str, str]:
+def document(words: Words, num_words: int, rng: np.random.Generator, filler: Filler) -> tuple[str, str]:
     """(article of `num_words` words, abstract)."""
     facts = [
         " ".join([field, *(str(rng.choice(choices)) for choices in places)])
@@ -78,12 +111,11 @@ def document(words: Words, num_words: int, rng: np.random.Generator) -> tuple[st
     ]
     order = rng.permutation(NUM_FIELDS)
     passages = [" ".join(facts[i] for i in part) for part in order.reshape(-1, FACTS_A_PASSAGE)]
-    shares = 1 / np.arange(1, NUM_FILLER + 1)
-    filler = rng.choice(words.filler, size=num_words - FACT_WORDS, p=shares / shares.sum()).tolist()
-    places = np.sort(rng.integers(0, len(filler) + 1, size=len(passages)))
+    parts = filler(num_words - FACT_WORDS, rng)
+    places = np.sort(rng.integers(0, len(parts) + 1, size=len(passages)))
     for place, passage in zip(places[::-1], passages, strict=True):
-        filler.insert(place, passage)
-    return " ".join(filler), " ".join(facts)
+        parts.insert(place, passage)
+    return " ".join(parts), " ".join(facts)
 
 
 def recalled_facts(reference: str, generated: str) -> float:

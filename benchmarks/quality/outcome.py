@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.keywords import recalled_keywords
 from benchmarks.quality.losses import document_losses
 from benchmarks.quality.needles import recalled_facts
 from benchmarks.quality.statistics import Estimate, difference, estimate
@@ -17,8 +16,6 @@ from trainer.config_loader import load_config
 from trainer.metrics import read_metrics
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-RECALLED = {"needles": ("facts", recalled_facts), "keywords": ("keywords", recalled_keywords)}
-"""What is counted in the summaries of a study's own corpus: (column, share of it that is there)."""
 UNDECIDED = "undecided"
 
 
@@ -34,15 +31,17 @@ class ArmResult:
     rouge_SN: dict[str, np.ndarray]
     """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
-    recalled_SN: dict[str, np.ndarray]
-    """Share of the facts or keywords that are there, where a study has such."""
-    facts: dict[str, Any]
+    recalled_SN: np.ndarray | None
+    """Share of the planted facts, where a study has such."""
+    seeds: tuple[int, ...]
+    facts_S: list[dict[str, float]]
+    """Steps, tokens, minutes and memory of each seed's run."""
 
 
-def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
+def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
     losses, shuffled, scores, recalled, facts = [], [], [], [], []
-    for run in runs:
+    for run in runs.values():
         config = load_config([run / "config.yaml"])
         measured = document_losses(run, config)
         tokens_N = measured["target_tokens"]
@@ -55,22 +54,21 @@ def read_arm(arm: str, runs: list[Path], study: Study) -> ArmResult:
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            name, recall = RECALLED[study.corpus]
-            recalled.append([recall(row["reference"], row["generated"]) for row in rows])
-    merged = {name: statistics.mean(fact[name] for fact in facts) for name in facts[0]}
+            recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
         shuffled_SN=np.array(shuffled),
         rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
-        recalled_SN={name: np.array(recalled)} if recalled else {},
-        facts=merged,
+        recalled_SN=np.array(recalled) if recalled else None,
+        seeds=tuple(runs),
+        facts_S=facts,
     )
 
 
 def _facts(run: Path) -> dict[str, float]:
-    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in _parts(run)]
+    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
@@ -79,7 +77,7 @@ def _facts(run: Path) -> dict[str, float]:
     }
 
 
-def _parts(run: Path) -> list[Path]:
+def parts(run: Path) -> list[Path]:
     """The folders of a run in order of time: that of the arm it began as, and its own."""
     start = load_config([run / "config.yaml"]).train.init_from
     beginning = [] if start is None else [run.parent / Path(start).parent.name]
@@ -102,22 +100,46 @@ def table_rows(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
     return [_row(result, baseline) for result in results]
 
 
+def seed_rows(results: list[ArmResult]) -> list[dict[str, Any]]:
+    """One row an arm and seed: the same numbers without intervals."""
+    return [_seed_row(result, number) for result in results for number in range(len(result.seeds))]
+
+
+def _seed_row(result: ArmResult, number: int) -> dict[str, Any]:
+    weights = result.tokens_N
+    loss, shuffled = (
+        np.average(values_SN[number], weights=weights) for values_SN in (result.loss_SN, result.shuffled_SN)
+    )
+    scores = result.rouge_SN | ({} if result.recalled_SN is None else {"facts": result.recalled_SN})
+    return {
+        "arm": result.arm,
+        "seed": result.seeds[number],
+        **result.facts_S[number],
+        "loss": float(loss),
+        "reads_its_input": float(shuffled - loss),
+        **{name: 100 * float(np.mean(values_SN[number])) for name, values_SN in scores.items()},
+    }
+
+
 def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     weights, ones = result.tokens_N, np.ones_like(result.tokens_N)
     loss = estimate(result.loss_SN, weights)
     row: dict[str, Any] = {"arm": result.arm, "seeds": len(result.loss_SN), "documents": len(weights)}
-    row |= result.facts
+    row |= {name: statistics.mean(facts[name] for facts in result.facts_S) for name in result.facts_S[0]}
     row |= _columns("loss", loss)
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
         row |= _columns(name, estimate(100 * values_SN, ones))
-    for name, values_SN in result.recalled_SN.items():
-        row |= _columns(name, estimate(100 * values_SN, ones))
-    if result is not baseline:
-        apart = difference(result.loss_SN, baseline.loss_SN, weights)
+    if result.recalled_SN is not None:
+        row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
+    # Paired by seed: over those that both have.
+    seeds = [] if result is baseline else [seed for seed in result.seeds if seed in baseline.seeds]
+    ours, theirs = ([some.seeds.index(seed) for seed in seeds] for some in (result, baseline))
+    if seeds:
+        apart = difference(result.loss_SN[ours], baseline.loss_SN[theirs], weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
-    if result is not baseline and result.rouge_SN:
-        apart = difference(100 * result.rouge_SN["rouge1"], 100 * baseline.rouge_SN["rouge1"], ones)
+    if seeds and result.rouge_SN:
+        apart = difference(100 * result.rouge_SN["rouge1"][ours], 100 * baseline.rouge_SN["rouge1"][theirs], ones)
         row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": verdict(apart)}
     return row
 
@@ -134,7 +156,7 @@ def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
     points = []
     for seed, run in runs.items():
         tokens, minutes, steps = 0, 0.0, 0
-        for part in _parts(run):
+        for part in parts(run):
             rows = read_metrics(part)
             history = [row for row in rows if row["split"] == "train"]
             at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))

@@ -32,31 +32,20 @@ def estimate(values_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> 
 
 
 def difference(ours_SN: np.ndarray, baseline_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> Estimate:
-    """`ours` less `baseline`, paired: the same documents are drawn for both, seeds for each by itself."""
-    rng = np.random.default_rng(seed)
-    documents = _draw_documents(len(weights_N), rng)
-    ours = _resampled(ours_SN, weights_N, rng, documents)
-    baseline = _resampled(baseline_SN, weights_N, rng, documents)
-    return _interval(_mean(ours_SN, weights_N) - _mean(baseline_SN, weights_N), ours - baseline)
+    """`ours` less `baseline`, paired: runs of one seed begin with the same weights and read the same documents."""
+    return estimate(ours_SN - baseline_SN, weights_N, seed=seed)
 
 
 def _mean(values_SN: np.ndarray, weights_N: np.ndarray) -> float:
     return float((values_SN.mean(0) * weights_N).sum() / weights_N.sum())
 
 
-def _draw_documents(count: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, count, (SAMPLES, count))
-
-
-def _resampled(
-    values_SN: np.ndarray, weights_N: np.ndarray, rng: np.random.Generator, documents: np.ndarray | None = None
-) -> np.ndarray:
+def _resampled(values_SN: np.ndarray, weights_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     num_seeds, count = values_SN.shape
-    drawn = _draw_documents(count, rng) if documents is None else documents
     means = np.empty(SAMPLES)
-    for sample, numbers in enumerate(drawn):
-        seeds = rng.integers(0, num_seeds, num_seeds)
-        means[sample] = _mean(values_SN[np.ix_(seeds, numbers)], weights_N[numbers])
+    for sample in range(SAMPLES):
+        seeds, documents = rng.integers(0, num_seeds, num_seeds), rng.integers(0, count, count)
+        means[sample] = _mean(values_SN[np.ix_(seeds, documents)], weights_N[documents])
     return means
 
 

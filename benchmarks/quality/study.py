@@ -1,15 +1,20 @@
 """A study: which arms are trained, on what budget, with which seeds; read from a YAML file."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from common.errors import UserError
+from launch.arguments import split_list
+from trainer.config import Config
+from trainer.config_loader import load_config
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-CORPORA = ("needles", "keywords")
+CORPORA = ("needles", "needles_in_text")
 KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
@@ -44,6 +49,9 @@ class Study:
     budget: tuple[str, float]
     """('steps' | 'source_tokens' | 'minutes', how many): of each run. Equal steps are equal documents."""
     arms: tuple[Arm, ...]
+    """All of the file."""
+    asked: tuple[str, ...] = ()
+    """Names of the arms that are trained now; the table holds all that are finished."""
     seeds: tuple[int, ...] = (0,)
     processes: int = 1
     """Training ranks."""
@@ -52,24 +60,35 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """What the study makes of its own (needles) or of the user's documents (keywords). null: the user's as they are."""
+    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; null: the user's alone."""
 
 
 def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
     """Read and check a study; `arms` and `seeds` (comma-separated) replace its own. UserError names what is wrong."""
     study = _parse(path, _read(path))
     if seeds is not None:
-        if not all(part.strip().isdecimal() for part in seeds.split(",")):
+        if not all(part.isdecimal() for part in split_list(seeds)):
             raise UserError(f"--seeds: {seeds!r} is not a list of whole numbers; write 0,1,2")
-        study = replace(study, seeds=tuple(int(part) for part in seeds.split(",")))
+        study = replace(study, seeds=tuple(dict.fromkeys(int(part) for part in split_list(seeds))))
     if arms is not None:
-        known, wanted = {arm.name: arm for arm in study.arms}, arms.split(",")
-        if wrong := [name for name in wanted if name not in known]:
-            raise UserError(f"--arms: {path} has no arm {wrong[0]!r}; choose among {', '.join(known)}")
-        study = replace(study, arms=tuple(known[name] for name in wanted))
-        if study.baseline not in wanted:
-            study = replace(study, baseline=wanted[0])
+        if wrong := [name for name in split_list(arms) if name not in study.asked]:
+            raise UserError(f"--arms: {path} has no arm {wrong[0]!r}; choose among {', '.join(study.asked)}")
+        study = replace(study, asked=tuple(split_list(arms)))
     return study
+
+
+def resolve(study: Study, who: str, fragments: Sequence[Mapping[str, Any]]) -> Config:
+    """The study's settings and the fragments, checked; UserError names the study and `who` is wrong."""
+    with TemporaryDirectory() as folder:
+        paths = list(study.configs)
+        for number, values in enumerate([study.settings, *fragments]):
+            paths.append(Path(folder) / f"{number}.yaml")
+            paths[-1].write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
+        try:
+            return load_config(paths)
+        except UserError as error:
+            lines = [f"{study.path}: arms.{who}: {line}" for line in str(error).splitlines()]
+            raise UserError("\n".join(lines)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -94,7 +113,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
     if baseline not in arms:
         raise UserError(f"{path}: baseline is {baseline!r}; choose one of the arms {', '.join(arms)}")
     seeds = values.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(n, int) and n >= 0 for n in seeds):
         raise UserError(f"{path}: seeds is {seeds!r}; expected a list of whole numbers")
     processes = values.get("processes", 1)
     if not isinstance(processes, int) or processes < 1:
@@ -108,7 +127,8 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         baseline=baseline,
         budget=_budget(path, values.get("budget")),
         arms=tuple(_arm(path, name, settings or {}, arms) for name, settings in arms.items()),
-        seeds=tuple(seeds),
+        asked=tuple(arms),
+        seeds=tuple(dict.fromkeys(seeds)),
         processes=processes,
         configs=tuple(path.parent / name for name in values.get("configs", [])),
         settings=values.get("settings") or {},

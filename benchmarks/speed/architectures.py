@@ -5,7 +5,7 @@ window of 512 tokens with a global first token, as it is used to summarise; Long
 and transient global tokens. Both ship without fused attention; ours goes through `scaled_dot_product_attention`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,19 @@ def build(name: str, *, length: int, target_tokens: int, vocab_size: int, overri
         return _ours(found, vocab_size, overrides)
 
 
+def check_overrides(names: Sequence[str], overrides: tuple[str, ...]) -> None:
+    """UserError where one of our architectures among `names` cannot be built with the overrides."""
+    for item in overrides:
+        if not item.startswith("model."):
+            raise UserError(f"--set {item}: cells take settings of the model alone; write model.KEY=VALUE")
+    for name in names:
+        if overrides and entry(name).source not in ("led", "longt5"):
+            try:
+                _config(entry(name), 32_000, overrides)
+            except UserError as error:
+                raise UserError(f"--set, {name}: {error}") from None
+
+
 def inputs(model: Any, *, batch_size: int, length: int, vocab_size: int) -> dict[str, Tensor]:
     """Random documents, all as long: input_ids and attention_mask (B, N) int64, and what LED wants besides."""
     generator = torch.Generator().manual_seed(1)
@@ -87,16 +100,21 @@ def inputs(model: Any, *, batch_size: int, length: int, vocab_size: int) -> dict
 
 
 def _ours(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> nn.Module:
-    from model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from model import TranspoolerForConditionalGeneration
+
+    return TranspoolerForConditionalGeneration(_config(found, vocab_size, overrides))
+
+
+def _config(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> Any:
+    from model import TranspoolerConfig
     from trainer.config_loader import load_config
 
     encoder_layers, decoder_layers = found.layers
     layers = (f"model.encoder_layers={encoder_layers}", f"model.decoder_layers={decoder_layers}")
     architecture = load_config([CONFIGS / f"{found.source}.yaml"], [*layers, *found.overrides, *overrides]).model
-    config = TranspoolerConfig.from_architecture(
+    return TranspoolerConfig.from_architecture(
         architecture, vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
     )
-    return TranspoolerForConditionalGeneration(config)
 
 
 def _led(layers: tuple[int, int], length: int, target_tokens: int, vocab_size: int) -> nn.Module:

@@ -10,8 +10,17 @@ from benchmarks import harness
 from benchmarks.speed import architectures
 from benchmarks.speed.goals import verdicts
 from benchmarks.speed.run import check_device, run_cells
-from benchmarks.speed.settings import PHASES, SETTINGS_FILE, Cell, Limits, Settings, keep_settings
-from benchmarks.speed.table import read_cells, rows, terminal_tables
+from benchmarks.speed.settings import (
+    DAMAGED,
+    PHASES,
+    SETTINGS_FILE,
+    Cell,
+    Limits,
+    Settings,
+    keep_settings,
+    read_cells,
+)
+from benchmarks.speed.table import markdown_tables, rows, terminal_tables
 from common.errors import UserError
 from common.files import read_json
 from common.progress import say
@@ -30,6 +39,7 @@ def bench_speed(
     """Measure the cells that are missing in `folder`, then write and print what all cells of the folder say."""
     for name in names:
         architectures.entry(name)
+    architectures.check_overrides(names, settings.overrides)
     check_device(settings.device)
     keep_settings(folder, settings)
     # Short inputs first; what is compared is measured close together.
@@ -50,8 +60,9 @@ def write_outputs(folder: Path) -> list[Path]:
     lines = verdicts(found)
     terminal_tables(found)
     print("\n".join(lines))
-    settings = read_json(folder / SETTINGS_FILE)
-    paths = harness.write_results(NAME, found, _notes(settings, lines), folder)
+    settings = read_json(folder / SETTINGS_FILE, DAMAGED)
+    where, notes = _where(cells), _notes(settings, lines)
+    paths = harness.write_results(NAME, found, notes, folder, where=where, to_read=markdown_tables(found))
     if importlib.util.find_spec("matplotlib") is None:
         say("no plots: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths
@@ -60,13 +71,24 @@ def write_outputs(folder: Path) -> list[Path]:
     return [*paths, *write_plots(found, folder, _subtitle(cells, settings))]
 
 
+def _where(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Machine, threads and commits of the cells; date and commit of the table."""
+    now = harness.environment()
+    measured = [cell["environment"] for cell in cells if "environment" in cell]
+    return {"date": now["date"], "table_commit": now["commit"]} | {
+        **{key: measured[0][key] for key in ("cpu", "cores", "threads", "memory_gib", "gpu")},
+        "measured_with": harness.made_with(measured),
+    }
+
+
 def _notes(settings: dict[str, Any], lines: Sequence[str]) -> str:
     said = "".join(f"- {line}\n" for line in lines)
     return (
         f"Settings: {json.dumps(settings)}\n\n"
-        "Medians; `_low` and `_high` are quartiles. `_vs_blockwise` and `_vs_vanilla`: the baseline of the same group "
-        "over this, above 1 = cheaper. A document: beam search with target_tokens new tokens for each of the batch; a "
-        "token: the mean time between two of them. Peaks: above what weights and optimizer hold, within one step.\n\n"
+        "Medians. In brackets: cost of the group's Blockwise and vanilla over this, above 1 = cheaper; - = unknown. "
+        "A document: beam search with target_tokens new tokens for each of the batch; a token: the mean time between "
+        "two of them. Peaks: above what weights and optimizer hold, within one step. All columns and quartiles: "
+        "`speed.csv`, `speed.json`.\n\n"
         f"{said}"
     )
 
@@ -76,9 +98,9 @@ def _subtitle(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     machine = (
         where["gpu"]
         if settings["device"] == "cuda"
-        else f"{where['cpu']}, {settings['threads']} threads, {settings['clock']} time"
+        else f"{where['cpu']}, {settings['threads']} thread{'s' * (settings['threads'] > 1)}, {settings['clock']} time"
     )
     return (
         f"{machine}; {settings['precision']}, batch {settings['batch_size']}, {settings['target_tokens']} target "
-        f"tokens, beam {settings['num_beams']}; {where['date'][:10]}, commit {where['commit'][:12]}"
+        f"tokens, beam {settings['num_beams']}; {where['date'][:10]}, commit {where['commit']}"
     )

@@ -60,7 +60,8 @@ def _measure(cell: Cell, settings: Settings, limits: Limits) -> dict[str, Any]:
     measured = (
         _training(model, batch, settings, clock) if cell.phase == "train" else _inference(model, batch, settings, clock)
     )
-    return {"parameters": sum(weight.numel() for weight in model.parameters()), **measured}
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return {"parameters": parameters, "repeats_asked": limits.repeats, **measured}
 
 
 class Clock:

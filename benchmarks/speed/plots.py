@@ -38,6 +38,17 @@ def exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
+def fitted(lengths: Sequence[int]) -> str:
+    """'2k-8k': what an exponent was fitted to; '2k and 8k alone' where it is two lengths."""
+    low, high = short(min(lengths)), short(max(lengths))
+    return f"{low}-{high}" if len(set(lengths)) > 2 else f"{low} and {high} alone"
+
+
+def short(length: int) -> str:
+    """'8k' for 8,192."""
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
 def write_plots(rows: Sequence[Row], folder: Path, subtitle: str) -> list[Path]:
     """cost-<group>.png for each group that has something to draw; returns their paths."""
     paths = []
@@ -74,14 +85,27 @@ def _panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
             continue
         lengths, costs = zip(*points, strict=True)
         slope = exponent(lengths, costs)
-        label = name if slope is None else f"{name}  n^{slope:.2f}"
+        label = name if slope is None else f"{name}  n^{slope:.2f} ({fitted(lengths)})"
         axis.plot(lengths, costs, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
     ticks = sorted({row["length"] for row in rows})
     axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, map(short, ticks))
     axis.set_yscale("log")
-    axis.set_xticks(ticks, [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in ticks])
+    _label_costs(axis)
     axis.minorticks_off()
     axis.grid(True, which="major", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_lines():
         axis.legend(fontsize=8, frameon=False)
+
+
+def _label_costs(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten; where fewer than three of them are in view, at even steps."""
+    from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator
+
+    low, high = axis.get_ylim()
+    locator: Locator = LogLocator(subs=(1, 2, 5), numticks=20)
+    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 3:
+        locator = MaxNLocator(5)
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

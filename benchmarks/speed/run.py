@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.speed.settings import Cell, Limits, Settings, outcome
+from benchmarks.speed.settings import UNMEASURED, Cell, Limits, Settings, outcome, read_cell
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.progress import progress, say
@@ -41,16 +41,24 @@ def run_cells(cells: Sequence[Cell], settings: Settings, limits: Limits, folder:
 
 
 def known(cell: Cell, limits: Limits, folder: Path) -> dict[str, Any] | None:
-    """The cell's earlier result, unless it failed, or met a limit that is wider now."""
+    """The cell's earlier result, unless it failed, was to be repeated less often, or met a limit that is wider now."""
     path = cell.path(folder)
     if not path.is_file():
         return None
-    result = read_json(path)
+    result = read_cell(path)
+    if result["status"] == "ok" and _repeats(result) < limits.repeats:
+        return None
     if result["status"] == "time_limit" and result["time_limit_s"] < limits.time_limit_s:
         return None
     if result["status"] == "out_of_memory" and _roomier(limits.memory_limit_gib, result.get("memory_limit_gib")):
         return None
-    return None if result["status"] in ("failed", "skipped") else result
+    return None if result["status"] in UNMEASURED else result
+
+
+def _repeats(result: dict[str, Any]) -> int:
+    """How often a cell was to be measured (time may have allowed less); older results say only how often it was."""
+    counts = [value for key, value in result.items() if key.endswith("_repeats")]
+    return int(result.get("repeats_asked", min(counts, default=0)))
 
 
 def _roomier(now_gib: float, then_gib: float | None) -> bool:

@@ -6,9 +6,13 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
+from launch.arguments import split_list
 
 PHASES = ("train", "infer")
 SETTINGS_FILE = "settings.json"
+UNMEASURED = ("failed", "skipped")
+RESULT_KEYS = {"architecture", "length", "phase", "status", "note"}
+DAMAGED = "delete it and run the command again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +62,32 @@ class Cell:
         return folder / "cells" / f"{self.name}.json"
 
 
+def read_cell(path: Path) -> dict[str, Any]:
+    """A cell's result; UserError for a file that is none."""
+    result = read_json(path, DAMAGED)
+    if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
+        raise UserError(f"{path}: not the result of a cell; {DAMAGED}")
+    return result
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder."""
+    return [read_cell(path) for path in sorted((folder / "cells").glob("*.json"))]
+
+
 def keep_settings(folder: Path, settings: Settings) -> None:
-    """Write the settings into the folder; UserError if it holds measurements with others."""
+    """Write the settings into the folder; UserError if it holds measurements with others (failures are none)."""
     path, values = folder / SETTINGS_FILE, asdict(settings) | {"overrides": list(settings.overrides)}
-    if path.is_file() and (before := read_json(path)) != values:
+    measured = any(cell["status"] not in UNMEASURED for cell in read_cells(folder))
+    if measured and path.is_file() and (before := read_json(path, DAMAGED)) != values:
         changed = ", ".join(f"{key} {before.get(key)!r}" for key in values if before.get(key) != values[key])
         raise UserError(f"{folder}: holds measurements with {changed}; choose another --output folder")
     write_json(path, values)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """'2k,8k' to tokens, each once."""
+    return list(dict.fromkeys(parse_length(part) for part in split_list(text)))
 
 
 def parse_length(text: str) -> int:
@@ -83,7 +106,7 @@ def outcome(cell: Cell, status: str, note: str = "", **values: Any) -> dict[str,
 
 def parse_phases(text: str) -> list[str]:
     """'train,infer' to its parts."""
-    parts = text.split(",")
+    parts = split_list(text)
     if wrong := [part for part in parts if part not in PHASES]:
         raise UserError(f"--phases: {wrong[0]!r} is unknown; choose among {', '.join(PHASES)}")
     return parts

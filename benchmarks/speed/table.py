@@ -1,12 +1,11 @@
 """From cells to rows: one row an architecture and length, every cost beside its ratio to the group's baselines."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import markdown, print_table
 from benchmarks.speed.architectures import BASELINES, ENTRIES
 from benchmarks.speed.settings import PHASES
-from common.files import read_json
 
 Row = dict[str, Any]
 
@@ -21,14 +20,9 @@ COSTS = {
     "decoder_attention_gflop": "of these attention",
     "decoder_token_read_mib": "read a token",
 }
-"""Column -> what the terminal calls it."""
+"""Column -> what readers are shown."""
 RATIO_TO = ("blockwise", "vanilla")
 UNITS = {"_s": ("s", "ms", 1000.0), "_mib": ("GiB", "MiB", 1024.0), "_gflop": ("TFLOP", "GFLOP", 1000.0)}
-
-
-def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder."""
-    return [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
 
 
 def rows(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -41,7 +35,7 @@ def rows(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
         if cell["note"]:
             row[f"{cell['phase']}_note"] = cell["note"]
         numbers = {key: value for key, value in cell.items() if isinstance(value, int | float)}
-        row.update({key: value for key, value in numbers.items() if key not in ("length", "environment")})
+        row.update({key: value for key, value in numbers.items() if key not in ("length", "repeats_asked")})
     order = list(ENTRIES)
     found = sorted(
         merged.values(), key=lambda row: (row["group"] == "deep", row["length"], order.index(row["architecture"]))
@@ -59,27 +53,29 @@ def _add_ratios(row: Row, merged: Mapping[tuple[str, int], Row]) -> None:
                 row[f"{cost}_vs_{name}"] = other[cost] / row[cost]
 
 
-def terminal_tables(found: Sequence[Row]) -> None:
-    """Print one table a group on standard output: cost, and ratios to blockwise / vanilla behind it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160)
-    frame = box.HEAVY_HEAD if console.is_terminal else box.ASCII2
+def readable(found: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
+    """Title -> rows of one table a group: cost, and ratios to blockwise / vanilla behind it."""
+    tables = {}
     for group, baselines in BASELINES.items():
         members = [row for row in found if row["group"] == group]
-        if not members:
-            continue
-        title = f"{group}: cost (times cheaper than {' / '.join(baselines)})"
-        table = Table(box=frame, title=title)
-        for column in ("tokens", "architecture", *COSTS.values()):
-            table.add_column(column, justify="left" if column == "architecture" else "right")
-        for before, row in zip([None, *members], members, strict=False):
-            if before is not None and before["length"] != row["length"]:
-                table.add_section()
-            table.add_row(f"{row['length']:,}", row["architecture"], *(cost_cell(row, cost) for cost in COSTS))
-        console.print(table)
+        if members:
+            tables[f"{group}: cost (times cheaper than {' / '.join(baselines)})"] = [
+                {"architecture": row["architecture"], "tokens": f"{row['length']:,}"}
+                | {heading: cost_cell(row, cost) for cost, heading in COSTS.items()}
+                for row in members
+            ]
+    return tables
+
+
+def terminal_tables(found: Sequence[Row]) -> None:
+    """Print them on standard output."""
+    for title, table in readable(found).items():
+        print_table(title, table, sections="tokens")
+
+
+def markdown_tables(found: Sequence[Row]) -> str:
+    """The same in Markdown."""
+    return "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in readable(found).items())
 
 
 def cost_cell(row: Mapping[str, Any], cost: str) -> str:
@@ -88,7 +84,7 @@ def cost_cell(row: Mapping[str, Any], cost: str) -> str:
         phase = PHASES[0] if cost.startswith("train") else PHASES[1]
         return str(row.get(f"{phase}_status", "")).replace("_", " ")
     ratios = [row.get(f"{cost}_vs_{name}") for name in RATIO_TO]
-    shown = "/".join("-" if ratio is None else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios)
+    shown = "/".join("-" if ratio is None else _digits(ratio, 2) for ratio in ratios)
     return f"{quantity(row[cost], cost)} ({shown})"
 
 
@@ -96,5 +92,10 @@ def quantity(value: float, cost: str) -> str:
     """A cost with its unit."""
     large, small, factor = next(unit for suffix, unit in UNITS.items() if cost.endswith(suffix))
     if cost.endswith("_s"):
-        return f"{value:.3g} {large}" if value >= 1 else f"{value * factor:.3g} {small}"
-    return f"{value / factor:.3g} {large}" if value >= factor else f"{value:.3g} {small}"
+        return f"{_digits(value, 3)} {large}" if value >= 1 else f"{_digits(value * factor, 3)} {small}"
+    return f"{_digits(value / factor, 3)} {large}" if value >= factor else f"{_digits(value, 3)} {small}"
+
+
+def _digits(value: float, count: int) -> str:
+    """As many digits, and all those before the point."""
+    return f"{value:,.0f}" if value >= 10 ** (count - 1) else f"{value:#.{count}g}".removesuffix(".")

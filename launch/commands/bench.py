@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import UserError
-from launch.arguments import add_command, positive
+from launch.arguments import add_command, positive, split_list
 
 LENGTHS = "2k,4k,8k,16k,32k"
 
@@ -79,7 +79,7 @@ def _speed(parsed: argparse.Namespace) -> None:
 
     from benchmarks.speed.architectures import ENTRIES
     from benchmarks.speed.bench import bench_speed
-    from benchmarks.speed.settings import Limits, Settings, parse_length, parse_phases
+    from benchmarks.speed.settings import Limits, Settings, parse_lengths, parse_phases
 
     device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and parsed.clock == "process":
@@ -97,9 +97,8 @@ def _speed(parsed: argparse.Namespace) -> None:
     free_gib = psutil.virtual_memory().available / 2**30
     memory_limit_gib = parsed.memory_limit or (0.8 * free_gib if device == "cpu" else 0.0)
     limits = Limits(repeats=parsed.repeats, time_limit_s=parsed.time_limit, memory_limit_gib=memory_limit_gib)
-    names = parsed.architectures.split(",") if parsed.architectures else list(ENTRIES)
-    lengths = [parse_length(part) for part in parsed.lengths.split(",")]
-    bench_speed(names, lengths, settings, limits, parsed.output, parse_phases(parsed.phases))
+    names = split_list(parsed.architectures) if parsed.architectures else list(ENTRIES)
+    bench_speed(names, parse_lengths(parsed.lengths), settings, limits, parsed.output, parse_phases(parsed.phases))
 
 
 def _add_quality(kinds: argparse._SubParsersAction) -> None:
@@ -124,14 +123,13 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
     )
-    parser.add_argument("--arms", metavar="A,B", help="only these arms of the study")
-    parser.add_argument("--seeds", metavar="N,N", help="instead of the study's")
+    parser.add_argument("--arms", metavar="A,B", help="train only these arms of the study")
+    parser.add_argument("--seeds", metavar="N,N", help="train these seeds instead of the study's")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default bench/NAME of the study)")
 
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from benchmarks.quality.bench import bench_quality
-    from benchmarks.quality.keywords import keyword_sources
     from benchmarks.quality.needles import needle_sources
     from benchmarks.quality.study import load_study
     from launch.demo_corpus import demo_sources
@@ -142,10 +140,13 @@ def _quality(parsed: argparse.Namespace) -> int | None:
     output = parsed.output or Path("bench") / study.name
     if parsed.data is not None and study.corpus == "needles":
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
-    sources = None
-    if not parsed.shards:
+
+    def sources() -> dict[str, Path]:
         folder = output / "corpus"
-        sources = needle_sources(folder) if study.corpus == "needles" else demo_sources(parsed.data, folder)
-        if study.corpus == "keywords":
-            sources = keyword_sources(sources, folder / "keywords")
-    return bench_quality(study, sources=sources, shards=parsed.shards, output=output, quiet=parsed.quiet)
+        given = None if study.corpus == "needles" else demo_sources(parsed.data, folder)
+        if given is not None and not study.corpus:
+            return given
+        return needle_sources(folder if given is None else folder / "needles", texts=given)
+
+    made = None if parsed.shards else sources
+    return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from launch.arguments import add_command, add_settings, config_settings, positive
-from launch.checks import checked_config, require_model
+from launch.checks import checked_config
+from trainer.models import require_model
 
 UNTRAINED = "untrained"
 

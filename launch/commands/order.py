@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from launch.arguments import add_command, add_settings
+from launch.arguments import add_command, add_settings, whole
 from launch.checks import checked_config
 
 
@@ -26,12 +26,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_settings(parser)
     parser.add_argument(
         "--from-step",
-        type=_count,
+        type=whole,
         default=0,
         metavar="S",
         help="begin after S steps, as a run resumed there (default 0)",
     )
-    parser.add_argument("--steps", type=_count, default=1, metavar="N", help="print so many batches (default 1)")
+    parser.add_argument("--steps", type=whole, default=1, metavar="N", help="print so many batches (default 1)")
     parser.add_argument(
         "--ledger", action="store_true", help="add the run's ledger after each step (goes through all before)"
     )
@@ -51,9 +51,3 @@ def run(parsed: argparse.Namespace) -> None:
         if step > parsed.from_step:
             row = {"step": step, "epoch": epoch, "keys": keys}
             sys.stdout.write(json.dumps(row | ({"ledger": state.ledger} if parsed.ledger else {})) + "\n")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)

@@ -3,18 +3,20 @@
 import argparse
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import atomic_write
-from common.progress import progress
-from launch.arguments import add_command, positive
-from launch.checks import require_model
-from launch.documents import count_documents, read_documents, spooled
+from common.files import INCOMPLETE_SUFFIX, atomic_write
+from common.progress import Progress, progress, say
+from launch.arguments import add_command, finite, positive, whole
+from launch.checks import require_targets
+from launch.documents import Document, count_documents, find_inputs, read_documents, spooled
 from trainer.config import GenerationConfig
+from trainer.models import require_model
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -28,14 +30,24 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  transpooler summarize papers.jsonl.gz --model runs/finetune/export --json --output summaries.jsonl\n"
         "  transpooler summarize paper.txt --model runs/finetune/export --html paper.html",
     )
+    parser.description = (
+        f"{parser.description}\n\nA text with form feeds is taken for pdftotext's: words hyphenated at the ends of its "
+        "lines are joined.\nStandard input and pipes are read to their end before the first summary is made."
+    )
     parser.add_argument("files", nargs="+", metavar="FILE|-", help="documents; - reads standard input")
-    parser.add_argument("--json-input", action="store_true", help="standard input holds JSON Lines, not one text")
+    parser.add_argument(
+        "--json-input", action="store_true", help="all inputs are JSON Lines, whatever their names: for - and pipes"
+    )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="an exported model")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="width of the beam search (default 4)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest summary (default 256)")
-    parser.add_argument("--min-new-tokens", type=positive, metavar="N", help="shortest summary (default 0)")
-    parser.add_argument("--length-penalty", type=float, metavar="X", help="above 1 favours long ones (default 1.0)")
-    parser.add_argument("--no-repeat-ngram-size", type=positive, metavar="N", help="forbid repeated n-grams")
+    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help="shortest summary (default 0)")
+    parser.add_argument(
+        "--length-penalty", type=finite, metavar="X", help="above 1 favours long ones, with 2 beams or more (default 1)"
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size", type=whole, metavar="N", help="forbid repeated n-grams (default 0: allow them)"
+    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="documents generated together (default 8)")
     parser.add_argument(
         "--max-source-tokens",
@@ -43,21 +55,27 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="cut documents to this many tokens (default: the model's)",
     )
-    parser.add_argument("--column", metavar="KEY", help="key of the document in .jsonl lines (default: recognised)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of standard output")
+    parser.add_argument("--column", metavar="KEY", help="key of the document in JSON lines (default: recognised)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write here; if interrupted, FILE.incomplete keeps what is finished"
+    )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page that shows what the model kept of each document"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per document, with its name and lengths")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per document, with its name, the row's id and lengths"
+    )
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Do it: a batch at a time, so that any number of documents fits into memory."""
     require_model(parsed.model)
     generation = generation_of(parsed)
+    inputs = find_inputs(parsed.files, parsed.json_input)
+    require_targets({"--output": parsed.output, "--html": parsed.html}, [entry.path for entry in inputs])
     with ExitStack() as stack:
-        files = stack.enter_context(spooled(parsed.files, parsed.json_input))
-        total = count_documents(files, parsed.column)
+        inputs = stack.enter_context(spooled(inputs))
+        total = count_documents(inputs, parsed.column)
         from trainer.models import load_model
 
         model, tokenizer = load_model(parsed.model)
@@ -65,52 +83,87 @@ def run(parsed: argparse.Namespace) -> None:
         # A bar between the lines of results would only be in the way.
         watched = parsed.output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress("summarize (documents)", total)) if watched else None
-        documents = read_documents(files, parsed.column)
-        highlighted = []
-        for name, summary in _summaries(model, tokenizer, documents, parsed.max_source_tokens, generation):
-            line = {"document": name, **summary.as_dict()}
-            write(json.dumps(line, ensure_ascii=False) if parsed.json else summary.text)
-            if parsed.html is not None:
-                highlighted.append(_highlighted(model, tokenizer, name, summary))
-            if bar is not None:
-                bar.advance()
+        documents = read_documents(inputs, parsed.column)
+        summaries = _summaries(model, tokenizer, documents, parsed.max_source_tokens, generation)
+        finished = _written(summaries, write, parsed.json, total, bar)
         if parsed.html is not None:
             from trainer.report import write_documents
 
-            write_documents(highlighted, parsed.html)
+            write_documents((_highlighted(model, tokenizer, *item) for item in finished), parsed.html, total)
+        else:
+            deque(finished, maxlen=0)
 
 
 def _summaries(
     model: Any,
     tokenizer: Any,
-    documents: Iterator[tuple[str, str]],
+    documents: Iterator[Document],
     max_source_tokens: int | None,
     generation: GenerationConfig,
-) -> Iterator[tuple[str, Any]]:
-    """(name, Summary) of every document, in order."""
-    from trainer.summarize import batches, summarize
+) -> Iterator[tuple[Document, Any]]:
+    """Every document with its Summary, in order; at the end, what was cut is said."""
+    from trainer.summarize import batches, source_limit, summarize
 
+    total = num_cut = 0
     for batch in batches(documents, generation.batch_size):
-        texts = [text for _, text in batch]
-        found = summarize(model, tokenizer, texts, generation, max_source_tokens=max_source_tokens)
-        yield from zip((name for name, _ in batch), found, strict=True)
+        heads = [document.head for document in batch]
+        found = summarize(model, tokenizer, heads, generation, max_source_tokens=max_source_tokens)
+        for document, summary in zip(batch, found, strict=True):
+            total, num_cut = total + 1, num_cut + (summary.num_source_tokens is None)
+            yield document, summary
+    if num_cut:
+        limit = source_limit(tokenizer, max_source_tokens)
+        say(f"{num_cut:,} of {total:,} documents were cut to {limit:,} tokens")
 
 
-def _highlighted(model: Any, tokenizer: Any, name: str, summary: Any) -> dict[str, Any]:
+def _written(
+    summaries: Iterator[tuple[Document, Any]],
+    write: Callable[[str], object],
+    as_json: bool,
+    total: int,
+    bar: Progress | None,
+) -> Iterator[tuple[Document, Any]]:
+    """The same, each written: one alone as it is, several under headings, or as JSON."""
+    for number, (document, summary) in enumerate(summaries):
+        if as_json:
+            values = {"document": document.name, "id": document.id, **summary.as_dict()}
+            write(json.dumps(values, ensure_ascii=False))
+        else:
+            heading = f"{chr(10) if number else ''}== {document.name} ==\n" if total > 1 else ""
+            write(f"{heading}{summary.text}")
+        yield document, summary
+        if bar is not None:
+            bar.advance()
+
+
+def _highlighted(model: Any, tokenizer: Any, document: Document, summary: Any) -> dict[str, Any]:
     from trainer.highlights import highlight
 
     marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)
-    return {"name": name, "generated": summary.text, **marks}
+    return {"name": document.name, "generated": summary.text, **marks}
 
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """A function that writes one line: to a file that is complete or absent, or at once to standard output."""
+    """A function that writes one result: to a file that is complete or absent, or at once to standard output."""
     if path is None:
-        yield lambda line: print(line, flush=True)
+        yield lambda text: print(text, flush=True)
         return
-    with atomic_write(path) as file:
-        yield lambda line: file.write(f"{line}\n")
+    num_written = 0
+
+    def write(text: str) -> None:
+        nonlocal num_written
+        print(text, file=file, flush=True)
+        num_written += 1
+
+    try:
+        with atomic_write(path, keep=True) as file:
+            yield write
+    except BaseException:
+        if num_written:
+            kept = f"{path}{INCOMPLETE_SUFFIX} keeps the {num_written:,} summaries that were finished"
+            print(kept, file=sys.stderr, flush=True)  # goes with an error, so also where all is quiet
+        raise
 
 
 def generation_of(parsed: argparse.Namespace) -> GenerationConfig:

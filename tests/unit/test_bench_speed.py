@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from benchmarks.speed.architectures import ENTRIES, build
+from benchmarks.speed.bench import write_outputs
 from benchmarks.speed.goals import verdicts
-from benchmarks.speed.plots import exponent
+from benchmarks.speed.plots import exponent, fitted
 from benchmarks.speed.run import known, run_cells
-from benchmarks.speed.settings import Cell, Limits, Settings, keep_settings, outcome, parse_length, parse_phases
+from benchmarks.speed.settings import Cell, Limits, Settings, keep_settings, outcome, parse_lengths, parse_phases
 from benchmarks.speed.table import cost_cell, rows, terminal_tables
 from benchmarks.speed.work import count_flops
 from common.errors import UserError
@@ -81,7 +82,7 @@ def test_a_cell_that_breaks_says_why_and_is_tried_again(tmp_path: Path, capsys: 
     cell = Cell(architecture="blockwise", length=64, phase="train")
     write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
     assert known(cell, Limits(), tmp_path) is None
-    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0))
+    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0, train_step_s_repeats=5))
     assert known(cell, Limits(), tmp_path)
 
 
@@ -106,7 +107,7 @@ def test_ratios_verdicts_and_gaps() -> None:
     assert "train_step_s_vs_vanilla" not in found["deep_pyramidion"]
     assert found["pyramid24"]["train_step_s_vs_vanilla"] == 0.8
     assert cost_cell(found["deep_vanilla"], "train_step_s") == "out of memory"
-    assert cost_cell(found["deep_pyramidion"], "train_step_s") == "4.5 s (2/-)"
+    assert cost_cell(found["deep_pyramidion"], "train_step_s") == "4.50 s (2.0/-)"
     lines = verdicts(list(found.values()))
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["paper's number reached", "missed"]
     terminal_tables(list(found.values()))
@@ -129,18 +130,100 @@ def test_models_of_transformers_have_our_width_and_depth(name: str) -> None:
 
 
 def test_lengths_and_phases() -> None:
-    assert [parse_length(text) for text in ("8k", "8192", " 2K ")] == [8192, 8192, 2048]
-    assert parse_phases("infer,train") == ["infer", "train"]
-    for parse, text, message in ((parse_length, "8q", "--lengths: '8q'"), (parse_phases, "fit", "--phases: 'fit'")):
+    assert parse_lengths("8k,8192, 2K ") == [8192, 2048]
+    assert parse_phases("infer, train,infer") == ["infer", "train"]
+    for parse, text, message in ((parse_lengths, "8q", "--lengths: '8q'"), (parse_phases, "fit", "--phases: 'fit'")):
         with pytest.raises(UserError, match=message):
             parse(text)
 
 
 def test_one_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
-    keep_settings(tmp_path, SETTINGS)
+    other = Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY, batch_size=2)
+    cell = Cell(architecture="blockwise", length=64, phase="train")
+    keep_settings(tmp_path, other)
+    write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
+    keep_settings(tmp_path, SETTINGS)  # what failed is no measurement
+    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0))
     keep_settings(tmp_path, SETTINGS)
     with pytest.raises(UserError, match="holds measurements with batch_size 1"):
-        keep_settings(tmp_path, Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY, batch_size=2))
+        keep_settings(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.nrm=pre", "model.nrm: unknown key; did you mean model.norm?"),
+        ("train.steps=3", "settings of the model alone"),
+    ],
+)
+def test_a_wrong_setting_is_found_before_anything_is_written(tmp_path: Path, setting: str, message: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "launch", "bench", "speed", "--architectures", "led, blockwise", "--lengths", "64"]
+    command += ["--set", setting, "--output", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not out.exists()
+
+
+def test_a_cell_that_was_repeated_less_often_than_asked_is_measured_again(tmp_path: Path) -> None:
+    cell = Cell(architecture="blockwise", length=64, phase="infer")
+    write_json(cell.path(tmp_path), outcome(cell, "ok", encoder_s_repeats=3, document_s_repeats=1))
+    assert known(cell, Limits(repeats=1), tmp_path)
+    assert known(cell, Limits(repeats=2), tmp_path) is None
+    # Time allowed no more: it is not tried for ever.
+    write_json(cell.path(tmp_path), outcome(cell, "ok", repeats_asked=5, encoder_s_repeats=3, document_s_repeats=1))
+    assert known(cell, Limits(repeats=5), tmp_path)
+    assert known(cell, Limits(repeats=6), tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ['{"status": "o', "[]", '{"status": "ok"}'])
+def test_a_torn_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
+    cell = Cell(architecture="blockwise", length=64, phase="infer")
+    cell.path(tmp_path).parent.mkdir()
+    cell.path(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=f"{cell.name}.json: .*delete it and run the command again"):
+        known(cell, Limits(), tmp_path)
+
+
+def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_path: Path) -> None:
+    machine = {"cpu": "x", "gpu": "none", "cores": 8, "memory_gib": 4, "date": "2026-01-01", "versions": {"torch": "9"}}
+    keep_settings(tmp_path, Settings(threads=3))
+    for name, step_s in (("blockwise", 2.46813), ("vanilla", 1.0)):
+        cell = Cell(architecture=name, length=64, phase="train")
+        where = machine | {"threads": 3, "commit": f"commit-of-{name}"}
+        write_json(
+            cell.path(tmp_path), outcome(cell, "ok", train_step_s=step_s, train_peak_mib=1019.7, environment=where)
+        )
+    write_outputs(tmp_path)
+    text = (tmp_path / "speed.md").read_text()
+    assert "- threads: 3" in text
+    assert "commit-of-blockwise" in text
+    assert "commit-of-vanilla" in text
+    assert "| blockwise | 64 | 2.47 s (1.0/0.41) |" in text
+    assert "1,020 MiB" in text
+    assert "train_step_s" not in text
+    assert float(next(csv.DictReader((tmp_path / "speed.csv").open()))["train_step_s"]) == 1.0
+
+
+def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    from benchmarks.speed.plots import _panel
+
+    for costs in ((1.1, 1.3, 1.9), (2.0, 60.0, 900.0), (20000.0, 21000.0, 22000.0)):
+        figure, axis = pyplot.subplots()
+        found = [
+            {"architecture": "led", "length": 1024 * 2**n, "train_step_s": cost}
+            for n, cost in enumerate(costs, start=1)
+        ]
+        _panel(axis, found, "train_step_s")
+        figure.canvas.draw()
+        low, high = axis.get_ylim()
+        labels = [label.get_text() for label in axis.get_yticklabels() if low <= label.get_position()[1] <= high]
+        assert len(set(labels)) >= 3, labels
+        assert [str(line.get_label()).split(" ", 3)[-1] for line in axis.get_lines()] == ["(2k-8k)"]
+        pyplot.close(figure)
+    assert fitted([2048, 8192]) == "2k and 8k alone"
 
 
 def test_a_cell_does_not_outlive_its_benchmark() -> None:

@@ -24,6 +24,21 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_failed_write_can_keep_what_it_has(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a", keep=True) as file:
+        file.write(str(file.write("half") // 0))
+    assert (tmp_path / "a.incomplete").read_text() == "half"
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "b", keep=True):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a.incomplete"]
+
+
+def test_a_pipe_that_breaks_meanwhile_is_not_the_files_fault(tmp_path):
+    with pytest.raises(BrokenPipeError), atomic_write(tmp_path / "a"):
+        raise BrokenPipeError
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_full_disk_is_a_user_error_that_names_the_file(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full on this system")

@@ -31,6 +31,7 @@ class EchoModel:
         self.config = SimpleNamespace(pooling=pooling)
         self.batch_sizes: list[int] = []
         self.last_input_ids = torch.empty(0)
+        self.last_settings: dict[str, Any] = {}
 
     def eval(self) -> "EchoModel":
         return self
@@ -47,7 +48,8 @@ class EchoModel:
         )
         return SimpleNamespace(loss=torch.tensor(float(missing)))
 
-    def generate(self, input_ids: Any, attention_mask: Any, max_new_tokens: int, **_: Any) -> Any:
+    def generate(self, input_ids: Any, attention_mask: Any, max_new_tokens: int, **settings: Any) -> Any:
+        self.last_settings = settings
         self.batch_sizes.append(len(input_ids))
         self.last_input_ids = input_ids
         return input_ids[:, :max_new_tokens]
@@ -185,9 +187,11 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Echo
     texts = [f"text {number} </s> ends" for number in range(5)]
     found = list(summarize(model, tokenizer, texts, GenerationConfig(batch_size=2, max_new_tokens=6), 8))
     assert [summary.text[:6] for summary in found] == [text[:6] for text in texts]
-    assert all(len(summary.read_ids) == 8 < summary.num_source_tokens for summary in found)
+    assert all((len(summary.read_ids), summary.num_source_tokens) == (8, None) for summary in found)
+    (whole,) = summarize(model, tokenizer, [lambda _: texts[0]], GenerationConfig(), 100)
+    assert whole.num_source_tokens == len(whole.read_ids) - 1 > 8
     assert set(found[0].as_dict()) == {"summary", "num_source_tokens", "num_read_tokens"}
-    assert model.batch_sizes == [2, 2, 1]
+    assert model.batch_sizes == [2, 2, 1, 1]
 
 
 def test_a_document_cannot_write_special_tokens(shards: Path, model: EchoModel) -> None:
@@ -201,3 +205,10 @@ def test_a_document_cannot_write_special_tokens(shards: Path, model: EchoModel) 
 def test_batches_are_lazy() -> None:
     assert next(batches(iter(int, 1), 3)) == [0, 0, 0]
     assert list(batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_the_length_penalty_is_for_beams(shards: Path, model: EchoModel) -> None:
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    for num_beams, expected in ((1, 1.0), (2, 0.5)):  # generate warns of a penalty that it does not use
+        list(summarize(model, tokenizer, ["a"], GenerationConfig(num_beams=num_beams, length_penalty=0.5)))
+        assert model.last_settings["length_penalty"] == expected

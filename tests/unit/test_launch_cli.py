@@ -11,6 +11,7 @@ from launch.arguments import config_settings, split_settings
 from launch.cli import COMMANDS, main, parse
 from launch.exits import guarded
 
+MODEL = '{"model_type": "transpooler"}'
 HEAVY = ("torch", "transformers", "deepspeed", "numpy", "pydantic", "omegaconf", "rich", "jinja2", "webdataset")
 
 
@@ -120,23 +121,20 @@ def test_evaluate_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("a.txt", None, "No such file"),
         ("a.txt", b"", "empty document"),
         ("a.txt", b"caf\xe9", "not UTF-8 at byte 3"),
+        ("a.jsonl", None, "error: /"),
         ("a.jsonl", None, "no such file"),
+        ("a.jsonl", b"", "error: /"),
         ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n\n", "holds no documents"),
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n{"text": "fine"}\n', "a.jsonl:2"),
-        (
-            "a.jsonl",
-            b'{"text": "fine"}\n{"text": 3}\n{"text": "fine"}\n',
-            "a.jsonl:2: cannot be summarized (wrong_type)",
-        ),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": ""}\n{"text": "fine"}\n', "(empty_source)"),
-        ("a.jsonl", b'{"body": "no known key"}\n', "name the document's key with --column"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "a.jsonl:2: 'text' is neither"),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz"),
     ],
 )
 def test_documents_that_cannot_be_summarized(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, message: str
 ) -> None:
-    (tmp_path / "config.json").write_text("{}")  # looks like a model; the documents are checked before it is loaded
+    (tmp_path / "config.json").write_text(MODEL)  # looks like a model; the documents are checked before it is loaded
     if content is not None:
         (tmp_path / name).write_bytes(content)
     code, out, err = run_main(capsys, "summarize", tmp_path / name, "--model", tmp_path)
@@ -150,11 +148,76 @@ def test_summarize_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (code, "no exported model there" in err) == (2, True)
 
 
-def test_generation_options_that_contradict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    options = ("--model", tmp_path, "--min-new-tokens", 50, "--max-new-tokens", 20)
-    code, _, err = run_main(capsys, "summarize", "x.txt", *options)
-    assert (code, "--min-new-tokens is 50" in err) == (2, True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--min-new-tokens", 50, "--max-new-tokens", 20), "--min-new-tokens is 50"),
+        (("--min-new-tokens", 0), "x.txt: cannot read: No such file"),
+        (("--no-repeat-ngram-size", 0), "x.txt: cannot read: No such file"),
+    ],
+)
+def test_generation_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(MODEL)
+    code, _, err = run_main(capsys, "summarize", "x.txt", "--model", tmp_path, *options)
+    assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: COMMAND; see transpooler --help"),
+        (("sumarize",), "invalid choice: 'sumarize'"),
+        (("summarize", "x.txt"), "the following arguments are required: --model; see transpooler summarize --help"),
+        (("summarize", "x.txt", "--model", "m", "--num-beams", "0"), "'0' is not a positive whole number"),
+        (("summarize", "x.txt", "--model", "m", "--min-new-tokens", "-1"), "'-1' is not a whole number"),
+        (("summarize", "x.txt", "--model", "m", "--length-penalty", "nan"), "'nan' is not a finite number"),
+        (("summarize", "x.txt", "--model", "m", "--length-penalty", "long"), "'long' is not a finite number"),
+        (("export", "RUN", "--output", "x", "surplus"), "unrecognized arguments: surplus"),
+    ],
+)
+def test_mistakes_in_arguments_take_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("transpooler: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("output", "html", "message"),
+    [
+        ("x.txt", None, "--output FOLDER/x.txt: FOLDER/x.txt is an input"),
+        (None, "link.html", "--html FOLDER/link.html: FOLDER/link.html is an input"),
+        ("y", "y", "--html FOLDER/y: FOLDER/y is --output, too"),
+        ("y", "y.incomplete", "FOLDER/y.incomplete is --output, too"),
+        ("z", None, "--output FOLDER/z: FOLDER/z.incomplete is an input"),
+        ("", None, "is a folder; name a file in it"),
+        (None, "x.txt/page.html", "FOLDER/x.txt is no folder that can be written"),
+        ("/dev/null", None, "--output /dev/null: is no regular file"),
+    ],
+)
+def test_targets_are_checked_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str | None, html: str | None, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(MODEL)
+    for name in ("x.txt", "z.incomplete"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "link.html").symlink_to(tmp_path / "x.txt")
+    given = [("--output", output), ("--html", html)]
+    options = [str(part) for name, path in given if path is not None for part in (name, tmp_path / path)]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    inputs = (tmp_path / "x.txt", tmp_path / "z.incomplete")
+    code, out, err = run_main(capsys, "summarize", *inputs, "--model", tmp_path, *options)
+    assert (code, out) == (2, "")
+    assert message.replace("FOLDER", str(tmp_path)) in err
+    assert len(err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "x.txt").read_text() == "precious"
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_folders import HOSTILE, add_evaluation, make_run, section
@@ -101,9 +104,27 @@ def test_samples_run_from_best_to_worst(tmp_path: Path) -> None:
 
 def test_documents_alone(tmp_path: Path) -> None:
     marks = {"pieces": [HOSTILE, " end"], "stages": [], "stage_names": [], "num_tokens": 2, "num_read_tokens": 2}
-    write_documents([{"name": HOSTILE, "generated": "", **marks}], tmp_path / "page.html")
+    write_documents([{"name": HOSTILE, "generated": "", **marks}], tmp_path / "page.html", 1)
     page = (tmp_path / "page.html").read_text()
     assert "<b>bold" not in page
     assert "(empty)" in page
     for absent in ("Reference", "Configuration", "Training", "Scores"):
         assert absent not in page
+
+
+def test_documents_are_written_one_by_one(tmp_path: Path) -> None:
+    marks = {"pieces": ["x" * 100_000], "stages": [], "stage_names": [], "num_tokens": None, "num_read_tokens": 1_024}
+    sizes = []
+
+    def highlighted() -> Iterator[dict[str, Any]]:
+        for number in range(5):
+            incomplete = tmp_path / "page.html.incomplete"
+            sizes.append(incomplete.stat().st_size if incomplete.exists() else 0)
+            yield {"name": f"document {number}", "generated": "g", **marks}
+
+    write_documents(highlighted(), tmp_path / "page.html", 5)
+    assert all(later - earlier > 90_000 for earlier, later in pairwise(sizes[1:]))
+    page = (tmp_path / "page.html").read_text()
+    assert "<h1>5 documents</h1>" in page
+    assert page.count('<details class="document" id="document-1" open>') == 1
+    assert page.count("The model read the first 1,025 tokens (&lt;/s&gt; counted).") == 5

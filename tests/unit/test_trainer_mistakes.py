@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from data_pipeline.tokenizer import fingerprint, load_tokenizer
@@ -13,6 +14,8 @@ from trainer.export import export_model, export_run
 from trainer.models import build_model, load_model
 from trainer.setup import check_run_folder
 from trainer.warm_start import start_from
+
+WEIGHT = "model.encoder.layers.0.attention.out_proj.bias"
 
 
 @pytest.fixture
@@ -66,6 +69,45 @@ def test_fine_tuning_refuses_what_does_not_fit(exported, tiny_settings, tmp_path
     (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="cannot load the model"):
         load_model(folder)
+
+
+def changed_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(WEIGHT), f"missing weights: {WEIGHT}; export it again"),
+        (lambda weights: weights.update(more=torch.ones(2)), "unexpected weights: more; export it again"),
+        (lambda weights: weights.update({WEIGHT: torch.ones(3)}), f"mismatched weights: {WEIGHT}; export it again"),
+        (lambda weights: [weights.pop(name) for name in list(weights)[:9]], "and 6 more; export it again"),
+    ],
+)
+def test_a_model_of_random_weights_is_refused(exported, capsys, change, message):
+    folder = exported[3]
+    changed_weights(folder, change)
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder}: does not hold the model of its config.json: ")
+    assert str(caught.value).endswith(message)
+    assert "LOAD REPORT" not in "".join(capsys.readouterr())
+
+
+def test_what_is_no_model_of_ours_is_refused(exported, tmp_path):
+    _, tokenizer, _, folder = exported
+    with pytest.raises(UserError, match=rf"{tmp_path}: a run folder, not an exported model; use {folder}$"):
+        load_model(tmp_path)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"its tokenizer has (\d+) tokens, its model (\d+); export it again"):
+        load_model(folder)
+    for text, kind in (('{"model_type": "bart"}', "'bart'"), ("[]", "None")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=f"holds a {kind} model, not one of transpooler"):
+            load_model(folder)
 
 
 def test_export_overwrites_exports_only(exported, tmp_path):

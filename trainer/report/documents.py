@@ -75,15 +75,15 @@ def arm_view(
     view = {"run": run, "generated": generated, "score": score, "pools": pools, "highlight": highlight is not None}
     if highlight is None:
         return view
-    stages = highlight["stages"]
+    stages, num_tokens = highlight["stages"], highlight["num_tokens"]
     return view | {
         "html": Markup(marked_text(highlight["pieces"], stages)),
         "stages": [
             {"name": stage_name, "tenths": shares_per_tenth(weights)}
             for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
         ],
-        "cut": highlight["num_read_tokens"] < highlight["num_tokens"],
-        "num_tokens": f"{highlight['num_tokens'] + 1:,}",  # </s> is pooled, too
+        "cut": num_tokens is None or highlight["num_read_tokens"] < num_tokens,
+        "num_tokens": "" if num_tokens is None else f"{num_tokens + 1:,}",  # </s> is pooled, too
         "num_read_tokens": f"{highlight['num_read_tokens'] + 1:,}",
     }
 

@@ -1,9 +1,12 @@
 """Gathers what runs left behind and fills the template. The file needs nothing else to be read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from common.files import atomic_write
 from common.progress import say
@@ -36,6 +39,7 @@ def write_report(runs: list[Path], output: Path) -> None:
     marked, pictures = document_views(evaluated), strips(read)
     _write_page(
         output,
+        max((len(arm.get("stages", ())) for view in marked for arm in view["arms"]), default=0),
         title=" · ".join(run.name for run in read),
         documents=marked,
         unmarked=absent(read, marked) if marked or several else (),
@@ -52,36 +56,38 @@ def write_report(runs: list[Path], output: Path) -> None:
     )
 
 
-def write_documents(highlighted: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated."""
-    views = [
+def write_documents(highlighted: Iterable[dict[str, Any]], output: Path, num_documents: int) -> None:
+    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated.
+
+    They are taken and written one by one: memory does not grow with their number.
+    """
+    views = (
         {"name": entry["name"], "reference": None, "arms": [arm_view(entry, entry["generated"])]}
         for entry in highlighted
-    ]
-    title = highlighted[0]["name"] if len(views) == 1 else f"{len(views):,} documents"
-    _write_page(output, title=title, documents=views)
+    )
+    first = next(views)
+    title = first["name"] if num_documents == 1 else f"{num_documents:,} documents"
+    _write_page(output, len(first["arms"][0]["stages"]), title=title, documents=chain([first], views))
 
 
-def _write_page(output: Path, **parts: Any) -> None:
+def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
     """Fill the template; a part that is not given is left out of the page."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     package = files("trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
-    stages = [len(arm.get("stages", ())) for view in parts["documents"] for arm in view["arms"]]
     for name in ("charts", "strips"):
         parts[name] = [{**part, "svg": Markup(part["svg"])} for part in parts.get(name, ())]
-    page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).render(
+    page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).generate(
         EMPTY | parts,
-        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(max(stages, default=0))),
+        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(num_stages)),
         js=Markup(package.joinpath("report.js").read_text(encoding="utf-8")),
         rouge_columns=[label for _, label in ROUGE_COLUMNS],
         levels=range(1, LEVELS + 1),
     )
     with atomic_write(output) as file:
-        file.write(page.lstrip())
+        file.writelines(page)
     say(f"report: {output}")
 
 
