@@ -64,7 +64,7 @@ def overview(runs: Sequence[Run]) -> list[dict[str, str]]:
                 "name": run.name,
                 "documents": f"{metrics['num_documents']:,} {metrics['split']}" if metrics else "–",
                 "rouge1": points(metrics["rouge"]["rouge1"]["mean"]) if metrics else "–",
-                "loss": _number(metrics and metrics["loss"], ".3f"),
+                "loss": _number(metrics["loss"] if metrics else None, ".3f"),
                 "validation_loss": _number(last(run, "validation", "loss"), ".3f"),
                 "speed": _number(typical(run, "source_tokens_per_s"), ",.0f"),
                 "memory": _number(last(run, "train", "peak_memory_mib"), ",.0f"),
