@@ -39,13 +39,14 @@ def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> 
 def test_one_text_alone_several_under_headings(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write(tmp_path, a="alpha beta", b=LONG)
     code, alone, err = run(capsys, model, first)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "were cut" not in err  # progress and the building of the operator may be there
     code, other, err = run(capsys, model, second)
-    assert err == "1 of 1 documents were cut to 96 tokens\n"
+    assert "1 of 1 documents were cut to 96 tokens\n" in err
     code, both, err = run(capsys, model, first, second, "--max-source-tokens", 90)
     assert code == 0
     assert both == f"== {first} ==\n{alone}\n== {second} ==\n{both.splitlines(keepends=True)[-1]}"
-    assert err == "1 of 2 documents were cut to 90 tokens\n"
+    assert "1 of 2 documents were cut to 90 tokens\n" in err
     assert "==" not in alone + other
     assert run(capsys, model, first, second, "--output", tmp_path / "out.txt", "--max-source-tokens", 90)[1] == ""
     assert (tmp_path / "out.txt").read_text() == both
