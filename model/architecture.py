@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 OPERATORS = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
+SCORED = ("successive_halving", "hard", "iterative_softmax")
+"""Operators that read scores; the others have no scorer."""
 NORMS = ("pre", "post")
 POOLING_NORMS = ("after", "before")
 POSITIONS = ("sinusoidal", "rotary", "learned")

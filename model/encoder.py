@@ -71,6 +71,8 @@ class PooledStage(NamedTuple):
     weights_BN: Tensor
     mask_BN: Tensor
     """What was real before the stage."""
+    scored: bool
+    """Whether the operator chooses by scores."""
 
 
 WHOLE_TO_ENCODER = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
@@ -170,7 +172,9 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
         # Reentrant checkpointing returns a plain tuple.
         pooled = SoftTopK(*pooler(layout.documents.put(x_PD), mask_BN))
-        self.last_pooling.append(PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN))
+        self.last_pooling.append(
+            PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
+        )
         lengths = [pooler.stage.slots(length) for length in layout.lengths]
         after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
         positions_BS = layout.documents.put(positions_P).gather(1, pooled.positions)

@@ -38,21 +38,27 @@ def select(encoder: TranspoolerEncoder, input_ids_BN: Tensor, attention_mask_BN:
 def pooling_statistics(stages: Sequence[PooledStage]) -> dict[str, float]:
     """Per stage i: `pool{i}_mean_top_weight` and `pool{i}_share_tenth0` to `9`.
 
-    The first is the mean over filled slots of the largest weight that flowed into one; the others are the shares of
-    these winners that stood in each tenth of their document, as it was before the stage. Costs nothing until it is
-    called; then a few transfers to the host.
+    The first is the mean over filled slots of the largest weight that flowed into one, for operators that score; the
+    others are the shares of these winners that stood in each tenth of their document, as it was before the stage.
+    Documents that fit into their slots are left out, since nothing is chosen there; a stage that pooled no document has
+    no numbers. Costs nothing until it is called; then a few transfers to the host.
     """
     numbers = {}
-    for index, (groups_BN, weights_BN, mask_BN) in enumerate(stages):
-        num_slots = int(groups_BN.max().clamp(min=0)) + 1
+    for index, stage in enumerate(stages):
+        pooled_B = stage.mask_BN.sum(1) > stage.groups_BN.amax(1) + 1
+        if not pooled_B.any():
+            continue
+        groups_BN, weights_BN, mask_BN = stage.groups_BN[pooled_B], stage.weights_BN[pooled_B], stage.mask_BN[pooled_B]
+        num_slots = int(groups_BN.max()) + 1
         at_BN = groups_BN.clamp(min=0)
         real_BN = torch.where(groups_BN < 0, 0, weights_BN)
         top_BS = real_BN.new_zeros(len(real_BN), num_slots).scatter_reduce(1, at_BN, real_BN, "amax")
         winner_BN = (real_BN > 0) & (real_BN == top_BS.gather(1, at_BN))
         rank_BN = mask_BN.cumsum(1) - 1
-        tenth_BN = rank_BN * NUM_TENTHS // mask_BN.sum(1, keepdim=True).clamp(min=1)
+        tenth_BN = rank_BN * NUM_TENTHS // mask_BN.sum(1, keepdim=True)
         counts = torch.bincount(tenth_BN[winner_BN], minlength=NUM_TENTHS).float()
-        numbers[f"pool{index}_mean_top_weight"] = float(top_BS[top_BS > 0].mean()) if (top_BS > 0).any() else 0.0
+        if stage.scored:
+            numbers[f"pool{index}_mean_top_weight"] = float(top_BS[top_BS > 0].mean())
         shares = (counts / counts.sum().clamp(min=1)).tolist()
         numbers |= {f"pool{index}_share_tenth{tenth}": share for tenth, share in enumerate(shares)}
     return numbers

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.architecture import PoolingStage
+from model.architecture import SCORED, PoolingStage
 from model.config import TranspoolerConfig
 from model.layers import FinalNorm
 from model.ops import baselines
 from model.ops.soft_topk import SoftTopK, soft_topk
 
 SCORE_FLOOR = 1e-5
-SCORED = ("successive_halving", "hard", "iterative_softmax")
-"""Operators that read scores; the others have no scorer."""
 
 
 class Scorer(nn.Linear):

@@ -1,6 +1,8 @@
 """Run folders as `train` and `evaluate` leave them, made by hand: what the tests of the report read."""
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ def scores(mean: float) -> dict[str, Any]:
     return {name: interval(mean) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
-def make_run(folder: Path, learning_rate: float = 1e-3) -> Path:
+def make_run(folder: Path, learning_rate: float = 1e-3, *, data: dict[str, Any] | None = None, **settings: Any) -> Path:
     shards = folder.parent / "shards"
     values = {
         "run": str(folder),
-        "data": {"shards": str(shards)},
+        "data": {"shards": str(shards), **(data or {})},
         "optimizer": {"learning_rate": learning_rate},
+        **settings,
     }
     save_config(config_from_dict(values), folder / "config.yaml")
     lines: list[dict[str, Any]] = [
@@ -60,3 +63,13 @@ def add_evaluation(run: Path, *, trained: bool) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "generated.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "highlights.json").write_text(json.dumps([mark] if trained else []))
+
+
+def section(page: str, id: str) -> str:
+    """The HTML of one section of a report."""
+    return page[page.index(f'<section id="{id}"') :].partition("</section>")[0]
+
+
+def text_of(html: str) -> str:
+    """What HTML says."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())

@@ -24,11 +24,26 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     return config_from_dict(_merged(paths, overrides))
 
 
+def load_saved_config(path: Path) -> tuple[Config, list[str]]:
+    """A run's config.yaml, also of another version: the configuration, and the keys in it that this version lacks.
+
+    Raises UserError with one line per problem, each naming the file.
+    """
+    values = _merged([path], ())
+    unknown = list(_unknown_keys(values, Config, ""))
+    for mapping, key, _ in unknown:
+        del mapping[key]
+    try:
+        return config_from_dict(values), [problem.partition(":")[0] for _, _, problem in unknown]
+    except UserError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
     from pydantic import TypeAdapter, ValidationError
 
-    problems = list(_unknown_keys(values, Config, ""))
+    problems = [problem for _, _, problem in _unknown_keys(values, Config, "")]
     if problems:
         raise UserError("\n".join(problems))
     try:
@@ -91,8 +106,8 @@ def _read_yaml(path: Path) -> Any:
     return loaded
 
 
-def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[str]:
-    """One line for each key that the dataclass `schema` does not have, with the nearest known key."""
+def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(mapping, key, problem) for each key that the dataclass `schema` does not have, with the nearest known key."""
     element = _dataclass_of(schema)
     if element is None:
         return
@@ -109,7 +124,7 @@ def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[str]:
             continue
         near = difflib.get_close_matches(str(key), hints, n=1)
         remedy = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
-        yield f"{prefix}{key}: unknown key; {remedy}"
+        yield values, key, f"{prefix}{key}: unknown key; {remedy}"
 
 
 def _dataclass_of(annotation: Any) -> Any:

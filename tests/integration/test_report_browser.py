@@ -1,4 +1,4 @@
-"""The report in a real browser: it fits screens, the slider works with the keyboard's events, long documents are fast.
+"""The report in a real browser: screens and paper, the slider by the keyboard's events, long documents fast.
 
 A script appended to the page does what a reader would do and leaves what it saw in the page, which Chromium prints.
 """
@@ -86,6 +86,81 @@ def test_nothing_sticks_out_sideways(run: Path, tmp_path: Path, width: int) -> N
     content, window, pictures = seen(tmp_path / "report.html", script, width, tmp_path)
     assert content <= window
     assert pictures >= 3
+
+
+SIDEWAYS = """
+const table = document.querySelector("#scores .wide"), name = table.querySelector("tbody th");
+table.scrollLeft = table.scrollWidth;
+const cell = name.getBoundingClientRect(), frame = table.getBoundingClientRect();
+return {scrolled: table.scrollLeft, left: cell.left - frame.left, hidden: table.scrollWidth - table.clientWidth};
+"""
+
+
+def test_names_stay_where_a_table_is_scrolled(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    result = seen(tmp_path / "report.html", SIDEWAYS, 500, tmp_path)
+    assert result["scrolled"] == result["hidden"] > 0
+    assert abs(result["left"]) < 1
+
+
+LAYOUT = """
+const right = part => document.querySelector(part).getBoundingClientRect().right;
+const strip = document.querySelector("#poolers svg").getBoundingClientRect().width;
+const links = [...document.querySelectorAll("nav a")].map(link => document.querySelector(link.getAttribute("href")));
+return {gap: right(".headline") - right(".headline div:last-child"), strip, links: links.map(part => part?.id)};
+"""
+
+
+def test_sections_are_linked_and_nothing_is_stretched(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    result = seen(tmp_path / "report.html", LAYOUT, 1280, tmp_path)
+    assert result["gap"] <= 2
+    assert result["strip"] < 640
+    assert result["links"] == ["kept", "poolers", "samples", "scores", "training", "data", "configuration"]
+
+
+PRINT = """
+const open = () => [...document.querySelectorAll("details[open]")].length;
+const all = document.querySelectorAll("details:not(.values)").length, before = open();
+dispatchEvent(new Event("beforeprint"));
+const printed = open();
+dispatchEvent(new Event("afterprint"));
+return {all, before, printed, after: open()};
+"""
+
+
+def test_a_link_to_a_document_opens_it(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    script = """
+    const document1 = document.querySelector("#document-1");
+    document1.open = false; location.hash = "#document-1"; dispatchEvent(new Event("hashchange"));
+    return document1.open;
+    """
+    assert seen(tmp_path / "report.html", script, 1280, tmp_path)
+
+
+def test_printing_opens_what_is_closed_and_closes_it_again(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    result = seen(tmp_path / "report.html", PRINT, 1280, tmp_path)
+    assert result["before"] == result["after"] == 1
+    assert result["printed"] == result["all"] > 1
+
+
+@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="poppler-utils are not installed")
+def test_paper_is_white_and_complete_in_the_dark_theme(run: Path, tmp_path: Path) -> None:
+    write_report([run], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "dark.html").write_text(page.replace("<html ", '<html data-theme="dark" '), encoding="utf-8")
+    profile, pdf = f"--user-data-dir={tmp_path / 'profile'}", tmp_path / "dark.pdf"
+    command = [str(BROWSER), *FLAGS, profile, f"--print-to-pdf={pdf}", (tmp_path / "dark.html").as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    picture = subprocess.run(["pdftoppm", "-r", "40", "-gray", "-singlefile", pdf], capture_output=True, check=True)
+    pixels = picture.stdout.split(b"\n", 3)[3]
+    assert sum(pixels) / len(pixels) > 0.8 * 255  # white paper,
+    assert min(pixels) < 100  # dark ink
+    text = subprocess.run(["pdftotext", pdf, "-"], capture_output=True, text=True, check=True).stdout
+    assert text.count("right & good") == 2  # of the document that is open, and of the sample that is closed
+    assert "wrong summary" in " ".join(text.split())  # the last column of the scores
 
 
 def test_a_long_document_is_shown_whole(run: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_page_of_all_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     page = (tmp_path / "pages" / "all.html").read_text()
     assert (code, out.count("==")) == (0, 4)
     assert "<h1>2 documents</h1>" in page
-    assert page.count("The model read the first 95 tokens.") == 1
+    assert page.count("The model read the first 96 tokens (&lt;/s&gt; counted).") == 1
 
 
 def test_an_interrupt_keeps_what_is_finished(

@@ -158,6 +158,26 @@ def test_selected_weights_sum_to_one_in_each_slot(batch):
     assert 0.5 <= statistics["pool1_mean_top_weight"] <= 1
 
 
+def test_statistics_count_documents_that_were_pooled(batch):
+    model = build(pooling=[{"after_layer": 2, "length": 30}])  # documents of 40, 25 and 3 tokens
+    model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    together = model.pooling_statistics()
+    model.model.encoder(batch["input_ids"][:1], batch["attention_mask"][:1])
+    assert model.pooling_statistics() == pytest.approx(together)
+    assert together["pool0_mean_top_weight"] < 1
+    model.model.encoder(batch["input_ids"][1:], batch["attention_mask"][1:])
+    assert model.pooling_statistics() == {}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_only_operators_that_score_are_sharp(operator, batch):
+    model = build(pooling=[{**FIXED[0], "operator": operator}])
+    model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    statistics = model.pooling_statistics()
+    assert ("pool0_mean_top_weight" in statistics) == (operator not in ("random", "strided_mean"))
+    assert len([name for name in statistics if "share" in name]) == 10
+
+
 def test_config_holds_the_architecture_and_checks_it():
     architecture = Architecture(d_model=32, num_heads=2, pooling=(PoolingStage(after_layer=2, ratio=0.5),))
     config = TranspoolerConfig.from_architecture(

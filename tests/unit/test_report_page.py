@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import HOSTILE, add_evaluation, make_run
+from run_folders import HOSTILE, add_evaluation, make_run, section
 
 from common.errors import UserError
 from trainer.report import write_documents, write_report
@@ -29,7 +29,7 @@ def test_one_run_with_everything(tmp_path: Path) -> None:
     page = page_of(tmp_path, run)
     for text in ("25.0", "lead-31 20.0", "untrained 2.0", "5.250", "wrong summaries 5.750", "6.125", "bad json 2"):
         assert text in page
-    assert "first 4 of 9 tokens" in page
+    assert "first 5 of 10 tokens (&lt;/s&gt; counted)" in page
     assert '<span class="s0-9">def f():\n</span>    <span class="s0-4 s1-9">return</span>' in page
 
 
@@ -47,8 +47,9 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / "first")
     add_evaluation(run, trained=True)
     page = page_of(tmp_path, run)
-    for reference in ("http://", "https://", "src=", "href=", "@import", "url("):
+    for reference in ("http://", "https://", "src=", 'href="/', "@import", "url("):
         assert reference not in page
+    assert set(re.findall(r'href="(.*?)"', page)) <= {f"#{id}" for id in re.findall(r'<section id="(\w+)"', page)}
 
 
 def test_a_run_that_was_never_evaluated(tmp_path: Path) -> None:
@@ -71,8 +72,15 @@ def test_broken_runs(tmp_path: Path) -> None:
         write_report([tmp_path], tmp_path / "report.html")
     run = make_run(tmp_path / "first")
     add_evaluation(run, trained=True)
-    (run / "evaluation" / "test" / "generated.jsonl").write_text('{"key": "a"}\n{"key"\n')
+    row = '{"key": "a", "generated": "", "reference": ""}\n'
+    (run / "evaluation" / "test" / "generated.jsonl").write_text(f'{row}{{"key"\n')
     with pytest.raises(UserError, match=r"generated.jsonl:2: not valid JSON"):
+        write_report([run], tmp_path / "report.html")
+    (run / "evaluation" / "test" / "generated.jsonl").write_text('{"key": "a"}\n')
+    with pytest.raises(UserError, match=r"generated.jsonl:1: lacks generated, reference"):
+        write_report([run], tmp_path / "report.html")
+    (run / "evaluation" / "test" / "highlights.json").write_text('[{"key": "a", "pieces": [], "stages": []}]')
+    with pytest.raises(UserError, match=r"highlights.json: entry 1: lacks stage_names, num_tokens, num_read_tokens"):
         write_report([run], tmp_path / "report.html")
     (run / "evaluation" / "test" / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="lacks split"):
@@ -89,8 +97,7 @@ def test_samples_run_from_best_to_worst(tmp_path: Path) -> None:
     ]
     (run / "evaluation" / "test" / "generated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = page_of(tmp_path, run)
-    section = page[page.index("Generated summaries") : page.index("Scores on held-out")]
-    assert re.findall(r"ROUGE-1 ([\d.]+), place (\d+) of 33", section) == [
+    assert re.findall(r"ROUGE-1 ([\d.]+), place (\d+) of 33", section(page, "samples")) == [
         (f"{32 - 4 * place}.0", str(1 + 4 * place)) for place in range(9)
     ]
 
@@ -119,5 +126,5 @@ def test_documents_are_written_one_by_one(tmp_path: Path) -> None:
     assert all(later - earlier > 90_000 for earlier, later in pairwise(sizes[1:]))
     page = (tmp_path / "page.html").read_text()
     assert "<h1>5 documents</h1>" in page
-    assert page.count('<details class="document" open>') == 1
-    assert page.count("The model read the first 1,024 tokens.") == 5
+    assert page.count('<details class="document" id="document-1" open>') == 1
+    assert page.count("The model read the first 1,025 tokens (&lt;/s&gt; counted).") == 5

@@ -3,17 +3,17 @@
 import math
 import re
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.report.charts import Series, line_chart, short, thin, ticks
+from trainer.report.charts import Series, coinciding, line_chart, short, spread, thin, ticks, value_rows
 from trainer.report.documents import LEVELS, level, marked_text, shares_per_tenth
 from trainer.report.poolers import strip
-from trainer.report.runs import run_names
-from trainer.report.samples import spread
+from trainer.report.runs import run_names, started_in
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
@@ -45,6 +45,40 @@ def test_a_chart_places_points_and_escapes_names() -> None:
     assert places[0][0] < places[1][0]  # later is further right
     assert places[0][1] > places[1][1]  # more is further up
     assert line_chart([Series(name="a", points=[])], "empty") == ""
+
+
+def test_coinciding_lines_are_drawn_in_turns() -> None:
+    points = [(0, 1.0), (10, 2.0)]
+    lines = [Series(name=name, points=points, colour=number) for number, name in enumerate("abc")]
+    other = Series(name="d", points=[(0, 3.0), (10, 2.0)], colour=3)
+    assert coinciding([*lines, other]) == [["a", "b", "c"]]
+    svg = line_chart([*lines, other], "learning rate")
+    assert re.findall(r"stroke-dasharray:14 28;stroke-dashoffset:(-?\d+)", svg) == ["0", "-14", "-28"]
+    assert svg.count("stroke-dasharray") == 3
+
+
+def test_colours_do_not_repeat() -> None:
+    hues = sorted(Series(name="", points=[], colour=number).hue for number in range(24))
+    assert min(after - before for before, after in pairwise(hues)) > 5
+
+
+def test_axes_begin_at_zero_where_asked() -> None:
+    line = Series(name="a", points=[(1, 980.0), (2, 1000.0)])
+    assert ">0</text>" in line_chart([line], "speed", from_zero=True).partition('text-anchor="middle"')[0]
+    assert ">0</text>" not in line_chart([line], "speed").partition('text-anchor="middle"')[0]
+
+
+def test_the_table_has_the_steps_that_most_lines_share() -> None:
+    train = Series(name="a", points=[(float(step), step / 2) for step in range(1, 101)])
+    held_out = Series(name="b", points=[(50.0, 7.0), (100.0, 8.0)])
+    assert value_rows([train, held_out]) == [("50", ["25", "7"]), ("100", ["50", "8"])]
+    assert len(value_rows([train])) == 16
+
+
+def test_where_training_was_started() -> None:
+    assert started_in(Path("/home/me/runs/a"), "runs/a") == Path("/home/me")
+    assert started_in(Path("/home/me/runs/a"), "/home/me/runs/a") == Path()
+    assert started_in(Path("/moved/a"), "runs/a") == Path()
 
 
 def test_thinning_takes_means_of_neighbours() -> None:

@@ -1,6 +1,7 @@
 """Line charts as inline SVG. Colours come from the page's CSS, so that light, dark and print agree."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,7 +9,10 @@ from html import escape
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 12, 30
 MAX_POINTS = 240
-NUM_COLOURS = 6
+MAX_ROWS = 16
+FIRST_HUE, GOLDEN_ANGLE = 255, 137.5
+INTERLEAVED_DASH = 14
+MAX_DOTS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +26,24 @@ class Series:
     """Number of the colour; runs keep theirs over all charts."""
     dashed: bool = False
 
+    @property
+    def hue(self) -> float:
+        """Degrees; by the golden angle, so that no number of runs repeats a colour."""
+        return (FIRST_HUE + GOLDEN_ANGLE * self.colour) % 360
 
-def line_chart(series: Sequence[Series], label: str) -> str:
-    """An SVG of all series with axes, grid, and a title per point on hover. Non-finite values are left out."""
+
+def line_chart(series: Sequence[Series], label: str, *, from_zero: bool = False) -> str:
+    """An SVG of all series with axes, grid, and a title per point on hover. Non-finite values are left out.
+
+    Series that coincide are drawn in turns, a dash of each, so that none hides the others.
+    """
     drawn = [(line, thin([p for p in line.points if math.isfinite(p[1])])) for line in series]
     values = [point for _, points in drawn for point in points]
     if not values:
         return ""
     x_ticks = ticks(min(x for x, _ in values), max(x for x, _ in values), whole=True)
-    y_ticks = ticks(min(y for _, y in values), max(y for _, y in values))
+    lowest = min(y for _, y in values)
+    y_ticks = ticks(min(lowest, 0) if from_zero else lowest, max(y for _, y in values))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -48,7 +61,9 @@ def line_chart(series: Sequence[Series], label: str) -> str:
         anchor = "end" if tick == x_ticks[-1] else "middle"
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
     for line, points in drawn:
-        parts.extend(_drawn_line(line, points, [place(*point) for point in points]))
+        same = [other for other, _ in drawn if other.points == line.points]
+        turn = (same.index(line), len(same))
+        parts.extend(_drawn_line(line, points, [place(*point) for point in points], turn))
     return "".join([*parts, "</svg>"])
 
 
@@ -75,6 +90,30 @@ def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
+def coinciding(series: Sequence[Series]) -> list[list[str]]:
+    """Names of the series that have the same points, per such set."""
+    sets: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for line in series:
+        sets.setdefault(tuple(line.points), []).append(line.name)
+    return [names for names in sets.values() if len(names) > 1]
+
+
+def value_rows(series: Sequence[Series]) -> list[tuple[str, list[str]]]:
+    """(step, values) for the chart's table: at most MAX_ROWS of the steps at which most series have a value."""
+    values = [dict(line.points) for line in series]
+    counts = Counter(step for row in values for step in row)
+    steps = sorted(step for step, count in counts.items() if count == max(counts.values()))
+    chosen = [steps[place] for place in spread(len(steps), MAX_ROWS)]
+    return [(f"{step:,.0f}", [f"{row[step]:,.4g}" if step in row else "–" for row in values]) for step in chosen]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` numbers below `count`, the first and the last among them, evenly spaced."""
+    if count <= wanted:
+        return list(range(count))
+    return [round(number * (count - 1) / (wanted - 1)) for number in range(wanted)]
+
+
 def short(value: float) -> str:
     """Such as 0.25, 12, 1.5k, 3M."""
     for divisor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -84,16 +123,22 @@ def short(value: float) -> str:
 
 
 def _drawn_line(
-    line: Series, points: Sequence[tuple[float, float]], places: Sequence[tuple[float, float]]
+    line: Series, points: Sequence[tuple[float, float]], places: Sequence[tuple[float, float]], turn: tuple[int, int]
 ) -> list[str]:
-    colour = f"c{line.colour % NUM_COLOURS}"
+    number, count = turn
     dashed = " dashed" if line.dashed else ""
+    dashes = (
+        f' style="stroke-dasharray:{INTERLEAVED_DASH} {INTERLEAVED_DASH * (count - 1)};'
+        f'stroke-dashoffset:{-INTERLEAVED_DASH * number}"'
+        if count > 1
+        else ""
+    )
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts = [f'<polyline class="line {colour}{dashed}" points="{path}"/>'] if len(places) > 1 else []
-    mark = " dot" if line.dashed or len(places) == 1 else ""
+    parts = [f'<g class="series" style="--hue:{line.hue:g}">']
+    if len(places) > 1:
+        parts.append(f'<polyline class="line{dashed}"{dashes} points="{path}"/>')
+    mark = " dot" if len(places) == 1 or (line.dashed and len(places) <= MAX_DOTS) else ""
     for (step, value), (x, y) in zip(points, places, strict=True):
         title = escape(f"{line.name}, step {step:,.0f}: {value:,.4g}")
-        parts.append(
-            f'<circle class="hit {colour}{mark}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
-        )
-    return parts
+        parts.append(f'<circle class="hit{mark}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>')
+    return [*parts, "</g>"]

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.report.charts import short
+from trainer.report.samples import Document, points
 
 LEVELS = 9
 """Shades; level 0 has no background."""
@@ -45,20 +46,45 @@ def shares_per_tenth(weights: Sequence[float]) -> list[float]:
     return [value / total if total else 0.0 for value in sums]
 
 
-def document_view(highlight: dict[str, Any], row: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    """What the template shows of one document: texts, stages with their tenths, and the marked document."""
+def document_views(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Highlighted documents, first those of most runs, with what each run kept of them and wrote."""
+    marked = [document for document in documents if any(outcome.highlight for outcome in document.outcomes)]
+    return [
+        {
+            "name": document.name,
+            "reference": document.reference,
+            "arms": [
+                arm_view(
+                    outcome.highlight,
+                    None if outcome.row is None else outcome.row["generated"],
+                    run=outcome.run.name,
+                    score=points(outcome.rouge1),
+                    pools=bool(outcome.run.config.model.pooling),
+                )
+                for outcome in document.outcomes
+            ],
+        }
+        for document in sorted(marked, key=lambda document: -len(document.outcomes))
+    ]
+
+
+def arm_view(
+    highlight: dict[str, Any] | None, generated: str | None, *, run: str = "", score: str = "", pools: bool = True
+) -> dict[str, Any]:
+    """What the template shows of one model and one document: summary, stages with their tenths, the marked text."""
+    view = {"run": run, "generated": generated, "score": score, "pools": pools, "highlight": highlight is not None}
+    if highlight is None:
+        return view
     stages, num_tokens = highlight["stages"], highlight["num_tokens"]
-    return {
-        "name": name,
+    return view | {
         "html": Markup(marked_text(highlight["pieces"], stages)),
         "stages": [
             {"name": stage_name, "tenths": shares_per_tenth(weights)}
             for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
         ],
-        "row": row,
         "cut": num_tokens is None or highlight["num_read_tokens"] < num_tokens,
-        "num_tokens": "" if num_tokens is None else f"{num_tokens:,}",
-        "num_read_tokens": f"{highlight['num_read_tokens']:,}",
+        "num_tokens": "" if num_tokens is None else f"{num_tokens + 1:,}",  # </s> is pooled, too
+        "num_read_tokens": f"{highlight['num_read_tokens'] + 1:,}",
     }
 
 

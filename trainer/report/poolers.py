@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from model.architecture import SCORED
 from trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
 from trainer.report.documents import NUM_TENTHS
 from trainer.report.runs import Run
@@ -23,28 +24,50 @@ def num_poolers(run: Run) -> int:
 
 
 def sharpness(runs: Sequence[Run]) -> list[Series]:
-    """Mean top weight of every stage of every run: 1 = each slot holds one token as it was."""
+    """Mean top weight of every stage that scores, of every run: 1 = each slot holds one token as it was."""
     return [
         Series(
-            name=f"{run.name} stage {stage + 1}",
+            name=f"{run.name} {stage_name(run, stage)}",
             points=run.curve("train", f"pool{stage}_mean_top_weight"),
             colour=colour,
             dashed=stage > 0,
         )
         for colour, run in enumerate(runs)
         for stage in range(num_poolers(run))
+        if stage >= len(run.config.model.pooling) or run.config.model.pooling[stage].operator in SCORED
     ]
+
+
+def stage_name(run: Run, stage: int) -> str:
+    """Such as "after layer 2"."""
+    stages = run.config.model.pooling
+    return f"after layer {stages[stage].after_layer}" if stage < len(stages) else f"stage {stage + 1}"
+
+
+def absent(runs: Sequence[Run], documents: Sequence[dict[str, Any]] | None = None) -> list[str]:
+    """A line for each run that the strips, or these documents, do not show: why."""
+    shown = {arm["run"] for view in documents or () for arm in view["arms"]}
+    lines = []
+    for run in runs:
+        if run.name in shown:
+            continue
+        if not run.config.model.pooling:
+            lines.append(f"{run.name} does not pool: its decoder attends to every token.")
+        elif documents is not None:
+            lines.append(f"{run.name} has no marked documents; transpooler evaluate makes them.")
+        elif not num_poolers(run):
+            lines.append(f"{run.name} has pooled no document so far, by its metrics.")
+    return lines
 
 
 def strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Per run and stage, a picture of the share of kept tokens in each tenth of the documents over training."""
     views = []
     for run in runs:
-        stages = run.config.model.pooling
         for stage in range(num_poolers(run)):
             tenths = [run.curve("train", f"pool{stage}_share_tenth{tenth}") for tenth in range(NUM_TENTHS)]
-            layer = f"after layer {stages[stage].after_layer}" if stage < len(stages) else f"stage {stage + 1}"
-            views.append({"name": f"{run.name}, {layer}", "svg": strip(tenths, f"{run.name}, {layer}")})
+            name = f"{run.name}, {stage_name(run, stage)}"
+            views.append({"name": name, "svg": strip(tenths, name)})
     return views
 
 

@@ -1,6 +1,7 @@
 """What a report reads from a run folder. Everything but config.yaml and metrics.jsonl may be absent."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from common.files import read_json
 from trainer.config import Config
 
 REQUIRED_METRICS = ("split", "num_documents", "rouge", "lead_rouge", "loss", "trained", "lead_words", "mean_words")
+REQUIRED_TEXTS = ("key", "generated", "reference")
+REQUIRED_HIGHLIGHTS = ("key", "pieces", "stages", "stage_names", "num_tokens", "num_read_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,20 @@ class Evaluation:
     metrics: dict[str, Any]
     rows: dict[str, dict[str, Any]]
     """Rows of generated.jsonl by key."""
-    highlights: list[dict[str, Any]]
+    highlights: dict[str, dict[str, Any]]
+    """Entries of highlights.json by key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A shards folder that a run read."""
+
+    folder: str
+    """Where it lies, as far as that can be told."""
+    splits: dict[str, dict[str, Any]] | None
+    """The `splits` of its report.json; None where that cannot be reached."""
+    role: str = ""
+    """Name and weight in the run's mixture, if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +45,16 @@ class Run:
 
     name: str
     config: Config
+    unknown_keys: list[str]
+    """Keys of config.yaml that this version does not know."""
     metrics: list[dict[str, Any]]
     evaluations: list[Evaluation]
-    preparation: dict[str, Any] | None
-    """The `splits` of the shards' report.json, if it can be reached."""
+    corpora: list[Corpus]
+
+    @property
+    def trained(self) -> list[Evaluation]:
+        """Evaluations of the trained model."""
+        return [item for item in self.evaluations if item.metrics["trained"]]
 
     def curve(self, split: str, key: str) -> list[tuple[float, float]]:
         """(step, value) of one metric; absent values are left out."""
@@ -40,39 +62,72 @@ class Run:
         return [(line["step"], line[key]) for line in lines]
 
 
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders (UserError if one is none, is given twice, or holds a broken file)."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            raise UserError(f"{folder}: the same run as {first}; give each run once")
+    return [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+
+
 def read_run(folder: Path, name: str) -> Run:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
-    from trainer.config_loader import load_config
+    from trainer.config_loader import load_saved_config
     from trainer.metrics import read_metrics
 
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")
-    config = load_config([folder / "config.yaml"])
-    prepared = Path(config.data.shards) / "report.json"
+    config, unknown_keys = load_saved_config(folder / "config.yaml")
     return Run(
         name=name,
         config=config,
+        unknown_keys=unknown_keys,
         metrics=read_metrics(folder),
         evaluations=[_read_evaluation(path.parent) for path in sorted(folder.glob("evaluation/*/metrics.json"))],
-        preparation=read_json(prepared).get("splits") if prepared.is_file() else None,
+        corpora=_read_corpora(config, started_in(folder, config.run)),
     )
 
 
-def run_names(folders: list[Path]) -> list[str]:
+def run_names(folders: Sequence[Path]) -> list[str]:
     """Short names: the last part of each path, or the whole path where that is not unique."""
     short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
+def started_in(folder: Path, run: str) -> Path:
+    """The working directory of the training: the folder's path without the `run` of its configuration at its end.
+
+    That is where relative paths in the configuration start. The present one if `run` does not say.
+    """
+    parts, end = folder.resolve().parts, Path(run).parts
+    return Path(*parts[: -len(end)]) if end and parts[-len(end) :] == end else Path()
+
+
+def _read_corpora(config: Config, start: Path) -> list[Corpus]:
+    mixture = [(entry.shards, f"{entry.name}, weight {entry.weight:g}") for entry in config.data.mixture]
+    corpora = []
+    for shards, role in [(config.data.shards, "validation and tokenizer" if mixture else ""), *mixture]:
+        folder = shards if "://" in shards else str(start / Path(shards).expanduser())
+        report = Path(folder) / "report.json"
+        splits = read_json(report).get("splits") if report.is_file() else None
+        corpora.append(Corpus(folder=folder, splits=splits, role=role))
+    return corpora
+
+
 def _read_evaluation(folder: Path) -> Evaluation:
     metrics = read_json(folder / "metrics.json")
-    if missing := [key for key in REQUIRED_METRICS if key not in metrics]:
-        raise UserError(f"{folder / 'metrics.json'}: lacks {', '.join(missing)}; run `transpooler evaluate` again")
+    _require(REQUIRED_METRICS, metrics, folder / "metrics.json")
+    highlights = folder / "highlights.json"
+    entries = read_json(highlights) if highlights.is_file() else []
+    for number, entry in enumerate(entries, 1):
+        _require(REQUIRED_HIGHLIGHTS, entry, f"{highlights}: entry {number}")
     return Evaluation(
         name=folder.name,
         metrics=metrics,
         rows={row["key"]: row for row in _read_lines(folder / "generated.jsonl")},
-        highlights=read_json(folder / "highlights.json") if (folder / "highlights.json").is_file() else [],
+        highlights={entry["key"]: entry for entry in entries},
     )
 
 
@@ -86,4 +141,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
             except ValueError:
                 raise UserError(f"{path}:{number}: not valid JSON; run `transpooler evaluate` again") from None
+            _require(REQUIRED_TEXTS, rows[-1], f"{path}:{number}")
     return rows
+
+
+def _require(keys: Sequence[str], values: Any, where: Path | str) -> None:
+    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise UserError(f"{where}: lacks {', '.join(missing)}; run `transpooler evaluate` again")

@@ -1,0 +1,161 @@
+"""Numbers of runs: the few on top, a row per run where there are several, scores beside baselines, curves."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from trainer.report.charts import Series, coinciding, line_chart, value_rows
+from trainer.report.poolers import sharpness
+from trainer.report.runs import Evaluation, Run
+from trainer.report.samples import points
+
+CHARTS = (
+    ("loss", "Loss per target token", "nats"),
+    ("source_tokens_per_s", "Throughput", "source tokens/s"),
+    ("rouge1", "ROUGE-1", "F1, held-out"),
+    ("peak_memory_mib", "Peak memory", "MiB, rank 0"),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("learning_rate", "Learning rate", ""),
+)
+FROM_ZERO = ("source_tokens_per_s", "peak_memory_mib", "rouge1")
+ROUGE_COLUMNS = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"), ("rougeLsum", "ROUGE-Lsum"))
+
+
+def headline(run: Run) -> list[dict[str, str]]:
+    """The few numbers that stand on top of the report of one run."""
+    numbers = _scores_in_short(run, run.trained[0]) if run.trained else []
+    numbers += [
+        {"value": f"{value:{form}}", "name": name, "note": note}
+        for name, form, note, value in (
+            ("validation loss", ".3f", f"step {last_step(run, 'validation'):,.0f}", last(run, "validation", "loss")),
+            ("source tokens/s", ",.0f", "median over training", typical(run, "source_tokens_per_s")),
+            ("peak memory, MiB", ",.0f", "rank 0", last(run, "train", "peak_memory_mib")),
+        )
+        if value is not None
+    ]
+    return numbers
+
+
+def _scores_in_short(run: Run, trained: Evaluation) -> list[dict[str, str]]:
+    metrics = trained.metrics
+    untrained = next((item.metrics for item in run.evaluations if not item.metrics["trained"]), None)
+    beside = [f"lead-{metrics['lead_words']} {points(metrics['lead_rouge']['rouge1']['mean'])}"]
+    losses = []
+    if untrained is not None:
+        beside.append(f"untrained {points(untrained['rouge']['rouge1']['mean'])}")
+        losses.append(f"untrained {untrained['loss']:.3f}")
+    if metrics.get("shuffled_loss") is not None:
+        losses.append(f"wrong summaries {metrics['shuffled_loss']:.3f}")
+    documents = f"{metrics['num_documents']:,} {metrics['split']} documents"
+    return [
+        {"value": points(metrics["rouge"]["rouge1"]["mean"]), "name": "ROUGE-1", "note": ", ".join(beside)},
+        {"value": f"{metrics['loss']:.3f}", "name": f"loss, {documents}", "note": ", ".join(losses)},
+    ]
+
+
+def overview(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """One row of numbers per run; "–" where a run has none."""
+    rows = []
+    for run in runs:
+        metrics = run.trained[0].metrics if run.trained else None
+        rows.append(
+            {
+                "name": run.name,
+                "documents": f"{metrics['num_documents']:,} {metrics['split']}" if metrics else "–",
+                "rouge1": points(metrics["rouge"]["rouge1"]["mean"]) if metrics else "–",
+                "loss": _number(metrics["loss"] if metrics else None, ".3f"),
+                "validation_loss": _number(last(run, "validation", "loss"), ".3f"),
+                "speed": _number(typical(run, "source_tokens_per_s"), ",.0f"),
+                "memory": _number(last(run, "train", "peak_memory_mib"), ",.0f"),
+                "steps": _number(last_step(run, "train") or None, ",.0f"),
+            }
+        )
+    return rows
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def last(run: Run, split: str, key: str) -> float | None:
+    """The newest value of a metric."""
+    curve = run.curve(split, key)
+    return curve[-1][1] if curve else None
+
+
+def last_step(run: Run, split: str) -> float:
+    """The step of the newest loss; 0 before the first."""
+    curve = run.curve(split, "loss")
+    return curve[-1][0] if curve else 0
+
+
+def typical(run: Run, key: str) -> float | None:
+    """Median over training."""
+    values = [value for _, value in run.curve("train", key)]
+    return median(values) if values else None
+
+
+def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One chart per metric that any run has, all runs in it."""
+    drawn = []
+    for key, title, unit in CHARTS:
+        train = [Series(name=run.name, points=run.curve("train", key), colour=n) for n, run in enumerate(runs)]
+        held_out = [Series(name=run.name, points=run.curve("validation", key), colour=n) for n, run in enumerate(runs)]
+        if any(line.points for line in train) and any(line.points for line in held_out):
+            unit = f"{unit}; dashed: held-out"
+            held_out = [replace(line, name=f"{line.name} held-out", dashed=True) for line in held_out]
+        both = [line for pair in zip(train, held_out, strict=True) for line in pair]
+        drawn += chart(both, title, unit, from_zero=key in FROM_ZERO)
+    return drawn + chart(sharpness(runs), "Sharpness of the poolers", "mean top weight of a slot; 1 = one token")
+
+
+def chart(series: Sequence[Series], title: str, unit: str, *, from_zero: bool = False) -> list[dict[str, Any]]:
+    """The chart of these lines, if there is anything to draw."""
+    series = [line for line in series if line.points]
+    svg = line_chart(series, f"{title} over optimizer steps", from_zero=from_zero)
+    if not svg:
+        return []
+    same = "; ".join(f"{', '.join(names[:-1])} and {names[-1]} coincide" for names in coinciding(series))
+    return [{"title": title, "unit": unit, "svg": svg, "series": series, "same": same, "rows": value_rows(series)}]
+
+
+def score_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows of the ROUGE table, by split: the models of all runs, then lead-n, once where runs agree on it."""
+    rows: list[dict[str, Any]] = []
+    items = [(run, item.metrics) for run in runs for item in run.evaluations]
+    for split in dict.fromkeys(metrics["split"] for _, metrics in items):
+        of_split = [(run, metrics) for run, metrics in items if metrics["split"] == split]
+        for trained in (True, False):
+            rows += [_model_row(run, metrics) for run, metrics in of_split if metrics["trained"] is trained]
+        leads: list[dict[str, Any]] = []
+        for _, metrics in of_split:
+            row = _row(f"lead-{metrics['lead_words']}", metrics, "lead")
+            if row not in leads:
+                leads.append(row)
+        rows += leads
+    return rows
+
+
+def _model_row(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    shuffled = metrics.get("shuffled_loss")
+    name = run.name if metrics["trained"] else f"{run.name}, untrained"
+    row = _row(name, metrics, "generated")
+    return row | {"main": metrics["trained"], "loss": f"{metrics['loss']:.3f}", "shuffled": _number(shuffled, ".3f")}
+
+
+def _row(name: str, metrics: dict[str, Any], text: str) -> dict[str, Any]:
+    scores = metrics["rouge" if text == "generated" else "lead_rouge"]
+    return {
+        "name": name,
+        "split": f"{metrics['num_documents']:,} {metrics['split']}",
+        "main": False,
+        "cells": [_cell(scores[key]) for key, _ in ROUGE_COLUMNS],
+        "words": round(metrics["mean_words"][text]),
+        "loss": "–",
+        "shuffled": "–",
+    }
+
+
+def _cell(interval: dict[str, float]) -> dict[str, str]:
+    return {"mean": points(interval["mean"]), "interval": f"{points(interval['low'])}–{points(interval['high'])}"}

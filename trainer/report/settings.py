@@ -1,0 +1,66 @@
+"""Configurations of runs: what differs between them, readable; and what is known of the corpora that they read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trainer.report.charts import short
+from trainer.report.runs import Corpus, Run
+
+
+def settings(runs: Sequence[Run]) -> dict[str, Any]:
+    """Settings that differ between runs as a table, and each run's whole configuration as YAML."""
+    from trainer.config_loader import config_to_yaml
+
+    flat = [flatten(asdict(run.config)) for run in runs]
+    keys = dict.fromkeys(key for values in flat for key in values if key != "run")
+    rows = [(key, [readable(key, values.get(key)) for values in flat]) for key in keys]
+    return {
+        "differing": [(key, values) for key, values in rows if len(set(values)) > 1],
+        "whole": [(run.name, config_to_yaml(run.config)) for run in runs],
+        "unknown": [(run.name, run.unknown_keys) for run in runs if run.unknown_keys],
+    }
+
+
+def readable(key: str, value: Any) -> str:
+    """A setting as one would write it: `none`, YAML, and pooling as `after layer 2 → 512, successive_halving`."""
+    from yaml import safe_dump
+
+    if value is None or value in ((), []):
+        return "none"
+    if key == "model.pooling":
+        return "; ".join(
+            f"after layer {stage['after_layer']} → {stage['length'] or stage['ratio']}, {stage['operator']}"
+            for stage in value
+        )
+    return safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("...\n").strip()
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def corpora(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Per shards folder and split: documents, tokens, and what was dropped why."""
+    seen = {(corpus.folder, corpus.role): corpus for run in runs for corpus in run.corpora}
+    return [
+        {"folder": corpus.folder, "role": corpus.role, "splits": None if corpus.splits is None else _splits(corpus)}
+        for corpus in seen.values()
+    ]
+
+
+def _splits(corpus: Corpus) -> list[dict[str, str]]:
+    return [
+        {
+            "split": split,
+            "documents": f"{counts['documents']:,}",
+            "source_tokens": short(float(f"{counts['source_tokens']:.3g}")),
+            "target_tokens": short(float(f"{counts['target_tokens']:.3g}")),
+            "dropped": ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in sorted(counts["dropped"].items())),
+        }
+        for split, counts in (corpus.splits or {}).items()
+    ]
