@@ -55,6 +55,7 @@ def _curve(axis: Any, points: Sequence[dict[str, Any]], key: str, number: int) -
         marker=MARKERS[number % len(MARKERS)],
         markersize=4,
         linewidth=1.3,
+        linestyle="-" if number < len(COLOURS) else "--",
         label=points[0]["arm"] if points else None,
         **style,
     )
