@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.progress import set_quiet
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
+
+
+@pytest.fixture(autouse=True)
+def not_quiet() -> None:
+    """A test that ran a command with -q must not silence the next one."""
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")
