@@ -202,13 +202,15 @@ def _download(url: str, part: Path, size_bytes: int, sha256: str) -> None:
 
 
 def _sizes(folder: Path) -> list[tuple[Path, int, int]]:
-    found = []
-    for pattern in ("*/*.tar", "*/*.part"):
-        for path in folder.glob(pattern):
+    """(path, bytes, time of last use in ns) of shards and of what is claimed for those being fetched."""
+    found = {}
+    # In this order: a shard that is finished meanwhile is seen twice, not missed, and counts once.
+    for suffix in (".part", ".tar"):
+        for path in folder.glob(f"*/*{suffix}"):
             with suppress(FileNotFoundError):
                 status = path.stat()
-                found.append((path, status.st_size, status.st_mtime_ns))
-    return found
+                found[str(path).removesuffix(".part")] = (path, status.st_size, status.st_mtime_ns)
+    return list(found.values())
 
 
 @contextmanager

@@ -104,6 +104,22 @@ def test_the_cache_stays_below_its_bound(local, bucket, tmp_path):
         take(config(bucket, tmp_path, cache_gib=bound / 2**30), 1)
 
 
+def test_a_shard_that_is_finished_while_sizes_are_read_counts_once(tmp_path, monkeypatch):
+    part = tmp_path / "split" / "00000.tar.part"
+    part.parent.mkdir()
+    part.write_bytes(b"x" * 10)
+    real = Path.glob
+
+    def glob(folder: Path, pattern: str):
+        found = list(real(folder, pattern))
+        if part.is_file():
+            part.rename(part.with_suffix(""))  # between the looks for .part and for .tar
+        return found
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert [size for _, size, _ in _sizes(tmp_path)] == [10]
+
+
 def test_several_processes_share_a_cache(bucket, tmp_path):
     """Threads with caches of their own objects stand for processes: the locks are those of files."""
     data = config(bucket, tmp_path)
