@@ -157,6 +157,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
     return "\n".join(lines) + "\n"
 
 
+def markdown_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Title -> rows as sections with a table each."""
+    return "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
+
+
 def print_table(title: str, rows: Sequence[Mapping[str, str]], *, sections: str | None = None) -> None:
     """The rows on standard output; a line between them where the column `sections` changes."""
     from rich import box

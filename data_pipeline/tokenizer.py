@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
 """In a tokenizer trained here these have the ids 0 to 5."""
 GAP_TOKEN = "<gap>"
+Head = Callable[[int], str]
+"""Gives a text's first so many characters or more, fewer only if it ends: what is not needed is not read."""
 _CHARACTERS_A_TOKEN = 8
 """More than a token of most texts has, so that one look suffices."""
 _UNSETTLED_WORDS = 32
@@ -131,7 +133,12 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Callable[[int], str], limit: int) -> tuple[list[int], bool]:
+def head_of(text: str) -> Head:
+    """That of a text in memory."""
+    return lambda num_characters: text[:num_characters]
+
+
+def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) -> tuple[list[int], bool]:
     """The first `limit` ids of a text, or all if it has fewer; and whether that is the whole text.
 
     The ids are those of encoding the whole text, of which no more is read than this takes: `head(n)` gives its first n

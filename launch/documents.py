@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 
 from common.errors import UserError
 from data_pipeline.sources import JSON_SUFFIXES, resolve_paths
+from data_pipeline.tokenizer import Head, head_of
 
 STDIN = "-"
 _LOOKED_AT_BYTES = 1 << 20
@@ -41,7 +42,7 @@ class Document:
     """One document: `head(n)` gives its first n characters or more, fewer only if it ends."""
 
     name: str
-    head: Callable[[int], str]
+    head: Head
     id: Any = None
     """The row's own, as it stands there."""
 
@@ -144,7 +145,7 @@ def _rows(entry: Input, column: str | None) -> Iterator[Document]:
         if isinstance(row, Dropped):
             raise UserError(f"{where}: {_reason(row.reason, value, columns.sources)}")
         name = next((value[key] for key in ID_KEYS if value.get(key) is not None), None)
-        yield Document(name=where, head=partial(_start, row.source), id=name)
+        yield Document(name=where, head=head_of(row.source), id=name)
     if not number:
         raise UserError(f"{entry.name}: holds no documents, only blank lines")
 
@@ -173,10 +174,6 @@ def _reason(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
         "wrong_type": f"{key!r} is neither a text nor a list of texts; name another key with --column",
         "not_utf8": f"{key!r} holds half of a surrogate pair, which is no character; mend or remove the line",
     }.get(reason, f"{key!r} is empty; remove the line")
-
-
-def _start(text: str, num_characters: int) -> str:
-    return text[:num_characters]
 
 
 def _text(entry: Input) -> Document:

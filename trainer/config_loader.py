@@ -7,7 +7,7 @@ All problems are reported at once.
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from common.errors import UserError
 from common.files import atomic_write
 from trainer.config import Config
 
+Part = str | Path | Mapping[str, Any]
+"""A YAML file, or what one would hold."""
 
-def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge YAML files and `key=value` overrides, check everything, return the configuration.
+
+def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
+    """Merge YAML files (or mappings) and `key=value` overrides, check everything, return the configuration.
 
     Raises UserError with one line per problem, each naming the key, its value and the remedy.
     """
-    return config_from_dict(_merged(paths, overrides))
+    return config_from_dict(_merged(parts, overrides))
 
 
 def load_saved_config(path: Path) -> tuple[Config, list[str]]:
@@ -69,22 +72,23 @@ def save_config(config: Config, path: Path) -> None:
         file.write(config_to_yaml(config))
 
 
-def _merged(paths: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
+def _merged(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     merged: Any = OmegaConf.create({})
     try:
-        for path in paths:
-            merged = OmegaConf.merge(merged, _read_yaml(Path(path)))
+        for part in parts:
+            values = OmegaConf.create(dict(part)) if isinstance(part, Mapping) else _read_yaml(Path(part))
+            merged = OmegaConf.merge(merged, values)
         for override in overrides:
             if "=" not in override:
                 raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        values = OmegaConf.to_container(merged, resolve=True)
+        resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
-    return typing.cast(dict[str, Any], values)
+    return typing.cast(dict[str, Any], resolved)
 
 
 def _read_yaml(path: Path) -> Any:

@@ -1,18 +1,16 @@
 """Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
-from data_pipeline.tokenizer import leading_ids
+from data_pipeline.tokenizer import Head, head_of, leading_ids
 from trainer.config import GenerationConfig
 
 Item = TypeVar("Item")
-Head = Callable[[int], str]
-"""Gives a text's first so many characters or more, fewer only if it ends: what is not needed is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,9 @@ def summarize(
     """Yield one summary per text, in order. `max_source_tokens` None reads as much as the tokenizer says fits."""
     limit = source_limit(tokenizer, max_source_tokens)
     for batch in batches(texts, generation.batch_size):
-        sources = [leading_ids(tokenizer, _head(text), limit - 1) for text in batch]
+        sources = [
+            leading_ids(tokenizer, head_of(text) if isinstance(text, str) else text, limit - 1) for text in batch
+        ]
         read = [[*ids, tokenizer.eos_token_id] for ids, _ in sources]
         for (ids, whole), cut, text in zip(sources, read, generate(model, tokenizer, read, generation), strict=True):
             yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=cut)
@@ -50,10 +50,6 @@ def summarize(
 def source_limit(tokenizer: Any, max_source_tokens: int | None) -> int:
     """How many tokens of a document are read, </s> included."""
     return max_source_tokens or int(tokenizer.model_max_length)
-
-
-def _head(text: str | Head) -> Head:
-    return text if callable(text) else lambda num_characters: text[:num_characters]
 
 
 @torch.no_grad()

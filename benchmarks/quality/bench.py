@@ -72,7 +72,7 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
         notes(study, single),
         output,
         where=_where(runs),
-        to_read="\n".join(f"## {title}\n\n{harness.markdown(table)}" for title, table in tables.items()),
+        to_read=harness.markdown_tables(tables),
         more={"seeds": single},
     )
     paths.append(harness.write_csv(output / "seeds.csv", single))

@@ -20,16 +20,24 @@ NOISE_SEED = 0
 """All runs of a study take the same tokens out of the same documents, whatever their seed."""
 
 
+def exported(run: Path) -> Path:
+    """The file that a run has once its model is trained."""
+    return run / "export" / "config.json"
+
+
+def is_current(path: Path, run: Path) -> bool:
+    """Whether a result is there and belongs to the run's model: it is no older than that."""
+    return path.is_file() and path.stat().st_mtime_ns >= exported(run).stat().st_mtime_ns
+
+
 def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
     """loss_sum, shuffled_loss_sum (with another document's source) and target_tokens of each evaluated document.
 
     (N,) float64 each; remembered in the run.
     """
     path = run / "evaluation" / config.evaluation.split / FILE_NAME
-    stored = read_json(path) if path.is_file() else {}
-    model = run / "export" / "config.json"
-    # An older version wrote less.
-    if set(stored) != MEASURED or path.stat().st_mtime_ns < model.stat().st_mtime_ns:
+    stored = read_json(path) if is_current(path, run) else {}
+    if set(stored) != MEASURED:  # an older version wrote less
         stored = _measure(run, config)
         write_json(path, stored)
     return {name: np.array(stored[name], dtype=np.float64) for name in sorted(MEASURED)}

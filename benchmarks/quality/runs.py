@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from benchmarks.quality.losses import exported, is_current
 from benchmarks.quality.study import Arm, Study, resolve
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        return (self.folder / "export" / "config.json").is_file()
+        return exported(self.folder).is_file()
 
     def is_as_planned(self) -> bool:
         """Whether what was trained, its start included, has these settings."""
@@ -146,10 +147,7 @@ def is_evaluated(run: Path) -> bool:
     """
     config = load_config([run / "config.yaml"])
     results = run / "evaluation" / config.evaluation.split / "metrics.json"
-    model = run / "export" / "config.json"
-    return config.data.objective != "summarize" or (
-        results.is_file() and results.stat().st_mtime_ns >= model.stat().st_mtime_ns
-    )
+    return config.data.objective != "summarize" or is_current(results, run)
 
 
 def evaluate_run(run: Path) -> None:
@@ -166,7 +164,7 @@ def finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
         folders = (place.output / "runs").glob(f"{glob.escape(arm.name)}-seed*")
         names = [folder.name.rpartition("-seed")[2] for folder in folders]
         for seed in sorted(int(name) for name in names if name.isdecimal()):
-            if not (place.run_folder(arm.name, seed) / "export" / "config.json").is_file():
+            if not exported(place.run_folder(arm.name, seed)).is_file():
                 continue
             run = plan(place, arm, seed)
             if not run.is_as_planned():

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -79,16 +78,11 @@ def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None)
 
 def resolve(study: Study, who: str, fragments: Sequence[Mapping[str, Any]]) -> Config:
     """The study's settings and the fragments, checked; UserError names the study and `who` is wrong."""
-    with TemporaryDirectory() as folder:
-        paths = list(study.configs)
-        for number, values in enumerate([study.settings, *fragments]):
-            paths.append(Path(folder) / f"{number}.yaml")
-            paths[-1].write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
-        try:
-            return load_config(paths)
-        except UserError as error:
-            lines = [f"{study.path}: arms.{who}: {line}" for line in str(error).splitlines()]
-            raise UserError("\n".join(lines)) from None
+    try:
+        return load_config([*study.configs, study.settings, *fragments])
+    except UserError as error:
+        lines = [f"{study.path}: arms.{who}: {line}" for line in str(error).splitlines()]
+        raise UserError("\n".join(lines)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from benchmarks.speed.settings import (
     keep_settings,
     read_cells,
 )
-from benchmarks.speed.table import markdown_tables, rows, terminal_tables
+from benchmarks.speed.table import readable, rows, terminal_tables
 from common.errors import UserError
 from common.files import read_json
 from common.progress import say
@@ -62,7 +62,8 @@ def write_outputs(folder: Path) -> list[Path]:
     print("\n".join(lines))
     settings = read_json(folder / SETTINGS_FILE, DAMAGED)
     where, notes = _where(cells), _notes(settings, lines)
-    paths = harness.write_results(NAME, found, notes, folder, where=where, to_read=markdown_tables(found))
+    to_read = harness.markdown_tables(readable(found))
+    paths = harness.write_results(NAME, found, notes, folder, where=where, to_read=to_read)
     if importlib.util.find_spec("matplotlib") is None:
         say("no plots: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths

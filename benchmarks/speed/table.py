@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness import markdown, print_table
+from benchmarks.harness import print_table
 from benchmarks.speed.architectures import BASELINES, ENTRIES
 from benchmarks.speed.settings import PHASES
 
@@ -71,11 +71,6 @@ def terminal_tables(found: Sequence[Row]) -> None:
     """Print them on standard output."""
     for title, table in readable(found).items():
         print_table(title, table, sections="tokens")
-
-
-def markdown_tables(found: Sequence[Row]) -> str:
-    """The same in Markdown."""
-    return "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in readable(found).items())
 
 
 def cost_cell(row: Mapping[str, Any], cost: str) -> str:

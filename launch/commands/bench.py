@@ -75,13 +75,13 @@ def _speed(parsed: argparse.Namespace) -> None:
     import os
 
     import psutil
-    import torch
 
     from benchmarks.speed.architectures import ENTRIES
     from benchmarks.speed.bench import bench_speed
     from benchmarks.speed.settings import Limits, Settings, parse_lengths, parse_phases
+    from trainer.models import default_device
 
-    device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = parsed.device or default_device()
     if device == "cuda" and parsed.clock == "process":
         raise UserError("--clock process: knows nothing of the GPU's time; use wall with --device cuda")
     settings = Settings(

@@ -5,6 +5,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from markupsafe import Markup
+
 from trainer.report.charts import Series, coinciding, line_chart, value_rows
 from trainer.report.poolers import sharpness
 from trainer.report.runs import Evaluation, Run
@@ -117,7 +119,9 @@ def chart(series: Sequence[Series], title: str, unit: str, *, from_zero: bool = 
     if not svg:
         return []
     same = "; ".join(f"{', '.join(names[:-1])} and {names[-1]} coincide" for names in coinciding(series))
-    return [{"title": title, "unit": unit, "svg": svg, "series": series, "same": same, "rows": value_rows(series)}]
+    return [
+        {"title": title, "unit": unit, "svg": Markup(svg), "series": series, "same": same, "rows": value_rows(series)}
+    ]
 
 
 def score_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

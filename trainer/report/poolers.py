@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from model.architecture import SCORED
 from trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
 from trainer.report.documents import NUM_TENTHS
@@ -67,7 +69,7 @@ def strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for stage in range(num_poolers(run)):
             tenths = [run.curve("train", f"pool{stage}_share_tenth{tenth}") for tenth in range(NUM_TENTHS)]
             name = f"{run.name}, {stage_name(run, stage)}"
-            views.append({"name": name, "svg": strip(tenths, name)})
+            views.append({"name": name, "svg": Markup(strip(tenths, name))})
     return views
 
 

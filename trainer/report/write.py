@@ -77,8 +77,6 @@ def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
     package = files("trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
-    for name in ("charts", "strips"):
-        parts[name] = [{**part, "svg": Markup(part["svg"])} for part in parts.get(name, ())]
     page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).generate(
         EMPTY | parts,
         css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(num_stages)),
