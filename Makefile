@@ -41,7 +41,7 @@ demo: $(STAMP)
 
 test: lint
 	@# Tests of clusters mostly wait: they run beside the others and go first where both want a core.
-	@$(BIN)/python -m model.ops.soft_topk  # built once, before many want it at the same time
+	@$(BIN)/python -m transpooler.model.ops.soft_topk  # built once, before many want it at the same time
 	@rm -f $(CLUSTER_LOG)
 	@$(BIN)/pytest tests/cluster $(PYTEST) >$(CLUSTER_LOG) 2>&1 & cluster=$$!; trap 'kill $$cluster' INT TERM; failed=0; \
 	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST) || failed=1; \
@@ -55,14 +55,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.soft_topk speed $(BENCH)
-	$(BIN)/python -m benchmarks.soft_topk figures $(BENCH)
+	$(BIN)/python -m transpooler.benchmarks.soft_topk speed $(BENCH)
+	$(BIN)/python -m transpooler.benchmarks.soft_topk figures $(BENCH)
 
 bench-gpu: $(STAMP)
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make bench-gpu: torch sees no CUDA device")'
 	$(BIN)/pytest tests/gpu $(PYTEST)
-	$(BIN)/python -m benchmarks.soft_topk speed --device cuda $(BENCH)
-	$(BIN)/python -m benchmarks.soft_topk figures --device cuda $(BENCH)
+	$(BIN)/python -m transpooler.benchmarks.soft_topk speed --device cuda $(BENCH)
+	$(BIN)/python -m transpooler.benchmarks.soft_topk figures --device cuda $(BENCH)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """Reading documents: our random access, in training order, beside plain `webdataset`, sequentially, on the same tars.
 
-    python -m benchmarks.data_loading --shards FOLDER --split train
+    python -m transpooler.benchmarks.data_loading --shards FOLDER --split train
 
 Both decode everything (token arrays and JSON) in one process; taking turns, files in the page cache. Whole loader steps
 (objective, padding to tensors, one thread ahead or worker processes) are measured beside them.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import webdataset
 
-from benchmarks.harness import measure, write_results
-from data_pipeline.config import DataConfig
-from data_pipeline.corpus import batch_order, open_corpora
-from data_pipeline.loader import Loader
+from transpooler.benchmarks.harness import measure, write_results
+from transpooler.data_pipeline.config import DataConfig
+from transpooler.data_pipeline.loading.loader import Loader
+from transpooler.data_pipeline.order.corpus import batch_order, open_corpora
 
 FOOTNOTE = """
 Processes are started anew in every run here. On two cores they pay for denoise and gap sentences alone; a thread is

@@ -1,6 +1,6 @@
 """The order of documents: time and memory of the plan of a large corpus, and the padding with and without buckets.
 
-    python -m benchmarks.data_order [--documents 10000000] [--shards FOLDER/train ...]
+    python -m transpooler.benchmarks.data_order [--documents 10000000] [--shards FOLDER/train ...]
 
 Lengths are synthetic: log-normal with the median and 90th percentile of arXiv articles (6k and 16k tokens), cut at
 8,192 and at 16,384. --shards adds the lengths of prepared documents. A batch is a micro batch of at most 65,536 tokens,
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import MIB, peak_memory_bytes, write_results
-from data_pipeline.mixture import BatchOrder
-from data_pipeline.order import CorpusOrder, Cut
+from transpooler.benchmarks.harness import MIB, peak_memory_bytes, write_results
+from transpooler.data_pipeline.order.mixture import BatchOrder
+from transpooler.data_pipeline.order.order import CorpusOrder, Cut
 
 MEDIAN_TOKENS, P90_TOKENS = 6000, 16_000
 BUDGET = 65_536
@@ -84,7 +84,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     sources = {f"arXiv-like, cut at {cut}": synthetic_lengths(200_000, cut) for cut in CUTS}
     for folder in parsed.shards:
-        from data_pipeline.shards import ShardDataset
+        from transpooler.data_pipeline.shards.dataset import ShardDataset
 
         real = np.minimum(ShardDataset(folder).source_lengths, 65_535).astype(np.uint16)
         sources |= {f"{folder.parent.name}/{folder.name}, cut at {cut}": real.clip(max=cut) for cut in CUTS}

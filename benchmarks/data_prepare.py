@@ -1,7 +1,7 @@
 """Speed and memory of `transpooler prepare`, beside bare `tokenizers` on the same text.
 
-    python -m benchmarks.data_prepare speed --data papers.jsonl.gz --tokenizer FOLDER_OR_JSON
-    python -m benchmarks.data_prepare memory --data papers.jsonl.gz --tokenizer FOLDER_OR_JSON
+    python -m transpooler.benchmarks.data_prepare speed --data papers.jsonl.gz --tokenizer FOLDER_OR_JSON
+    python -m transpooler.benchmarks.data_prepare memory --data papers.jsonl.gz --tokenizer FOLDER_OR_JSON
 
 Speed: all sides use all cores and take turns; files are in the page cache. Bare: texts are read and the tokenizer is
 loaded and warm before the clock starts; 64 texts a call (more are not faster); ids are counted and thrown away.
@@ -28,15 +28,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import MIB, ROOT, measure, write_results
+from transpooler.benchmarks.harness import MIB, measure, write_results
 
 NUM_FILES = 64
 
 
 def bare(data: str, tokenizer: str) -> dict[str, Callable[[], int]]:
     """name -> tokenize everything, 64 texts at a time; returns the number of tokens."""
-    from data_pipeline.readers import RawDocument, read_documents
-    from data_pipeline.tokenizer import load_tokenizer
+    from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
 
     documents = [item for item in read_documents([data], None, None, True) if isinstance(item, RawDocument)]
     texts = [text for item in documents for text in (item.source, item.target or "")]
@@ -59,7 +59,7 @@ def prepared(files: Sequence[str], tokenizer: str, watch: Callable[[int], None] 
         settings["clean"] = {"exact_duplicates": False}  # with several copies of the text
         config = Path(folder) / "prepare.yaml"
         config.write_text(json.dumps({"prepare": settings}))
-        process = subprocess.Popen([sys.executable, "-m", "launch", "prepare", "-q", str(config)], cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-m", "transpooler", "prepare", "-q", str(config)])
         while process.poll() is None:
             watch(process.pid)
             time.sleep(0.05)

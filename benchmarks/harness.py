@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.files import atomic_write
+from transpooler.common.files import atomic_write
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path("benchmarks/results")
+"""Where committed results lie, seen from the root of a clone."""
 PACKAGES = ("torch", "triton", "numpy", "transformers", "deepspeed")
 MIB = 2**20
 
@@ -96,7 +97,7 @@ def environment() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+dirty" if _git("status", "--porcelain") else ""),
+        "commit": _commit(),
         "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -235,6 +236,15 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _commit() -> str:
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    return commit + "+dirty" if commit != "unknown" and _git("status", "--porcelain") else commit
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    """What git says of the clone that this code lies in; "unknown" for an installed copy."""
+    code = Path(str(files("transpooler")))
+    done = subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], cwd=code, capture_output=True)
+    if done.returncode == 0:
+        done = subprocess.run(["git", *arguments], cwd=code, capture_output=True)
+    return done.stdout.decode().strip() if done.returncode == 0 else "unknown"

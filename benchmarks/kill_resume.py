@@ -1,6 +1,7 @@
 """A long run on real documents that is killed at random, against the same run undisturbed: equal to the bit, or not.
 
-    python -m benchmarks.kill_resume DATA [--steps 2000] [--kills 12] [--processes 2] [--work FOLDER] [--output FILE]
+    python -m transpooler.benchmarks.kill_resume DATA [--steps 2000] [--kills 12] [--processes 2]
+        [--work FOLDER] [--output FILE]
 
 DATA is a folder with train.jsonl(.gz) and validation.jsonl(.gz) of {"article", "abstract"}. A tiny model is trained on
 them twice with `transpooler train`. At random steps SIGKILL goes to one rank or to all of them, drawn from a seed; then
@@ -25,7 +26,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.metrics import TIMED, read_metrics
 
 MODEL = "{d_model: 48, num_heads: 2, ffn_dim: 96, block_size: 64, encoder_layers: 2, decoder_layers: 1}"
 
@@ -91,14 +92,14 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 
 def _transpooler(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "launch", *arguments, "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "transpooler", *arguments, "-q"], check=True)
 
 
 def _killed_run(options: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
     """Train to the end through all kills; returns what was killed when."""
     draw, kills = random.Random(0), []
     run = options.work / "killed"
-    command = [sys.executable, "-m", "launch", "train", *settings, "--processes", str(options.processes), "-q"]
+    command = [sys.executable, "-m", "transpooler", "train", *settings, "--processes", str(options.processes), "-q"]
     for step in sorted(draw.sample(range(20, options.steps - 20), options.kills)):
         launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while _last_step(run) < step:
@@ -128,7 +129,7 @@ def _last_step(run: Path) -> int:
 
 def _ranks(launcher: subprocess.Popen) -> list[psutil.Process]:
     below = psutil.Process(launcher.pid).children(recursive=True)
-    return [process for process in below if process.cmdline()[2:4] == ["-m", "launch.train"]]
+    return [process for process in below if process.cmdline()[2:4] == ["-m", "transpooler.launch.train"]]
 
 
 def _differences(run: Path, expected: Path) -> list[str]:

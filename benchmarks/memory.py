@@ -1,4 +1,4 @@
-"""Peak memory of very long documents through the deep preset: `python -m benchmarks.memory`.
+"""Peak memory of very long documents through the deep preset: `python -m transpooler.benchmarks.memory`.
 
 forward: 262,144 tokens through the encoder, no gradient; budget 8 GiB.
 train:   a step (loss, gradients, AdamW) on 65,536 tokens with activation checkpointing, 512 target tokens; 12 GiB.
@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.harness import ROOT, write_results
+from transpooler.benchmarks.harness import write_results
 
-PRESET = ROOT / "configs" / "deep_pyramidion.yaml"
+PRESET = "deep_pyramidion"
 CASES = {"forward": (262_144, 8.0), "train": (65_536, 12.0)}
 """Name: (source tokens, budget in GiB)."""
 NUM_TARGET_TOKENS = 512
@@ -26,7 +26,9 @@ NOTES = "Wall seconds are those of a busy machine: only the peaks are results."
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m transpooler.benchmarks.memory", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--case", choices=CASES, help="run this one alone, in this process, and print its numbers")
     parser.add_argument("--tokens", type=int, help="source tokens instead of the case's own number (with --case)")
     arguments = parser.parse_args()
@@ -35,8 +37,8 @@ def main() -> int:
         return 0
     results = []
     for case, (num_tokens, budget_gib) in CASES.items():
-        command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
-        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+        command = [sys.executable, "-m", "transpooler.benchmarks.memory", "--case", case]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results.append({"case": case, "budget_gib": budget_gib, **json.loads(output.splitlines()[-1])})
         peak, seconds = results[-1]["peak_gib"], results[-1]["wall_s"]
         print(f"{case}: {num_tokens:,} tokens, peak {peak:.2f} GiB of {budget_gib:g}, {seconds:.0f} s", flush=True)
@@ -49,8 +51,8 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     import torch
     from transformers import set_seed
 
-    from model import TranspoolerConfig, TranspoolerForConditionalGeneration
-    from trainer.config_loader import load_config
+    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from transpooler.trainer.config import load_config
 
     set_seed(0)
     architecture = load_config([PRESET]).model

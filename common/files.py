@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import UserError
+from transpooler.common.errors import UserError
 
 INCOMPLETE_SUFFIX = ".incomplete"
 

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from math import isfinite, nan
-from pathlib import Path
 from typing import NoReturn
 
-from common.exit_codes import USER_ERROR
+from transpooler.common.exit_codes import USER_ERROR
 
 CONFIGURATION = """\
 CONFIG files are YAML and hold what differs from the defaults; later files win over earlier ones, and key=value
@@ -44,11 +43,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def split_list(text: str) -> list[str]:
-    """'a, b,a' as ['a', 'b']: each once."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
 def whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -73,8 +67,10 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def config_settings(settings: Sequence[str]) -> list[str]:
     """Settings with each run folder replaced by its config.yaml."""
+    from transpooler.trainer.config.presets import find_config, is_preset
+
     paths, overrides = split_settings(settings)
-    return [str(Path(path) / "config.yaml") if Path(path).is_dir() else path for path in paths] + overrides
+    return [path if is_preset(path) else str(find_config(path)) for path in paths] + overrides
 
 
 def _is_override(item: str) -> bool:

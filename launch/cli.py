@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from launch.arguments import Parser
-from launch.exits import guarded
+from transpooler import __version__
+from transpooler.launch.arguments import Parser
+from transpooler.launch.exits import guarded
 
 COMMANDS = (
     "prepare",
@@ -52,10 +53,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
-    from common.progress import set_quiet
+    from transpooler.common.progress import set_quiet
 
     set_quiet(parsed.quiet)
-    return import_module(f"launch.commands.{parsed.command}").run(parsed)
+    return import_module(f"transpooler.launch.commands.{parsed.command}").run(parsed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,20 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Pretrain and fine-tune pooling encoder-decoders for long documents.",
         epilog=_EXIT_CODES,
     )
-    parser.add_argument("--version", action="version", version=f"transpooler {_version()}")
+    parser.add_argument("--version", action="version", version=f"transpooler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        import_module(f"launch.commands.{name}").add(commands)
+        import_module(f"transpooler.launch.commands.{name}").add(commands)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("transpooler")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from common.errors import UserError
-from common.exit_codes import DONE, INTERRUPTED, USER_ERROR
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import DONE, INTERRUPTED, USER_ERROR
 
 
 def guarded(action: Callable[[], int | None]) -> int:

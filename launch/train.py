@@ -1,42 +1,50 @@
-"""What each training rank runs: `python -m launch.train CONFIG... key=value...`.
+"""What each training rank runs: `python -m transpooler.launch.train CONFIG... key=value...`.
 
-`deepspeed --hostfile HOSTS --module launch.train CONFIG`, `torchrun -m launch.train CONFIG` and
-`srun python -m launch.train CONFIG` start it on several hosts.
+`deepspeed --hostfile HOSTS --module transpooler.launch.train CONFIG`, `torchrun -m transpooler.launch.train CONFIG` and
+`srun python -m transpooler.launch.train CONFIG` start it on several hosts. An engine that can start a program starts
+`transpooler train CONFIG` instead, which finds out by itself that it is a rank and calls `train_as_rank`.
 """
 
-import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from common.errors import UserError
-from launch.arguments import Parser, split_settings
-from launch.exits import guarded
+from transpooler.common.errors import UserError
+from transpooler.launch.arguments import Parser, split_settings
+from transpooler.launch.exits import guarded
 
 OTHER_RANKS_WAIT_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as one rank (RANK, WORLD_SIZE, LOCAL_RANK from the environment); returns the exit code."""
-    parser = Parser(prog="launch.train", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m transpooler.launch.train", description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value")
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; LOCAL_RANK counts")
     parsed = parser.parse_args(arguments)
-    return guarded(lambda: _train(parsed))
+    return guarded(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
 
 
-def _train(parsed: argparse.Namespace) -> None:
-    from common.progress import set_quiet
-    from launch.discovery import rank_identity
-    from trainer.config_loader import load_config
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether an engine started this process as a rank of a job."""
+    from transpooler.launch.ranks.identity import rank_identity
 
-    set_quiet(parsed.quiet)
+    return "RANK" in environment or "RANK" in rank_identity(environment)
+
+
+def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
+    """Train as the rank that the environment names; a mistake that all ranks see is told by rank 0."""
+    from transpooler.common.progress import set_quiet
+    from transpooler.launch.ranks.identity import rank_identity
+    from transpooler.trainer.config import load_config
+
+    set_quiet(quiet)
     try:
         os.environ.update(rank_identity(os.environ))
-        config = load_config(*split_settings(parsed.settings))
-        from trainer.train import train
+        config = load_config(*split_settings(settings))
+        from transpooler.trainer.train import train
 
         train(config)
     except UserError:

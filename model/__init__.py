@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.classification import TranspoolerForSequenceClassification
-    from model.config import TranspoolerConfig
-    from model.encoder import TranspoolerEncoder
-    from model.modeling import TranspoolerForConditionalGeneration, TranspoolerModel
+    from transpooler.model.classification import TranspoolerForSequenceClassification
+    from transpooler.model.config import TranspoolerConfig
+    from transpooler.model.encoder import TranspoolerEncoder
+    from transpooler.model.modeling import TranspoolerForConditionalGeneration, TranspoolerModel
 
 __all__ = [
     "TranspoolerConfig",
@@ -23,4 +23,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("model.modeling"), name)
+    return getattr(import_module("transpooler.model.modeling"), name)

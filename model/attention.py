@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from model.beams import beams_as_queries, queries_as_beams
-from model.config import TranspoolerConfig
-from model.layout import Layout
-from model.positions import rotate
+from transpooler.model.beams import beams_as_queries, queries_as_beams
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layout import Layout
+from transpooler.model.positions import rotate
 
 CosSin = tuple[Tensor, Tensor]
 Attended = tuple[Tensor, Tensor | None]

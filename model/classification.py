@@ -5,8 +5,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from model.config import TranspoolerConfig
-from model.encoder import WHOLE_TO_ENCODER, TranspoolerEncoder, TranspoolerPreTrainedModel, own_names
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.encoder import WHOLE_TO_ENCODER, TranspoolerEncoder, TranspoolerPreTrainedModel, own_names
 
 
 class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):

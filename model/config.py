@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from model.architecture import Architecture, PoolingStage
+from transpooler.model.architecture import Architecture, PoolingStage
 
 
 @strict

@@ -7,12 +7,12 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils import can_return_tuple
 
-from model.checks import check_inputs, check_mask
-from model.config import TranspoolerConfig
-from model.encoder import Embedder, TranspoolerPreTrainedModel
-from model.layers import DecoderLayer, FinalNorm
-from model.layout import somewhere
-from model.positions import rotary
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
+from transpooler.model.input_checks import check_inputs, check_mask
+from transpooler.model.layers import DecoderLayer, FinalNorm
+from transpooler.model.layout import somewhere
+from transpooler.model.positions import rotary
 
 
 class TranspoolerDecoder(TranspoolerPreTrainedModel):

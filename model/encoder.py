@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
-from model.checks import check_inputs, check_mask
-from model.config import TranspoolerConfig
-from model.layers import DecoderLayer, EncoderLayer, FinalNorm
-from model.layout import Layout
-from model.ops.soft_topk import SoftTopK
-from model.outputs import EncoderOutput
-from model.pooler import Pooler, Scorer, closes_stack
-from model.positions import rotary, sinusoidal
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.input_checks import check_inputs, check_mask
+from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
+from transpooler.model.layout import Layout
+from transpooler.model.ops.soft_topk import SoftTopK
+from transpooler.model.outputs import EncoderOutput
+from transpooler.model.pooler import Pooler, Scorer, closes_stack
+from transpooler.model.positions import rotary, sinusoidal
 
 
 class TranspoolerPreTrainedModel(PreTrainedModel):

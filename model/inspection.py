@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.encoder import PooledStage, TranspoolerEncoder
-from model.layout import front_order
-from model.outputs import Selection
+from transpooler.model.encoder import PooledStage, TranspoolerEncoder
+from transpooler.model.layout import front_order
+from transpooler.model.outputs import Selection
 
 NUM_TENTHS = 10
 

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
-from model.config import TranspoolerConfig
-from model.layout import Layout
+from transpooler.model.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layout import Layout
 
 
 class FeedForward(nn.Module):

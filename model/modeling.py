@@ -17,14 +17,14 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from model.beams import SharedMemoryGeneration
-from model.checks import describe
-from model.classification import TranspoolerForSequenceClassification
-from model.config import TranspoolerConfig
-from model.decoder import TranspoolerDecoder
-from model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
-from model.inspection import pooling_statistics, select
-from model.outputs import EncoderOutput, Selection
+from transpooler.model.beams import SharedMemoryGeneration
+from transpooler.model.classification import TranspoolerForSequenceClassification
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.decoder import TranspoolerDecoder
+from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
+from transpooler.model.input_checks import describe
+from transpooler.model.inspection import pooling_statistics, select
+from transpooler.model.outputs import EncoderOutput, Selection
 
 IGNORED_LABEL = -100
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.architecture import SCORED, PoolingStage
-from model.config import TranspoolerConfig
-from model.layers import FinalNorm
-from model.ops import baselines
-from model.ops.soft_topk import SoftTopK, soft_topk
+from transpooler.model.architecture import SCORED, PoolingStage
+from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layers import FinalNorm
+from transpooler.model.ops import baselines
+from transpooler.model.ops.soft_topk import SoftTopK, soft_topk
 
 SCORE_FLOOR = 1e-5
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.progress import set_quiet
+from tests.paths import ROOT
+from transpooler.common.progress import set_quiet
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
 
 
@@ -29,8 +29,8 @@ def not_quiet() -> None:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """Shards of 24 + 5 + 5 documents of 30 to 120 words, whose summaries repeat their first words."""
-    from data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
-    from data_pipeline.prepare import prepare
+    from transpooler.data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
+    from transpooler.data_pipeline.prepare.prepare import prepare
 
     folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
     sources = {}
@@ -74,7 +74,7 @@ def tiny_settings(shards: Path) -> list[str]:
 @pytest.fixture
 def ranks():
     """Start `command` (after `python`) as the ranks of one job, without a launcher; returns their processes."""
-    from launch.ranks import free_port, rank_environment
+    from transpooler.launch.ranks.local import free_port, rank_environment
 
     started: list[subprocess.Popen] = []
 

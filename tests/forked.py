@@ -8,10 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.ranks import free_port, rank_environment
+from transpooler.launch.ranks.local import free_port, rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["deepspeed", "launch.train", "trainer.train", "trainer.checkpoint", "rouge_score"])
+CONTEXT.set_forkserver_preload(
+    [
+        "deepspeed",
+        "transpooler.launch.train",
+        "transpooler.trainer.train",
+        "transpooler.trainer.checkpoint.checkpoint",
+        "rouge_score",
+    ]
+)
 DEADLINE_S = 120.0
 
 
@@ -59,12 +67,12 @@ class Job:
 
 
 def train(world_size: int, settings: Sequence[str], log: Path, prelude: Callable[..., None] | None = None) -> Job:
-    """`launch.train SETTINGS` in so many ranks; `prelude`, a function of a module, runs in each before."""
+    """`transpooler.launch.train SETTINGS` in so many ranks; `prelude`, a function of a module, runs in each before."""
     return Job(world_size, _train, (list(settings), prelude), log)
 
 
 def _train(settings: list[str], prelude: Callable[..., None] | None) -> int:
-    from launch.train import main
+    from transpooler.launch.train import main
 
     if prelude is not None:
         prelude()

@@ -6,7 +6,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from trainer.config_loader import config_from_dict, save_config
+from transpooler.trainer.config.load import config_from_dict, save_config
 
 HOSTILE = '</script><script>alert("1")</script><b>bold</b>'
 

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import atomic_write
+from transpooler.common.errors import UserError
+from transpooler.common.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
 TIMED = frozenset(

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common.progress import say
-from trainer.config import TrainConfig
+from transpooler.common.progress import say
+from transpooler.trainer.config.root import TrainConfig
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.loader import IGNORED_LABEL, Step
-from trainer.agreement import raise_together
-from trainer.engine import gradient_norm, reduced
-from trainer.flops import batch_flops
-from trainer.guards import is_spike
-from trainer.optimizer import learning_rate, set_learning_rate
-from trainer.setup import Job
+from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
+from transpooler.trainer.engine.agreement import raise_together
+from transpooler.trainer.engine.engine import gradient_norm, reduced
+from transpooler.trainer.engine.optimizer import learning_rate, set_learning_rate
+from transpooler.trainer.estimate.flops import batch_flops
+from transpooler.trainer.guards.loss_spikes import is_spike
+from transpooler.trainer.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError
-from common.exit_codes import PREEMPTED
-from common.progress import progress, say
-from data_pipeline.loader import Step
-from trainer.config import Config
-from trainer.engine import loss_scale
-from trainer.export import export_run
-from trainer.flops import peak_tflops
-from trainer.guards import note_loss
-from trainer.optimizer import learning_rate
-from trainer.profiler import profiling
-from trainer.setup import Job, prepare_job
-from trainer.step import StepResult, train_step
-from trainer.stop import Stop, Stopped
-from trainer.validation import evaluate_in_loop, is_complete
-from trainer.watchdog import is_lost_connection, watchdog
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import PREEMPTED
+from transpooler.common.progress import progress, say
+from transpooler.data_pipeline.loading.loader import Step
+from transpooler.trainer.config import Config
+from transpooler.trainer.engine.engine import loss_scale
+from transpooler.trainer.engine.optimizer import learning_rate
+from transpooler.trainer.estimate.flops import peak_tflops
+from transpooler.trainer.guards.loss_spikes import note_loss
+from transpooler.trainer.guards.stop import Stop, Stopped
+from transpooler.trainer.guards.watchdog import is_lost_connection, watchdog
+from transpooler.trainer.job import Job, prepare_job
+from transpooler.trainer.profiler import profiling
+from transpooler.trainer.step import StepResult, train_step
+from transpooler.trainer.validation import evaluate_in_loop, is_complete
+from transpooler.trainer.weights.export import export_run
 
 MAX_SKIPPED_IN_A_ROW = 20
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.progress import say
-from trainer.agreement import together
-from trainer.evaluate import reference_text, source_ids
-from trainer.rouge import ROUGE_TYPES, rouge
-from trainer.setup import Job
-from trainer.sharing import Ranks
-from trainer.step import held_out_loss
-from trainer.summarize import batches, generate
+from transpooler.common.progress import say
+from transpooler.trainer.engine.agreement import together
+from transpooler.trainer.engine.sharing import Ranks
+from transpooler.trainer.evaluation.evaluate import reference_text, source_ids
+from transpooler.trainer.evaluation.generate import batches, generate
+from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, rouge
+from transpooler.trainer.job import Job
+from transpooler.trainer.step import held_out_loss
 
 
 def evaluate_in_loop(job: Job) -> bool:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.quality.outcome import curves, parts, read_arm, seed_rows, table_rows
-from benchmarks.quality.runs import (
+from transpooler.benchmarks import harness
+from transpooler.benchmarks.quality.outcome import curves, parts, read_arm, seed_rows, table_rows
+from transpooler.benchmarks.quality.runs import (
     Stopped,
     Workplace,
     check,
@@ -19,9 +19,9 @@ from benchmarks.quality.runs import (
     prepare,
     train,
 )
-from benchmarks.quality.study import Study
-from benchmarks.quality.table import budget_text, each_seed, notes, readable
-from common.progress import say
+from transpooler.benchmarks.quality.study import Study
+from transpooler.benchmarks.quality.table import budget_text, each_seed, notes, readable
+from transpooler.common.progress import say
 
 NAME = "quality"
 Runs = dict[str, dict[int, Path]]
@@ -80,7 +80,7 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths
-    from benchmarks.quality.plots import write_plot
+    from transpooler.benchmarks.quality.plots import write_plot
 
     title = f"{study.name}: {budget_text(study)} a run, {len({row['seed'] for row in single})} seed(s)"
     return [*paths, write_plot(rows, points, output / "curves.png", title)]

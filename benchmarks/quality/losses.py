@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.files import read_json, write_json
-from common.progress import progress
-from data_pipeline.examples import ExampleMaker
-from data_pipeline.shards import ShardDataset
-from trainer.config import Config
-from trainer.evaluate import derangement
-from trainer.models import load_model
+from transpooler.common.files import read_json, write_json
+from transpooler.common.progress import progress
+from transpooler.data_pipeline.loading.examples import ExampleMaker
+from transpooler.data_pipeline.shards.dataset import ShardDataset
+from transpooler.trainer.config import Config
+from transpooler.trainer.evaluation.evaluate import derangement
+from transpooler.trainer.weights.models import load_model
 
 FILE_NAME = "losses.json"
 MEASURED = {"loss_sum", "shuffled_loss_sum", "target_tokens"}

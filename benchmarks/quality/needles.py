@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import atomic_write
-from data_pipeline.readers import RawDocument, read_documents
+from transpooler.common.errors import UserError
+from transpooler.common.files import atomic_write
+from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 
 NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200
 FACTS_A_PASSAGE = 2

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.losses import document_losses
-from benchmarks.quality.needles import recalled_facts
-from benchmarks.quality.statistics import Estimate, difference, estimate
-from benchmarks.quality.study import Study
-from trainer.config_loader import load_config
-from trainer.metrics import read_metrics
+from transpooler.benchmarks.quality.losses import document_losses
+from transpooler.benchmarks.quality.needles import recalled_facts
+from transpooler.benchmarks.quality.statistics import Estimate, difference, estimate
+from transpooler.benchmarks.quality.study import Study
+from transpooler.trainer.config import load_config
+from transpooler.trainer.metrics import read_metrics
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 UNDECIDED = "undecided"

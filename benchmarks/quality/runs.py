@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.quality.losses import exported, is_current
-from benchmarks.quality.study import Arm, Study, resolve
-from common.errors import UserError
-from common.files import read_json, write_json
-from common.progress import say
-from data_pipeline.shards import ShardDataset
-from trainer.config import Config
-from trainer.config_loader import load_config, save_config
-from trainer.evaluate import evaluate
-from trainer.metrics import read_metrics
+from transpooler.benchmarks import harness
+from transpooler.benchmarks.quality.losses import exported, is_current
+from transpooler.benchmarks.quality.study import Arm, Study, resolve
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json, write_json
+from transpooler.common.progress import say
+from transpooler.data_pipeline.shards.dataset import ShardDataset
+from transpooler.trainer.config import Config, load_config, save_config
+from transpooler.trainer.evaluation.evaluate import evaluate
+from transpooler.trainer.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -225,10 +223,9 @@ def _command(place: Workplace, command: str, config: Config, name: str, *argumen
     config_path = place.output / "configs" / f"{name}.yaml"
     save_config(config, config_path)
     quiet = ["--quiet"] if place.quiet else []
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
-        [sys.executable, "-m", "launch", command, str(config_path), *arguments, *quiet],
-        env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, "-m", "transpooler", command, str(config_path), *arguments, *quiet],
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
         # Tables of single runs would be in the way of the study's own.
         stdout=subprocess.DEVNULL,
     )

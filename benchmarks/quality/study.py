@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from common.errors import UserError
-from launch.arguments import split_list
-from trainer.config import Config
-from trainer.config_loader import load_config
+from transpooler.common.errors import UserError
+from transpooler.common.text import split_list
+from transpooler.trainer.config import Config, load_config
 
 BUDGETS = ("steps", "source_tokens", "minutes")
 CORPORA = ("needles", "needles_in_text")

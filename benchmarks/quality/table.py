@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.quality.study import Study
+from transpooler.benchmarks.quality.study import Study
 
 SHOWN = {
     "loss": ("loss", 3),

@@ -1,1 +1,1 @@
-"""Speed, memory and approximation quality of soft_topk: `python -m benchmarks.soft_topk`."""
+"""Speed, memory and approximation quality of soft_topk: `python -m transpooler.benchmarks.soft_topk`."""

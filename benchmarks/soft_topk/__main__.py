@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soft_topk speed | figures`."""
+"""`python -m transpooler.benchmarks.soft_topk speed | figures`."""
 
 import argparse
 import time
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import RESULTS, markdown, write_results
-from benchmarks.soft_topk.figures import OVER_K, OVER_N, figure_rows, plot
-from benchmarks.soft_topk.speed import Case, speed_rows
+from transpooler.benchmarks.harness import RESULTS, markdown, write_results
+from transpooler.benchmarks.soft_topk.figures import OVER_K, OVER_N, figure_rows, plot
+from transpooler.benchmarks.soft_topk.speed import Case, speed_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -32,7 +32,7 @@ Goals (H100): bfloat16 forward at most 2 x copy_ in time, at least 40 times fast
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soft_topk", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m transpooler.benchmarks.soft_topk", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     speed = commands.add_parser("speed", help="time and memory beside copy_")
     speed.add_argument("--shape", type=int, nargs=4, metavar=("B", "N", "K", "D"), help="default: the goals' sizes")

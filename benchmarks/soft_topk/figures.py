@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.harness import measure
-from benchmarks.soft_topk.stepwise import stepwise_soft_topk
-from model.ops import baselines
-from model.ops.soft_topk import soft_topk
+from transpooler.benchmarks.harness import measure
+from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
+from transpooler.model.ops import baselines
+from transpooler.model.ops.soft_topk import soft_topk
 
 DIM = 32
 OVER_N = [(n, 512) for n in (1024, 2048, 4096, 8192, 16384)]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Timing, measure, peak_memory_bytes
-from benchmarks.soft_topk.stepwise import stepwise_soft_topk
-from model.ops.soft_topk import cpu, soft_topk
-from model.ops.soft_topk.ops import group_sum_op, tournament_op
-from model.ops.soft_topk.plan import num_rounds
+from transpooler.benchmarks.harness import Timing, measure, peak_memory_bytes
+from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
+from transpooler.model.ops.soft_topk import cpp_backend, soft_topk
+from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
+from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 BASE = 20.0
 
@@ -139,7 +139,7 @@ def _row(case: Case, kind: str, name: str, timing: Timing, times: dict[str, Timi
 
 def _memory(case: Case, pool: Callable, call: Callable, embeddings_BND: Tensor, scores_BN: Tensor) -> dict[str, Any]:
     size = embeddings_BND.numel() * embeddings_BND.element_size()
-    peak = size + peak_memory_bytes(call, case.device, cpu.release)
+    peak = size + peak_memory_bytes(call, case.device, cpp_backend.release)
     return {
         "saved_share": round(saved_bytes(pool, embeddings_BND, scores_BN) / size, 4),
         "peak_x_embeddings_and_grad": round(peak / (2 * size), 3),

@@ -7,15 +7,13 @@ and transient global tokens. Both ship without fused attention; ours goes throug
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from transpooler.common.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PAD, BOS, EOS, NUM_SPECIAL = 1, 0, 2, 3
 LED_WINDOW = 512
 
@@ -100,18 +98,18 @@ def inputs(model: Any, *, batch_size: int, length: int, vocab_size: int) -> dict
 
 
 def _ours(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> nn.Module:
-    from model import TranspoolerForConditionalGeneration
+    from transpooler.model import TranspoolerForConditionalGeneration
 
     return TranspoolerForConditionalGeneration(_config(found, vocab_size, overrides))
 
 
 def _config(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> Any:
-    from model import TranspoolerConfig
-    from trainer.config_loader import load_config
+    from transpooler.model import TranspoolerConfig
+    from transpooler.trainer.config import load_config
 
     encoder_layers, decoder_layers = found.layers
     layers = (f"model.encoder_layers={encoder_layers}", f"model.decoder_layers={decoder_layers}")
-    architecture = load_config([CONFIGS / f"{found.source}.yaml"], [*layers, *found.overrides, *overrides]).model
+    architecture = load_config([found.source], [*layers, *found.overrides, *overrides]).model
     return TranspoolerConfig.from_architecture(
         architecture, vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
     )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.speed import architectures
-from benchmarks.speed.goals import verdicts
-from benchmarks.speed.run import check_device, run_cells
-from benchmarks.speed.settings import (
+from transpooler.benchmarks import harness
+from transpooler.benchmarks.speed import architectures
+from transpooler.benchmarks.speed.goals import verdicts
+from transpooler.benchmarks.speed.run import check_device, run_cells
+from transpooler.benchmarks.speed.settings import (
     DAMAGED,
     PHASES,
     SETTINGS_FILE,
@@ -20,10 +20,10 @@ from benchmarks.speed.settings import (
     keep_settings,
     read_cells,
 )
-from benchmarks.speed.table import readable, rows, terminal_tables
-from common.errors import UserError
-from common.files import read_json
-from common.progress import say
+from transpooler.benchmarks.speed.table import readable, rows, terminal_tables
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json
+from transpooler.common.progress import say
 
 NAME = "speed"
 
@@ -67,7 +67,7 @@ def write_outputs(folder: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         say("no plots: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths
-    from benchmarks.speed.plots import write_plots
+    from transpooler.benchmarks.speed.plots import write_plots
 
     return [*paths, *write_plots(found, folder, _subtitle(cells, settings))]
 

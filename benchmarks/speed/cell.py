@@ -1,4 +1,7 @@
-"""One cell, in a process of its own: `python -m benchmarks.speed.cell JSON`. Writes its result as one JSON file."""
+"""One cell, in a process of its own: `python -m transpooler.benchmarks.speed.cell JSON`.
+
+Writes its result as one JSON file.
+"""
 
 import contextlib
 import ctypes
@@ -14,11 +17,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
-from benchmarks.speed import architectures
-from benchmarks.speed.settings import Cell, Limits, Settings, outcome
-from benchmarks.speed.work import MIB, count_flops, decoder_bytes
-from common.files import write_json
+from transpooler.benchmarks import harness
+from transpooler.benchmarks.speed import architectures
+from transpooler.benchmarks.speed.settings import Cell, Limits, Settings, outcome
+from transpooler.benchmarks.speed.work import MIB, count_flops, decoder_bytes
+from transpooler.common.files import write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed.table import Row
+from transpooler.benchmarks.speed.table import Row
 
 LENGTH = 8192
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.architectures import BASELINES, ENTRIES
-from benchmarks.speed.table import Row
+from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
+from transpooler.benchmarks.speed.table import Row
 
 PANELS = {
     "train_step_s": "Training step (s)",

@@ -1,4 +1,6 @@
-"""Where a decoder's time goes: `python -m benchmarks.speed.profile [--length 8192] [--tokens 24] [--threads 1]`.
+"""Where a decoder's time goes.
+
+    python -m transpooler.benchmarks.speed.profile [--length 8192] [--tokens 24] [--threads 1]
 
 Beam search of the deep presets over a document that is encoded already, under torch.profiler, as shares of CPU time.
 What pooling can save is in `attention`; linear layers, head and the search itself cost the same whatever was kept.
@@ -11,9 +13,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import harness
-from benchmarks.speed import architectures
-from benchmarks.speed.settings import Settings
+from transpooler.benchmarks import harness
+from transpooler.benchmarks.speed import architectures
+from transpooler.benchmarks.speed.settings import Settings
 
 ARCHITECTURES = ("deep_blockwise", "deep_pyramidion")
 PARTS = {

@@ -13,12 +13,11 @@ from typing import Any
 
 import psutil
 
-from benchmarks.speed.settings import UNMEASURED, Cell, Limits, Settings, outcome, read_cell
-from common.errors import UserError
-from common.files import read_json, write_json
-from common.progress import progress, say
+from transpooler.benchmarks.speed.settings import UNMEASURED, Cell, Limits, Settings, outcome, read_cell
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json, write_json
+from transpooler.common.progress import progress, say
 
-ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.1
 UNMEASURABLE = ("out_of_memory", "time_limit")
 
@@ -72,10 +71,10 @@ def _run(cell: Cell, settings: Settings, limits: Limits, folder: Path) -> dict[s
     path.unlink(missing_ok=True)
     log = path.with_suffix(".log")
     request = {"cell": asdict(cell), "settings": asdict(settings), "limits": asdict(limits), "output": str(path)}
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONPATH": _python_path()}
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads), "PYTHONSAFEPATH": "1"}
     with open(log, "w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.cell", json.dumps(request)],
+            [sys.executable, "-m", "transpooler.benchmarks.speed.cell", json.dumps(request)],
             stdout=errors,
             stderr=errors,
             env=environment,
@@ -128,10 +127,6 @@ def _without_result(cell: Cell, stopped: str | None, code: int | None, log: Path
     lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no message"]
     say(f"{cell.name}: failed: {lines[-1]} (all of it: {log})")
     return outcome(cell, "failed", lines[-1])
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def check_device(device: str) -> None:

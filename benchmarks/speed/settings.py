@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import read_json, write_json
-from launch.arguments import split_list
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json, write_json
+from transpooler.common.text import split_list
 
 PHASES = ("train", "infer")
 SETTINGS_FILE = "settings.json"

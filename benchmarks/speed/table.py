@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness import print_table
-from benchmarks.speed.architectures import BASELINES, ENTRIES
-from benchmarks.speed.settings import PHASES
+from transpooler.benchmarks.harness import print_table
+from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
+from transpooler.benchmarks.speed.settings import PHASES
 
 Row = dict[str, Any]
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from common.exit_codes import DONE, PREEMPTED, USER_ERROR
-from launch.cluster.hosts import num_ranks
-from launch.cluster.plan import Plan
-from trainer.config_cluster import ClusterConfig
+from transpooler.common.exit_codes import DONE, PREEMPTED, USER_ERROR
+from transpooler.launch.cluster.attempt_plan import Plan
+from transpooler.launch.cluster.hosts import num_ranks
+from transpooler.trainer.config.cluster import ClusterConfig
 
 POLL_EVERY_S = 0.25
 LOOK_S_PER_RANK = 0.002

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass, field
 
-from common.exit_codes import DONE, PREEMPTED, STALLED, USER_ERROR
-from launch.cluster.attempt import Outcome
-from launch.cluster.hosts import Host
-from trainer.config_cluster import ClusterConfig
+from transpooler.common.exit_codes import DONE, PREEMPTED, STALLED, USER_ERROR
+from transpooler.launch.cluster.attempt import Outcome
+from transpooler.launch.cluster.hosts import Host
+from transpooler.trainer.config.cluster import ClusterConfig
 
 GIVEN_UP = 1
 PEERS = re.compile(

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.config import Config
-
-CODE = Path(__file__).resolve().parents[2]
-"""The folder that holds this code; ranks import the same."""
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.presets import is_preset
 
 
 def working_directory(config: Config) -> Path:
@@ -28,15 +26,14 @@ def run_folder(config: Config) -> Path:
 
 
 def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
-    """Variables that every rank gets: the allow-list's, this code, the interface, then the configuration's."""
+    """Variables that every rank gets: the allow-list's, the interface, then the configuration's."""
     cluster = config.cluster
     variables = {
         name: value
         for name, value in here.items()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in cluster.pass_environment) and name.isidentifier()
     }
-    inherited = variables.get("PYTHONPATH", "").split(os.pathsep)
-    variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(CODE), *filter(None, inherited)]))
+    variables["PYTHONSAFEPATH"] = "1"  # what lies in the working directory is not imported
     if cluster.activate is None:
         path = variables.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(os.pathsep)
         variables["PATH"] = os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *path]))
@@ -69,4 +66,4 @@ def script(config: Config, variables: Mapping[str, str], command: Sequence[str],
 
 def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Settings whose configuration files are absolute paths: ranks may start in another folder."""
-    return [item if item in overrides else str(Path(item).absolute()) for item in settings]
+    return [item if item in overrides or is_preset(item) else str(Path(item).absolute()) for item in settings]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.progress import say
+from transpooler.common.progress import say
 
 
 class Events:

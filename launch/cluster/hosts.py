@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UserError
-from trainer.config_cluster import ClusterConfig
+from transpooler.common.errors import UserError
+from transpooler.trainer.config.cluster import ClusterConfig
 
 
 @dataclass(frozen=True)

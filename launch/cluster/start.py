@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from common.errors import UserError
-from common.exit_codes import PREEMPTED
-from launch.cluster import preflight, slurm
-from launch.cluster.environment import run_folder, working_directory
-from launch.cluster.hosts import Host, chosen_hosts
-from launch.cluster.probe import num_gpus
-from launch.cluster.supervisor import Supervisor, next_attempt
-from trainer.config import Config
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import PREEMPTED
+from transpooler.launch.cluster.doctor import preflight
+from transpooler.launch.cluster.doctor.probe import num_gpus
+from transpooler.launch.cluster.environment import run_folder, working_directory
+from transpooler.launch.cluster.hosts import Host, chosen_hosts
+from transpooler.launch.cluster.supervisor import Supervisor, next_attempt
+from transpooler.launch.cluster.targets import slurm
+from transpooler.trainer.config import Config
 
 
 def supervise(target: str, config: Config, settings: Sequence[str]) -> int:

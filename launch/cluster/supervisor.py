@@ -14,17 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common.errors import UserError
-from common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
-from launch.cluster import preflight, probe, slurm
-from launch.cluster.attempt import Attempt, Outcome
-from launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
-from launch.cluster.environment import rank_variables, run_folder
-from launch.cluster.events import Events
-from launch.cluster.hosts import Host, num_ranks
-from launch.cluster.plan import Job, Plan
-from launch.cluster.targets import plan
-from trainer.config import Config
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
+from transpooler.launch.cluster.attempt import Attempt, Outcome
+from transpooler.launch.cluster.attempt_plan import Job, Plan
+from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
+from transpooler.launch.cluster.doctor import preflight, probe
+from transpooler.launch.cluster.environment import rank_variables, run_folder
+from transpooler.launch.cluster.events import Events
+from transpooler.launch.cluster.hosts import Host, num_ranks
+from transpooler.launch.cluster.targets import slurm
+from transpooler.launch.cluster.targets.engines import plan
+from transpooler.trainer.config import Config
 
 OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
 ATTEMPT_FOLDER = "attempt-"
@@ -137,7 +138,7 @@ class Supervisor:
         """The plan of attempt `number`; without answers (local, slurm, --dry-run) the master is the engine's matter."""
         master = None
         if self.target == "local":
-            from launch.ranks import free_port
+            from transpooler.launch.ranks.local import free_port
 
             master = ("127.0.0.1", self.config.cluster.master_port or free_port())
         elif answers:

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from common.errors import UserError
-from launch.arguments import add_command, positive, split_list
+from transpooler.common.errors import UserError
+from transpooler.common.text import split_list
+from transpooler.launch.arguments import add_command, positive
 
 LENGTHS = "2k,4k,8k,16k,32k"
 
@@ -76,10 +77,10 @@ def _speed(parsed: argparse.Namespace) -> None:
 
     import psutil
 
-    from benchmarks.speed.architectures import ENTRIES
-    from benchmarks.speed.bench import bench_speed
-    from benchmarks.speed.settings import Limits, Settings, parse_lengths, parse_phases
-    from trainer.models import default_device
+    from transpooler.benchmarks.speed.architectures import ENTRIES
+    from transpooler.benchmarks.speed.bench import bench_speed
+    from transpooler.benchmarks.speed.settings import Limits, Settings, parse_lengths, parse_phases
+    from transpooler.trainer.weights.models import default_device
 
     device = parsed.device or default_device()
     if device == "cuda" and parsed.clock == "process":
@@ -129,10 +130,10 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 
 def _quality(parsed: argparse.Namespace) -> int | None:
-    from benchmarks.quality.bench import bench_quality
-    from benchmarks.quality.needles import needle_sources
-    from benchmarks.quality.study import load_study
-    from launch.demo_corpus import demo_sources
+    from transpooler.benchmarks.quality.bench import bench_quality
+    from transpooler.benchmarks.quality.needles import needle_sources
+    from transpooler.benchmarks.quality.study import load_study
+    from transpooler.launch.demo.corpus import demo_sources
 
     if parsed.data is not None and parsed.shards is not None:
         raise UserError("--data and --shards: give one of them")

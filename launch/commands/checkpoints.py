@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command
-from launch.checks import require_run
+from transpooler.launch.arguments import add_command
+from transpooler.launch.config_argument import require_run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -24,6 +24,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler checkpoints`."""
     require_run(parsed.run)
-    from trainer.checkpoint_list import describe
+    from transpooler.trainer.checkpoint.listing import describe
 
     print(describe(parsed.run, verify=parsed.verify))

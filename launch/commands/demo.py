@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command, positive
+from transpooler.launch.arguments import add_command, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,6 +30,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler demo`."""
-    from launch.demo import run_demo
+    from transpooler.launch.demo.demo import run_demo
 
     return run_demo(parsed.data, parsed.output, processes=parsed.processes, quiet=parsed.quiet)

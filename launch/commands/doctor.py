@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command, config_settings, split_settings
+from transpooler.launch.arguments import add_command, config_settings, split_settings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -22,12 +22,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler doctor`."""
-    from trainer.config_loader import load_config
+    from transpooler.trainer.config import load_config
 
     files, overrides = split_settings(config_settings(parsed.settings))
     hostfile = [f"cluster.hostfile={parsed.hostfile.absolute()}"] if parsed.hostfile else []
     config = load_config(files, [*overrides, *hostfile])
-    from launch.cluster.doctor import examine, require_health, table
+    from transpooler.launch.cluster.doctor.doctor import examine, require_health, table
 
     rows = examine(config)
     print(table(rows))

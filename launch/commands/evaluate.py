@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from launch.arguments import add_command, add_settings, config_settings, positive
-from launch.checks import checked_config
-from trainer.models import require_model
+from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
+from transpooler.launch.config_argument import checked_config
+from transpooler.trainer.weights.models import require_model
 
 UNTRAINED = "untrained"
 
@@ -54,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     if model is not None:
         require_model(model)
     if parsed.processes > 1:
-        from launch.ranks import run_ranks
+        from transpooler.launch.ranks.local import run_ranks
 
         given = {"--model": parsed.model, "--output": parsed.output}
         options = [f"{name}={value}" for name, value in given.items() if value is not None]
@@ -62,8 +62,8 @@ def run(parsed: argparse.Namespace) -> int | None:
         settings = config_settings(parsed.settings)
         return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="launch")
     name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
-    from trainer.evaluate import evaluate as evaluate_model
-    from trainer.evaluate import print_table
+    from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
+    from transpooler.trainer.evaluation.evaluate import print_table
 
     output = parsed.output or Path(config.run) / "evaluation" / name
     results = evaluate_model(config, model_folder=model, output=output)

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command, positive
-from launch.checks import require_run
+from transpooler.launch.arguments import add_command, positive
+from transpooler.launch.config_argument import require_run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler export`."""
     require_run(parsed.run)
-    from trainer.export import export_run
+    from transpooler.trainer.weights.export import export_run
 
     export_run(parsed.run, parsed.output, parsed.step)
     print(parsed.output)

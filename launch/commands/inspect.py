@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command
+from transpooler.launch.arguments import add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler inspect`."""
-    from data_pipeline.inspection import report
+    from transpooler.data_pipeline.shards.inspect import report
 
     for line in report(parsed.shards, max(parsed.samples, 0), parsed.seed):
         print(line)

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from launch.arguments import add_command, add_settings, config_settings, split_settings
-from launch.checks import checked_config
+from transpooler.launch.arguments import add_command, add_settings, config_settings, split_settings
+from transpooler.launch.config_argument import checked_config
 
 TARGETS = {
     "local": "this machine",
@@ -47,9 +47,9 @@ def run(parsed: argparse.Namespace) -> int | None:
     config = checked_config(parsed)
     if config is None:
         return None
-    from launch.cluster import kubernetes, slurm
-    from launch.cluster.environment import absolute_settings
-    from launch.cluster.start import dry_run, supervise
+    from transpooler.launch.cluster.environment import absolute_settings
+    from transpooler.launch.cluster.start import dry_run, supervise
+    from transpooler.launch.cluster.targets import kubernetes, slurm
 
     settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
     settings += ["--quiet"] if parsed.quiet else []

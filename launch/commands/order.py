@@ -4,8 +4,8 @@ import argparse
 import json
 import sys
 
-from launch.arguments import add_command, add_settings, whole
-from launch.checks import checked_config
+from transpooler.launch.arguments import add_command, add_settings, whole
+from transpooler.launch.config_argument import checked_config
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -42,8 +42,8 @@ def run(parsed: argparse.Namespace) -> None:
     config = checked_config(parsed)
     if config is None:
         return
-    from data_pipeline.corpus import batches
-    from trainer.state import TrainState
+    from transpooler.data_pipeline.order.corpus import batches
+    from transpooler.trainer.state import TrainState
 
     state, start = TrainState(), 0 if parsed.ledger else parsed.from_step
     for step, epoch, keys in batches(config.data, config.seed, start, parsed.from_step + parsed.steps - start):

@@ -3,9 +3,9 @@
 import argparse
 import os
 
-from common.errors import UserError
-from launch.arguments import add_command, add_settings
-from launch.checks import checked_config
+from transpooler.common.errors import UserError
+from transpooler.launch.arguments import add_command, add_settings
+from transpooler.launch.config_argument import checked_config
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -35,7 +35,7 @@ def run(parsed: argparse.Namespace) -> None:
     config = checked_config(parsed)
     if config is None:
         return
-    from data_pipeline.prepare import prepare as prepare_shards
+    from transpooler.data_pipeline.prepare.prepare import prepare as prepare_shards
 
     prepare_shards(config.prepare, array_task(parsed.task))
 

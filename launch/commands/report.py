@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import add_command
-from launch.checks import require_run
+from transpooler.launch.arguments import add_command
+from transpooler.launch.config_argument import require_run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -23,7 +23,7 @@ def run(parsed: argparse.Namespace) -> None:
     """`transpooler report`."""
     for run in parsed.runs:
         require_run(run)
-    from trainer.report import write_report
+    from transpooler.trainer.report import write_report
 
     output = parsed.output or parsed.runs[-1] / "report.html"
     write_report(parsed.runs, output)

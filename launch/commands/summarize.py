@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import INCOMPLETE_SUFFIX, atomic_write
-from common.progress import Progress, progress, say
-from launch.arguments import add_command, finite, positive, whole
-from launch.checks import require_targets
-from launch.documents import Document, count_documents, find_inputs, read_documents, spooled
-from trainer.config import GenerationConfig
-from trainer.models import require_model
+from transpooler.common.errors import UserError
+from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
+from transpooler.common.progress import Progress, progress, say
+from transpooler.launch.arguments import add_command, finite, positive, whole
+from transpooler.launch.config_argument import require_targets
+from transpooler.launch.input_documents import Document, count_documents, find_inputs, read_documents, spooled
+from transpooler.trainer.config.root import GenerationConfig
+from transpooler.trainer.weights.models import require_model
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -76,7 +76,7 @@ def run(parsed: argparse.Namespace) -> None:
     with ExitStack() as stack:
         inputs = stack.enter_context(spooled(inputs))
         total = count_documents(inputs, parsed.column)
-        from trainer.models import load_model
+        from transpooler.trainer.weights.models import load_model
 
         model, tokenizer = load_model(parsed.model)
         write = stack.enter_context(_output(parsed.output))
@@ -87,7 +87,7 @@ def run(parsed: argparse.Namespace) -> None:
         summaries = _summaries(model, tokenizer, documents, parsed.max_source_tokens, generation)
         finished = _written(summaries, write, parsed.json, total, bar)
         if parsed.html is not None:
-            from trainer.report import write_documents
+            from transpooler.trainer.report import write_documents
 
             write_documents((_highlighted(model, tokenizer, *item) for item in finished), parsed.html, total)
         else:
@@ -102,7 +102,7 @@ def _summaries(
     generation: GenerationConfig,
 ) -> Iterator[tuple[Document, Any]]:
     """Every document with its Summary, in order; at the end, what was cut is said."""
-    from trainer.summarize import batches, source_limit, summarize
+    from transpooler.trainer.evaluation.generate import batches, source_limit, summarize
 
     total = num_cut = 0
     for batch in batches(documents, generation.batch_size):
@@ -137,7 +137,7 @@ def _written(
 
 
 def _highlighted(model: Any, tokenizer: Any, document: Document, summary: Any) -> dict[str, Any]:
-    from trainer.highlights import highlight
+    from transpooler.trainer.evaluation.highlights import highlight
 
     marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)
     return {"name": document.name, "generated": summary.text, **marks}

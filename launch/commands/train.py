@@ -1,9 +1,11 @@
-"""`transpooler train`: one run, in this process or in several ranks."""
+"""`transpooler train`: one run, in this process, in several ranks, or as the rank that an engine started."""
 
 import argparse
+import os
 
-from launch.arguments import add_command, add_settings, config_settings, positive
-from launch.checks import checked_config
+from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
+from transpooler.launch.config_argument import checked_config
+from transpooler.launch.train import is_rank, train_as_rank
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,6 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="ranks on this machine, started by DeepSpeed's launcher (default 1)",
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher; LOCAL_RANK counts
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -34,21 +37,24 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int | None:
-    """`transpooler train`: in this process, or in several ranks."""
+    """`transpooler train`: in this process, in several ranks, or as the rank that this process is."""
+    if parsed.processes == 1 and not (parsed.dry_run or parsed.print_config) and is_rank(os.environ):
+        train_as_rank(parsed.settings, quiet=parsed.quiet)
+        return None
     config = checked_config(parsed)  # checked here, before any rank starts
     if config is None:
         return None
     if parsed.dry_run:
-        from trainer.plan import lines_of, plan_run
+        from transpooler.trainer.estimate.memory import lines_of, plan_run
 
         print("\n".join(lines_of(plan_run(config, parsed.processes), config, parsed.processes)))
         return None
     if parsed.processes > 1:
-        from launch.ranks import run_ranks
+        from transpooler.launch.ranks.local import run_ranks
 
         quiet = ["--quiet"] if parsed.quiet else []
         return run_ranks(parsed.processes, [*config_settings(parsed.settings), *quiet])
-    from trainer.train import train as train_here
+    from transpooler.trainer.train import train as train_here
 
     train_here(config)
     return None

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from common.errors import UserError
-from launch.arguments import add_command
+from transpooler.common.errors import UserError
+from transpooler.launch.arguments import add_command
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler verify`."""
-    from data_pipeline.verify import problems
+    from transpooler.data_pipeline.shards.verify import problems
 
     found = list(problems(parsed.shards))
     for line in found:

@@ -12,9 +12,9 @@ not for the values of scores. random and strided_mean read no scores (None will 
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk import SoftTopK
-from model.ops.soft_topk.checks import check_tensors
-from model.ops.soft_topk.ops import group_sum_op
+from transpooler.model.ops.soft_topk import SoftTopK
+from transpooler.model.ops.soft_topk.argument_checks import check_tensors
+from transpooler.model.ops.soft_topk.ops import group_sum_op
 
 TEMPERATURE = 0.1  # of iterative softmax: scores lie in (0, 1), so that 1.0 would average everything
 

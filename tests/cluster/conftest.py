@@ -69,7 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     found = Runs(folder, [*presets, str(config)])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for command in (
-        [sys.executable, "-m", "launch", "prepare", *found.settings],
+        [sys.executable, "-m", "transpooler", "prepare", *found.settings],
         found.command("local", "undisturbed", "cluster.processes_per_node=2"),
     ):
         finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

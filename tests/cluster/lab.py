@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.paths import ROOT
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 STATES = Path("/tmp")
 STATE_PREFIX = "transpooler-lab-"
 LOCK = STATES / "transpooler-lab.lock"

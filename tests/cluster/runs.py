@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cluster.lab import wait_for
-from trainer.metrics import read_metrics
+from transpooler.trainer.metrics import read_metrics
 
 STEPS = 40
 COMPARED = ("step", "loss", "grad_norm", "learning_rate", "ledger")
@@ -29,7 +29,7 @@ class Runs:
 
     def command(self, target: str, name: str, *more: str) -> list[str]:
         """`transpooler launch TARGET` of the run `name`."""
-        return [sys.executable, "-m", "launch", "launch", target, *self.arguments(name, *more)]
+        return [sys.executable, "-m", "transpooler", "launch", target, *self.arguments(name, *more)]
 
     def events(self, name: str) -> list[dict]:
         path = self.folder / name / "events.jsonl"

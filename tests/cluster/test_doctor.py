@@ -8,7 +8,7 @@ from tests.cluster.lab import Lab
 from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
-DOCTOR = [sys.executable, "-m", "launch", "doctor", "--quiet", "--hostfile"]
+DOCTOR = [sys.executable, "-m", "transpooler", "doctor", "--quiet", "--hostfile"]
 
 
 def test_doctor_names_the_slow_host(cluster: Lab, runs: Runs) -> None:

@@ -47,7 +47,7 @@ def test_plain_deepspeed_starts_the_same_ranks(cluster: Lab, runs: Runs, hostfil
         "--master_addr",
         cluster.address(1),
     ]
-    command = [*launcher, "--module", "launch.train", *runs.arguments("plain_deepspeed")]
+    command = [*launcher, "--module", "transpooler.launch.train", *runs.arguments("plain_deepspeed")]
     code, output = cluster.run(0, command, DS_ENV_FILE=str(passed_on))
     assert code == 0, output[-3000:]
     runs.assert_same("plain_deepspeed")

@@ -12,7 +12,7 @@ from tests.cluster.lab import ROOT, Lab, wait_for, why_not
 from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
-TRAINING = ["-m", "launch.train"]
+TRAINING = ["-m", "transpooler.launch.train"]
 NOTICED_WITHIN_S = 60
 """From the fault to the launcher's word about it (heartbeat_timeout_s is 10, collective_timeout_s 15 here)."""
 
@@ -138,7 +138,7 @@ def _inner(launcher: subprocess.Popen) -> int:
     import psutil
 
     below = psutil.Process(launcher.pid).children(recursive=True)
-    return next(each.pid for each in below if each.cmdline()[1:4] == ["-m", "launch", "launch"])
+    return next(each.pid for each in below if each.cmdline()[1:4] == ["-m", "transpooler", "launch"])
 
 
 def _end_of_attempt(runs: Runs, name: str, number: int) -> dict:

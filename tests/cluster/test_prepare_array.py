@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from common.files import sha256_of
-from data_pipeline.verify import problems
 from tests.cluster.conftest import WORDS
 from tests.cluster.lab import ROOT, Lab, wait_for
+from transpooler.common.files import sha256_of
+from transpooler.data_pipeline.shards.verify import problems
 
 pytestmark = pytest.mark.slow
 TASKS = 3
@@ -53,7 +53,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_an_array_gives_the_bytes_of_one_process(slurm: Lab, settings: list[str]) -> None:
     """The two lines of docs/preparing.md; the second job is held until we have looked at the first one's work."""
     alone = subprocess.run(
-        [sys.executable, "-m", "launch", "prepare", *settings],
+        [sys.executable, "-m", "transpooler", "prepare", *settings],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -63,7 +63,7 @@ def test_an_array_gives_the_bytes_of_one_process(slurm: Lab, settings: list[str]
     assert alone.returncode == 0, alone.stderr[-3000:]
     folder = Path(settings[0]).parent
     output = folder / "many"
-    command = shlex.join([sys.executable, "-m", "launch", "prepare", settings[0], f"prepare.output={output}"])
+    command = shlex.join([sys.executable, "-m", "transpooler", "prepare", settings[0], f"prepare.output={output}"])
     array = _submit(slurm, f"--array=1-{TASKS}", "--exclusive", f"--output={folder}/array-%a.log", "--wrap", command)
     rest = _submit(slurm, f"--dependency=afterok:{array}", "--hold", f"--output={folder}/rest.log", "--wrap", command)
     logs = [folder / f"array-{task}.log" for task in range(1, TASKS + 1)]

@@ -49,9 +49,11 @@ def test_before_its_time_limit_it_saves_and_comes_back(slurm: Lab, runs: Runs) -
     job = output.split()[-1]
     try:
         runs.wait_for_step("limited", 4)
-        assert slurm.signal(2, ["-m", "launch.train"], signal.SIGSTOP) == 1  # or it would be done before the limit
+        assert (
+            slurm.signal(2, ["-m", "transpooler.launch.train"], signal.SIGSTOP) == 1
+        )  # or it would be done before the limit
         wait_for(lambda: "stop_requested" in _names(runs, "limited"), "SLURM's signal", DEADLINE_S)
-        slurm.signal(2, ["-m", "launch.train"], signal.SIGCONT)
+        slurm.signal(2, ["-m", "transpooler.launch.train"], signal.SIGCONT)
         wait_for(lambda: _state(slurm, job) == "COMPLETED", "the requeued job", DEADLINE_S)
     finally:
         slurm.run(0, ["scancel", job])
@@ -62,7 +64,15 @@ def test_before_its_time_limit_it_saves_and_comes_back(slurm: Lab, runs: Runs) -
 
 
 def test_plain_srun_starts_the_same_ranks(slurm: Lab, runs: Runs) -> None:
-    command = ["srun", "-N2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable, "-m", "launch.train"]
+    command = [
+        "srun",
+        "-N2",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+        sys.executable,
+        "-m",
+        "transpooler.launch.train",
+    ]
     code, output = slurm.run(0, [*command, *runs.arguments("plain_srun")])
     assert code == 0, output[-3000:]
     runs.assert_same("plain_srun")

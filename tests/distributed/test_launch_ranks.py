@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import ranks
+from tests.paths import ROOT
+from transpooler.launch.ranks import local
 
-ROOT = Path(__file__).resolve().parents[2]
-START = "import sys; from launch import ranks; sys.exit(ranks.run_ranks(2, sys.argv[2:], sys.argv[1]))"
+START = (
+    "import sys; from transpooler.launch.ranks import local; sys.exit(local.run_ranks(2, sys.argv[2:], sys.argv[1]))"
+)
 
 
 def start(module: str, *arguments: str, path: Path = ROOT) -> subprocess.Popen[str]:
@@ -24,17 +26,17 @@ def start(module: str, *arguments: str, path: Path = ROOT) -> subprocess.Popen[s
 def test_environment_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(ranks, "_has_cuda", lambda: False)
-    environment = ranks.rank_environment(3)
+    monkeypatch.setattr(local, "_has_cuda", lambda: False)
+    environment = local.rank_environment(3)
     assert (environment["OMP_NUM_THREADS"], environment["DS_ACCELERATOR"]) == ("2", "cpu")
-    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
-    monkeypatch.setattr(ranks, "_has_cuda", lambda: True)
+    assert environment["PYTHONSAFEPATH"] == "1"
+    monkeypatch.setattr(local, "_has_cuda", lambda: True)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    assert "DS_ACCELERATOR" not in ranks.rank_environment(3)
+    assert "DS_ACCELERATOR" not in local.rank_environment(3)
 
 
 def test_a_mistake_that_every_rank_sees_is_printed_once(tmp_path: Path) -> None:
-    process = start("launch.train", str(tmp_path / "absent.yaml"))
+    process = start("transpooler.launch.train", str(tmp_path / "absent.yaml"))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("absent.yaml: no such configuration file") == 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.architecture import OPERATORS
-from model.pooler import SCORED
+from transpooler.model.architecture import OPERATORS
+from transpooler.model.pooler import SCORED
 
 KINDS = {
     "none": [],
@@ -26,10 +26,10 @@ COMBINATIONS = [
 ]
 WORKER = """
 import json, sys, torch
-from trainer.config_loader import load_config
-from trainer.engine import gathered
-from trainer.setup import prepare_job
-from trainer.step import train_step
+from transpooler.trainer.config import load_config
+from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.job import prepare_job
+from transpooler.trainer.step import train_step
 import transformers.modeling_layers as layers
 
 for settings in json.loads(sys.argv[1]):

@@ -5,8 +5,8 @@ from pathlib import Path
 import forked
 import pytest
 
-from common.errors import UserError
-from trainer.config_loader import load_config
+from transpooler.common.errors import UserError
+from transpooler.trainer.config import load_config
 
 BAD = {
     "{zero_optimization: {overlap_com: true}}": "overlap_com: Extra inputs are not permitted",
@@ -23,7 +23,7 @@ def test_a_fragment_reaches_deepspeed_or_is_refused(tiny_settings, tmp_path):
 
 def start(settings: list[str]) -> None:
     """In a rank."""
-    from trainer.setup import prepare_job
+    from transpooler.trainer.job import prepare_job
 
     for fragment, problem in BAD.items():
         with pytest.raises(UserError, match=f"^engine.deepspeed: DeepSpeed does not take it: {problem}"):
@@ -40,9 +40,9 @@ def test_at_stage_3_no_rank_holds_the_model(tiny_settings, tmp_path):
 
 def build(settings: list[str]) -> None:
     """In a rank: every module's weights are cut as soon as it is made, so that the peak is one module's."""
-    from data_pipeline.tokenizer import load_tokenizer
-    from trainer.engine import init_distributed, sharded_init
-    from trainer.models import build_model
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+    from transpooler.trainer.engine.engine import init_distributed, sharded_init
+    from transpooler.trainer.weights.models import build_model
 
     config = load_config([], settings)
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import checkpoint_steps
-from trainer.metrics import read_metrics
+from tests.paths import ROOT
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
+from transpooler.trainer.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 300
 IN_LOOP = [
     *("train.steps=4", "train.evaluate_every_steps=1", "train.checkpoint_every_steps=4", "train.generate_documents=5"),
@@ -64,7 +63,7 @@ def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_numbe
 
 
 def _launch(*arguments: str) -> None:
-    command = [sys.executable, "-m", "launch", *arguments]
+    command = [sys.executable, "-m", "transpooler", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=DEADLINE_S
     )

@@ -10,10 +10,10 @@ import forked
 import pytest
 import torch
 
-from common.exit_codes import STALLED
-from trainer.checkpoint import checkpoint_steps, folder_of
-from trainer.config_loader import load_config
-from trainer.metrics import read_metrics
+from transpooler.common.exit_codes import STALLED
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of
+from transpooler.trainer.config import load_config
+from transpooler.trainer.metrics import read_metrics
 
 QUICK = ["guards.watchdog_timeout_s=6", "guards.silent_rank_s=8", "engine.zero_stage=2", "train.log_every_steps=1"]
 
@@ -101,8 +101,8 @@ def test_values_that_are_not_finite_and_spikes_make_no_update(tiny_settings, tmp
 
 def take_bad_steps(each: list[list[str]]) -> None:
     """In a rank: a good step, one with NaN on rank 1 alone, a spike, a good one; weights move in the good ones only."""
-    from trainer.setup import prepare_job
-    from trainer.step import train_step
+    from transpooler.trainer.job import prepare_job
+    from transpooler.trainer.step import train_step
 
     for settings in each:
         job = prepare_job(load_config([], settings))
@@ -129,7 +129,7 @@ def take_bad_steps(each: list[list[str]]) -> None:
 
 
 def _weights(job):
-    from trainer.engine import gathered
+    from transpooler.trainer.engine.engine import gathered
 
     parameters = list(job.engine.module.parameters())
     with gathered(parameters):
@@ -143,7 +143,7 @@ def _poison(module, inputs, output):
 
 def hang_at(step: int) -> None:
     """In a rank: rank 1 never gets its batch after so many steps."""
-    from trainer.train import _Clock
+    from transpooler.trainer.train import _Clock
 
     waited_for, seen = _Clock.waited_for, []
 
@@ -158,7 +158,7 @@ def hang_at(step: int) -> None:
 
 def signal_in_evaluation(rank: int, number: int) -> None:
     """In a rank: send itself a signal in the first evaluation."""
-    from trainer.setup import Job
+    from transpooler.trainer.job import Job
 
     mark = Job.mark
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import checkpoint_steps
-from trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
+from transpooler.trainer.metrics import TIMED, read_metrics
 
 KILLS = ((1, 14), (2, 8))
 """Ranks of the run, and how often it is killed."""
@@ -75,7 +75,7 @@ def test_a_kill_at_every_boundary_of_writing(settings, tmp_path):
 
 def write_phases(path: str) -> None:
     """In a rank: append each phase of the loop to a file, for the test to know where the run is."""
-    from trainer.setup import Job
+    from transpooler.trainer.job import Job
 
     mark, descriptor = Job.mark, os.open(path, os.O_WRONLY | os.O_APPEND)
 
@@ -102,8 +102,8 @@ def _wait(marks: Path, phase: str, count: int, job: forked.Job) -> str:
 
 def _train_and_die(settings: list[str], boundary: int) -> int:
     """Train, and SIGKILL this process before the boundary-th system call that changes a folder, from step 3 on."""
-    from launch.train import main
-    from trainer.setup import Job
+    from transpooler.launch.train import main
+    from transpooler.trainer.job import Job
 
     counted = {"on": False, "left": boundary}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from common.errors import UserError
-from trainer.config_loader import load_config
-from trainer.setup import check_run_folder
+from transpooler.common.errors import UserError
+from transpooler.trainer.config import load_config
+from transpooler.trainer.job import check_run_folder
 
 STEPS, SAVED_AT = 6, 3
 MUON = ["optimizer.name=muon", "optimizer.max_grad_norm=0", "optimizer.muon_learning_rate=0.01"]
@@ -31,10 +31,10 @@ CASES = {
 }
 WORKER = """
 import json, shutil, sys, torch
-from trainer.config_loader import load_config
-from trainer.engine import gathered
-from trainer.setup import prepare_job
-from trainer.step import train_step
+from transpooler.trainer.config import load_config
+from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.job import prepare_job
+from transpooler.trainer.step import train_step
 
 def finished(settings, whole):
     job = prepare_job(load_config([], settings))
@@ -95,7 +95,7 @@ def _muon_is_not_cut_anew(tiny_settings: list[str], runs: dict[str, Path], ranks
     run = folder / "one-rank"
     shutil.copytree(runs["zero2-muon"], run)
     settings = [*tiny_settings, *SETTINGS, *MUON, f"run={run}", "engine.zero_stage=2"]
-    (process,) = ranks(1, ["-m", "launch.train", *settings])
+    (process,) = ranks(1, ["-m", "transpooler.launch.train", *settings])
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors[-3000:]
     assert "Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with 2 ranks" in errors

@@ -8,11 +8,11 @@ import forked
 import pytest
 import torch
 
-from trainer.checkpoint import folder_of
-from trainer.config_loader import load_config
-from trainer.metrics import read_metrics
-from trainer.reshard import SavedStates
-from trainer.safe_load import weights_only
+from transpooler.trainer.checkpoint.checkpoint import folder_of
+from transpooler.trainer.checkpoint.reshard import SavedStates
+from transpooler.trainer.checkpoint.safe_load import weights_only
+from transpooler.trainer.config import load_config
+from transpooler.trainer.metrics import read_metrics
 
 STAGES = (0, 1, 2, 3)
 STEPS, SAVED_AT = 8, 6
@@ -51,8 +51,8 @@ def _each(world_size: int, base: list[str], runs: list[tuple[Path | None, Path, 
 
 
 def _train_each(each: list[list[str]], sources: list[Path | None]) -> None:
-    from trainer.setup import prepare_job
-    from trainer.train import _loop
+    from transpooler.trainer.job import prepare_job
+    from transpooler.trainer.train import _loop
 
     for settings, source in zip(each, sources, strict=True):
         job = prepare_job(load_config([], settings))
@@ -72,7 +72,7 @@ def _train_each(each: list[list[str]], sources: list[Path | None]) -> None:
 
 
 def _assert_same_states(folder: Path, expected: Path) -> None:
-    from common.files import read_json
+    from transpooler.common.files import read_json
 
     ours, theirs = (SavedStates(each, read_json(each / "run.json")["optimizer_order"]) for each in (folder, expected))
     names = ours.model["module"].keys() - {"lm_head.weight"} & ours._pieces.keys()

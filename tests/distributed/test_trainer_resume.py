@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import checkpoint_steps, folder_of
-from trainer.metrics import TIMED, read_metrics
+from tests.paths import ROOT
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of
+from transpooler.trainer.metrics import TIMED, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 120
 
 
@@ -61,7 +61,7 @@ def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, t
 
 
 def _start(settings: list[str], run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch", "train", *settings, f"run={run}", "--processes", "2"]
+    command = [sys.executable, "-m", "transpooler", "train", *settings, f"run={run}", "--processes", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -75,7 +75,7 @@ def _wait_for_step(run: Path, step: int) -> None:
 
 def _ranks_below(launcher: subprocess.Popen) -> list[psutil.Process]:
     below = psutil.Process(launcher.pid).children(recursive=True)
-    return [process for process in below if process.cmdline()[2:4] == ["-m", "launch.train"]]
+    return [process for process in below if process.cmdline()[2:4] == ["-m", "transpooler.launch.train"]]
 
 
 def _assert_same(run: Path, expected: Path) -> None:

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from data_pipeline.loader import Loader
-from data_pipeline.tokenizer import load_tokenizer
-from trainer.config import Config
-from trainer.config_loader import load_config
-from trainer.models import build_model
-from trainer.optimizer import learning_rate, parameter_groups, set_learning_rate
+from transpooler.data_pipeline.loading.loader import Loader
+from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.trainer.config import Config, load_config
+from transpooler.trainer.engine.optimizer import learning_rate, parameter_groups, set_learning_rate
+from transpooler.trainer.weights.models import build_model
 
 STEPS = 6
 """24 documents in batches of 5: the fifth step has four documents, the sixth begins the second epoch."""
@@ -28,10 +27,10 @@ PARTITIONED = [f"{CHECKPOINTED}=deepspeed", "engine.partition_activations=true"]
 
 WORKER = """
 import json, sys, torch
-from trainer.config_loader import load_config
-from trainer.engine import gathered
-from trainer.setup import prepare_job
-from trainer.step import held_out_loss, train_step
+from transpooler.trainer.config import load_config
+from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.job import prepare_job
+from transpooler.trainer.step import held_out_loss, train_step
 
 def weights(job):
     items = dict(job.engine.module.named_parameters())
@@ -112,7 +111,7 @@ def test_every_setting_equals_one_process(world_size, cases, tiny_settings, rank
 
 def _exported(settings: list[str], folder: Path) -> dict[str, torch.Tensor]:
     """Export a model of other weights; returns them."""
-    from trainer.export import export_model
+    from transpooler.trainer.weights.export import export_model
 
     config = load_config([], settings)
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
@@ -142,7 +141,7 @@ def _assert_close(name: str, seen: dict, expected: dict, *, tolerance: float, lo
 
 
 def _assert_exported(name: str, run: Path, expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    from trainer.export import consolidated_weights
+    from transpooler.trainer.checkpoint.consolidate import consolidated_weights
 
     weights = consolidated_weights(run, STEPS)
     for key, value in expected.items():

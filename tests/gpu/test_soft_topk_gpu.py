@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.soft_topk.stepwise import stepwise_soft_topk
-from model.ops.soft_topk import checks, soft_topk
-from model.ops.soft_topk.triton_kernels import MAX_TOKENS
+from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
+from transpooler.model.ops.soft_topk import argument_checks, soft_topk
+from transpooler.model.ops.soft_topk.triton_backend import MAX_TOKENS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,7 +107,7 @@ def test_a_k_for_each_document():
 
 @pytest.mark.parametrize("num_tokens", [2048, 20_000])
 def test_the_host_never_waits(num_tokens, monkeypatch):
-    monkeypatch.delenv(checks.DEBUG, raising=False)
+    monkeypatch.delenv(argument_checks.DEBUG, raising=False)
     embeddings, scores, mask = (part.cuda() for part in _inputs(2, num_tokens, 32))
     embeddings.requires_grad_(), scores.requires_grad_()
     soft_topk(embeddings, scores, 128, mask_BN=mask, backend="triton").embeddings.sum().backward()  # compiles
@@ -135,7 +135,7 @@ def test_a_cuda_graph_replays_it():
 
 
 def test_the_debug_flag_checks_scores(monkeypatch):
-    monkeypatch.setenv(checks.DEBUG, "1")
+    monkeypatch.setenv(argument_checks.DEBUG, "1")
     with pytest.raises(ValueError, match=r"^scores: 2.0 at \[0, 0\]"):
         soft_topk(torch.rand(1, 8, 2, device="cuda"), torch.full((1, 8), 2.0, device="cuda"), 2)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.test_model import FIXED, LENGTHS, RATIOS, build
+from tests.unit.model.test_model import FIXED, LENGTHS, RATIOS, build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"pooling": FIXED},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipeline.shards import Document, ShardDataset
+from transpooler.data_pipeline.shards.dataset import Document, ShardDataset
 
 
 @pytest.fixture

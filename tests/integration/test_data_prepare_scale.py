@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-import data_pipeline.prepare
-from common.errors import UserError
-from common.files import sha256_of
-from data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.shards import ShardDataset
-from data_pipeline.verify import problems
+from tests.paths import ROOT
 from tests.s3_server import s3_server  # noqa: F401
+from transpooler.common.errors import UserError
+from transpooler.common.files import sha256_of
+from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
+from transpooler.data_pipeline.prepare import prepare as prepare_module
+from transpooler.data_pipeline.prepare.prepare import prepare
+from transpooler.data_pipeline.shards.dataset import ShardDataset
+from transpooler.data_pipeline.shards.verify import problems
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnop", k=2 + i % 9)) for i in range(800)]
 
 
@@ -76,7 +76,7 @@ def command(config: PrepareConfig, output: Path, *options: str) -> list[str]:
         return "[" + ", ".join(values) + "]"
 
     return [
-        *(sys.executable, "-m", "launch", "prepare", *options),
+        *(sys.executable, "-m", "transpooler", "prepare", *options),
         *(f"prepare.output={output}", f"prepare.sources.train={text(config.sources.train)}"),
         f"prepare.sources.test={text(config.sources.test)}",
         "prepare.tokenizer={vocab_size: 400, max_training_documents: 20}",
@@ -149,13 +149,13 @@ def test_tasks_of_an_array_share_the_work(config, expected, tmp_path, monkeypatc
     assert len(parts) > 10
     times = {path: path.stat().st_mtime_ns for path in parts}
     after: dict[Path, int] = {}
-    publish = data_pipeline.prepare.publish
+    publish = prepare_module.publish
 
     def look_first(work: Path, target: str) -> None:
         after.update({path: path.stat().st_mtime_ns for path in parts})
         publish(work, target)
 
-    monkeypatch.setattr("data_pipeline.prepare.publish", look_first)
+    monkeypatch.setattr("transpooler.data_pipeline.prepare.prepare.publish", look_first)
     prepare(replace(config, output=str(output)))
     assert after == times, "the assembly did a finished task again"
     assert tree(output) == expected
@@ -219,7 +219,7 @@ def test_verify_names_every_bad_shard(config, expected, tmp_path):
     first.write_bytes(data)
     second.unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "launch", "verify", str(out)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "transpooler", "verify", str(out)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert f"{first}: checksum differs" in done.stdout

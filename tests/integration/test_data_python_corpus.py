@@ -2,7 +2,7 @@
 
 import json
 
-from data_pipeline.python_corpus import Module, cut_docstring, parts_of, summary_of, write_python_corpus
+from transpooler.launch.demo.python_corpus import Module, cut_docstring, parts_of, summary_of, write_python_corpus
 
 
 def test_docstring_lines_are_cut_and_nothing_else():

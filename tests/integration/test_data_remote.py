@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import UserError
-from data_pipeline.config import DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
-from data_pipeline.corpus import cache_of
-from data_pipeline.loader import Loader
-from data_pipeline.prepare import prepare
-from data_pipeline.remote import Cache, _sizes, fetch_folder
-from data_pipeline.shards import DamagedShardError, ShardDataset
 from tests.s3_server import s3_server  # noqa: F401
+from transpooler.common.errors import UserError
+from transpooler.data_pipeline.config import DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
+from transpooler.data_pipeline.loading.loader import Loader
+from transpooler.data_pipeline.order.corpus import cache_of
+from transpooler.data_pipeline.prepare.prepare import prepare
+from transpooler.data_pipeline.shards.dataset import DamagedShardError, ShardDataset
+from transpooler.data_pipeline.shards.remote import Cache, _sizes, fetch_folder
 
 NUM_DOCUMENTS = 60
 

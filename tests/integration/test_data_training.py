@@ -10,8 +10,8 @@ import forked
 import numpy as np
 import pytest
 
-from launch.cli import main
-from trainer.metrics import read_metrics
+from transpooler.launch.cli import main
+from transpooler.trainer.metrics import read_metrics
 
 QUIET = "{steps: 12, checkpoint_every_steps: 100, evaluate_every_steps: 0, log_every_steps: 1, tensorboard: false}"
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import transformers
 
-from model import (
+from transpooler.model import (
     TranspoolerConfig,
     TranspoolerEncoder,
     TranspoolerForConditionalGeneration,

@@ -12,10 +12,10 @@ from transformers import (
     pipeline,
 )
 
-from model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForSequenceClassification
 from tests.integration.test_model_generate import tokenizer_of_letters
 from tests.integration.test_model_transformers import collate
-from tests.unit.test_model import FIXED, LENGTHS, TINY
+from tests.unit.model.test_model import FIXED, LENGTHS, TINY
+from transpooler.model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForSequenceClassification
 
 
 def classifier(**settings):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, pipeline
 
-from tests.unit.test_model import FIXED, LENGTHS, build
+from tests.unit.model.test_model import FIXED, LENGTHS, build
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {},

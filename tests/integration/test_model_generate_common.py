@@ -7,9 +7,9 @@ import torch
 from transformers import GenerationMixin
 from transformers.generation import CompileConfig
 
-from model import TranspoolerForConditionalGeneration
 from tests.integration.test_model_generate import STRATEGIES, generated
-from tests.unit.test_model import FIXED, build
+from tests.unit.model.test_model import FIXED, build
+from transpooler.model import TranspoolerForConditionalGeneration
 
 NEW = 4
 ALL_OUTPUTS = {

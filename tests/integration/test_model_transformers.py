@@ -16,8 +16,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForConditionalGeneration, TranspoolerModel
-from tests.unit.test_model import FIXED, LENGTHS, build
+from tests.unit.model.test_model import FIXED, LENGTHS, build
+from transpooler.model import (
+    TranspoolerConfig,
+    TranspoolerEncoder,
+    TranspoolerForConditionalGeneration,
+    TranspoolerModel,
+)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from run_folders import add_evaluation, make_run
 
-from trainer.report import write_report
+from transpooler.trainer.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import checkpoint_steps
-from trainer.metrics import TIMED, read_metrics
+from tests.paths import ROOT
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
+from transpooler.trainer.metrics import TIMED, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = [
     "data.batch_size=4",
     "engine={zero_stage: 1, micro_batch_size: 4}",
@@ -52,7 +52,7 @@ def test_a_compiled_run_equals_the_eager_one_and_survives_a_kill(tiny_settings, 
 
 
 def _start(settings: list[str], run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.train", *settings, f"run={run}"]
+    command = [sys.executable, "-m", "transpooler.launch.train", *settings, f"run={run}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "graph_breaks,recompiles"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.tokenizer import load_tokenizer
-from trainer.config_loader import load_config
-from trainer.export import export_model
-from trainer.models import build_model
+from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.trainer.config import load_config
+from transpooler.trainer.weights.export import export_model
+from transpooler.trainer.weights.models import build_model
 
 STRANGER = """
 import sys, torch
@@ -81,7 +81,7 @@ def test_a_stranger_loads_the_export(tiny_settings, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["modeling_transpooler.py", "configuration_transpooler.py"])
 def test_the_code_imports_nothing_of_ours(tiny_settings, tmp_path, name):
-    from trainer.export_code import write_code
+    from transpooler.trainer.weights.export_code import write_code
 
     write_code(tmp_path)
     assert (tmp_path / name).is_file()

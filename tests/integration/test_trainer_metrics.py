@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from trainer.metrics import check_wandb, read_metrics
+from tests.paths import ROOT
+from transpooler.common.errors import UserError
+from transpooler.trainer.metrics import check_wandb, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 LOGGED = {
     *("loss", "learning_rate", "grad_norm", "step_time_s", "source_tokens_per_s", "data_wait_share", "padding_share"),
     *("model_tflops_per_s", "mfu", "epoch", "skipped_steps", "source_tokens", "target_tokens", "peak_memory_mib"),
@@ -35,7 +34,7 @@ def test_a_run_logs_all_that_the_table_promises(tiny_settings, tmp_path):
     if find_spec("wandb"):
         more.append("train.wandb_project=tests")
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "launch", "train", *tiny_settings, *more]
+    command = [sys.executable, "-m", "transpooler", "train", *tiny_settings, *more]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -57,7 +56,7 @@ def test_a_run_logs_all_that_the_table_promises(tiny_settings, tmp_path):
 
 
 def test_weights_and_biases_must_be_there_when_asked_for(monkeypatch):
-    monkeypatch.setattr("trainer.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("transpooler.trainer.metrics.find_spec", lambda name: None)
     check_wandb(None)
     with pytest.raises(UserError, match=r"wandb is not installed; pip install 'transpooler\[wandb\]'"):
         check_wandb("project")

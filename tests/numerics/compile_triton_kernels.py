@@ -5,16 +5,13 @@ The interpreter accepts what the compiler does not; this tells them apart where 
 
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.ops.soft_topk import triton_group_sum, triton_kernels
-from model.ops.soft_topk.plan import num_rounds
+from transpooler.model.ops.soft_topk import triton_backend, triton_group_sum
+from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 TARGET = GPUTarget("cuda", 90, 32)
 FLOATS = {"log2_base", "log_base"}
@@ -48,11 +45,11 @@ def main() -> None:
     """All five, at the size asked for."""
     num_tokens, slots = map(int, sys.argv[1:])
     rounds = num_rounds(num_tokens, slots)
-    blocks = triton_kernels.level_blocks(num_tokens, slots, rounds)
+    blocks = triton_backend.level_blocks(num_tokens, slots, rounds)
     levels = {"ROUNDS": rounds, "BLOCKS": blocks, "KEEP_ORDER": False}
-    num_warps = triton_kernels.num_warps(blocks[0])
-    compile_kernel(triton_kernels._tournament_kernel, levels, num_warps)
-    compile_kernel(triton_kernels._tournament_backward_kernel, levels, num_warps)
+    num_warps = triton_backend.num_warps(blocks[0])
+    compile_kernel(triton_backend._tournament_kernel, levels, num_warps)
+    compile_kernel(triton_backend._tournament_backward_kernel, levels, num_warps)
     compile_kernel(triton_group_sum._members_kernel, {"BLOCK": blocks[0]}, num_warps)
     wide = {"BLOCK_D": triton_group_sum.BLOCK_D}
     compile_kernel(triton_group_sum._group_sum_kernel, {"BLOCK": blocks[0], "MEMBERS": 8, **wide})

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk import soft_topk
-from tests.unit.test_model import RATIOS, SETTINGS, build
+from tests.unit.model.test_model import RATIOS, SETTINGS, build
+from transpooler.model.ops.soft_topk import soft_topk
 
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 SMALL = {"encoder_layers": 2, "decoder_layers": 1}
@@ -50,7 +50,7 @@ def test_training_compiles_into_one_graph_whatever_the_lengths(backend, name):
     losses, weights = train(build(**settings).train())
     torch._dynamo.reset()
     model = build(**settings).train()
-    model.compile(backend=backend, fullgraph=True, dynamic=True)  # as trainer/engine.py does, and no graph break
+    model.compile(backend=backend, fullgraph=True, dynamic=True)  # as trainer/engine/engine.py does, and no graph break
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled_losses, compiled_weights = train(model)
     assert compiled_losses == pytest.approx(losses, abs=2e-5)

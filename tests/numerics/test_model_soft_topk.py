@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.ops.soft_topk import soft_topk
-from model.ops.soft_topk.ops import group_sum_op, tournament_op
+from transpooler.model.ops.soft_topk import soft_topk
+from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
 
 TOLERANCE = 1e-11
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.ops.soft_topk import soft_topk
+from transpooler.model.ops.soft_topk import soft_topk
 
 pytest.importorskip("triton", reason="the triton package is not installed (it has no wheels for this platform)")
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, tests/gpu runs the kernels")
@@ -74,10 +74,10 @@ def test_a_k_for_each_document():
 
 @needs_interpreter
 def test_long_documents_fall_back(monkeypatch):
-    from model.ops.soft_topk import triton_group_sum, triton_kernels
+    from transpooler.model.ops.soft_topk import triton_backend, triton_group_sum
 
     monkeypatch.setattr(triton_group_sum, "MAX_TOKENS", 16)
-    monkeypatch.setattr(triton_kernels, "MAX_TOKENS", 16)
+    monkeypatch.setattr(triton_backend, "MAX_TOKENS", 16)
     generator = torch.Generator().manual_seed(3)
     embeddings, scores = torch.randn(2, 40, 4, generator=generator), torch.rand(2, 40, generator=generator)
     fast, plain = (soft_topk(embeddings, scores, 5, backend=name) for name in ("triton", "torch"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.soft_topk.stepwise import stepwise_soft_topk
-from model.ops.soft_topk import soft_topk
+from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
+from transpooler.model.ops.soft_topk import soft_topk
 
 BATCH, K, DIM = 2, 8, 24
 FLOOR = 4

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model.ops.soft_topk import ops, soft_topk
+from transpooler.model.ops.soft_topk import ops, soft_topk
 
 K = 5
 

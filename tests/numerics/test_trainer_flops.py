@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from trainer.flops import batch_flops, forward_flops
+from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+from transpooler.trainer.estimate.flops import batch_flops, forward_flops
 
 SIZES: dict[str, Any] = {
     "d_model": 32,

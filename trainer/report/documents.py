@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.report.charts import short
-from trainer.report.samples import Document, points
+from transpooler.trainer.report.charts import short
+from transpooler.trainer.report.samples import Document, points
 
 LEVELS = 9
 """Shades; level 0 has no background."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.report.charts import Series, coinciding, line_chart, value_rows
-from trainer.report.poolers import sharpness
-from trainer.report.runs import Evaluation, Run
-from trainer.report.samples import points
+from transpooler.trainer.report.charts import Series, coinciding, line_chart, value_rows
+from transpooler.trainer.report.poolers import sharpness
+from transpooler.trainer.report.runs import Evaluation, Run
+from transpooler.trainer.report.samples import points
 
 CHARTS = (
     ("loss", "Loss per target token", "nats"),

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from model.architecture import SCORED
-from trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
-from trainer.report.documents import NUM_TENTHS
-from trainer.report.runs import Run
+from transpooler.model.architecture import SCORED
+from transpooler.trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
+from transpooler.trainer.report.documents import NUM_TENTHS
+from transpooler.trainer.report.runs import Run
 
 ROW_HEIGHT = 14
 MAX_COLUMNS = 60

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import read_json
-from trainer.config import Config
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json
+from transpooler.trainer.config import Config
 
 REQUIRED_METRICS = ("split", "num_documents", "rouge", "lead_rouge", "loss", "trained", "lead_words", "mean_words")
 REQUIRED_TEXTS = ("key", "generated", "reference")
@@ -74,8 +74,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
-    from trainer.config_loader import load_saved_config
-    from trainer.metrics import read_metrics
+    from transpooler.trainer.config.load import load_saved_config
+    from transpooler.trainer.metrics import read_metrics
 
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")

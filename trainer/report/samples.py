@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from trainer.report.charts import spread
-from trainer.report.runs import Run
+from transpooler.trainer.report.charts import spread
+from transpooler.trainer.report.runs import Run
 
 NUM_SAMPLES = 9
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainer.report.charts import short
-from trainer.report.runs import Corpus, Run
+from transpooler.trainer.report.charts import short
+from transpooler.trainer.report.runs import Corpus, Run
 
 
 def settings(runs: Sequence[Run]) -> dict[str, Any]:
     """Settings that differ between runs as a table, and each run's whole configuration as YAML."""
-    from trainer.config_loader import config_to_yaml
+    from transpooler.trainer.config.load import config_to_yaml
 
     flat = [flatten(asdict(run.config)) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key != "run")

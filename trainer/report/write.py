@@ -8,14 +8,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from common.files import atomic_write
-from common.progress import say
-from trainer.report.documents import LEVELS, arm_view, document_views, percent
-from trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
-from trainer.report.poolers import absent, strips
-from trainer.report.runs import read_runs
-from trainer.report.samples import evaluated_documents, samples
-from trainer.report.settings import corpora, settings
+from transpooler.common.files import atomic_write
+from transpooler.common.progress import say
+from transpooler.trainer.report.documents import LEVELS, arm_view, document_views, percent
+from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
+from transpooler.trainer.report.poolers import absent, strips
+from transpooler.trainer.report.runs import read_runs
+from transpooler.trainer.report.samples import evaluated_documents, samples
+from transpooler.trainer.report.settings import corpora, settings
 
 EMPTY: dict[str, Any] = dict.fromkeys(
     ("runs", "headline", "overview", "unmarked", "strips", "unpooled", "samples", "scores", "charts", "corpora"), ()
@@ -74,7 +74,7 @@ def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
     """Fill the template; a part that is not given is left out of the page."""
     from jinja2 import Environment, StrictUndefined
 
-    package = files("trainer.report")
+    package = files("transpooler.trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
     page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).generate(

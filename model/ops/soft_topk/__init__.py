@@ -1,6 +1,6 @@
 """Successive Halving top-k: `soft_topk`, its slow reference, its plan, its operators."""
 
-from model.ops.soft_topk.backends import BACKENDS
-from model.ops.soft_topk.interface import SoftTopK, soft_topk
+from transpooler.model.ops.soft_topk.backends import BACKENDS
+from transpooler.model.ops.soft_topk.interface import SoftTopK, soft_topk
 
 __all__ = ["BACKENDS", "SoftTopK", "soft_topk"]

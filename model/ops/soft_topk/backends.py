@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from model.ops.soft_topk import cpu, plain
+from transpooler.model.ops.soft_topk import cpp_backend, torch_backend
 
 logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
@@ -24,9 +24,9 @@ def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
     if backend == "auto":
         return _fastest(device.type, wide)
     if backend == "cpp":
-        if device.type != "cpu" or cpu.extension() is None:
+        if device.type != "cpu" or cpp_backend.extension() is None:
             raise ValueError(f"backend: 'cpp' on {device.type}; it needs CPU tensors, g++ and ninja")
-        return cpu
+        return cpp_backend
     if backend == "triton":
         module = _triton()
         if module is None or not module.runs_on(device) or wide:
@@ -34,16 +34,16 @@ def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
                 f"backend: 'triton' on {device.type}; it needs the triton package, CUDA tensors and float32 scores"
             )
         return module
-    return plain
+    return torch_backend
 
 
 @functools.cache
 def _fastest(device_type: str, wide: bool) -> ModuleType:
-    module: ModuleType = plain
-    if device_type == "cpu" and cpu.extension() is not None:
-        module = cpu
+    module: ModuleType = torch_backend
+    if device_type == "cpu" and cpp_backend.extension() is not None:
+        module = cpp_backend
     elif device_type == "cuda" and not wide:
-        module = _triton() or plain
+        module = _triton() or torch_backend
     logger.info("soft_topk on %s%s: %s", device_type, " (float64)" if wide else "", module.__name__)
     return module
 
@@ -52,6 +52,6 @@ def _fastest(device_type: str, wide: bool) -> ModuleType:
 def _triton() -> ModuleType | None:
     if importlib.util.find_spec("triton") is None:
         return None
-    from model.ops.soft_topk import triton_kernels
+    from transpooler.model.ops.soft_topk import triton_backend
 
-    return triton_kernels
+    return triton_backend

@@ -5,10 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk.checks import check_backend, check_tensors, check_values, values_are_checked
-from model.ops.soft_topk.ops import group_sum_op, tournament_op
-from model.ops.soft_topk.plan import num_rounds
-from model.ops.soft_topk.reference import reference_soft_topk
+from transpooler.model.ops.soft_topk.argument_checks import (
+    check_backend,
+    check_tensors,
+    check_values,
+    values_are_checked,
+)
+from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
+from transpooler.model.ops.soft_topk.reference import reference_soft_topk
+from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 
 class SoftTopK(NamedTuple):

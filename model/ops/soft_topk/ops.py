@@ -10,7 +10,7 @@ are and returns their dtype.
 import torch
 from torch import Tensor
 
-from model.ops.soft_topk.backends import kernels
+from transpooler.model.ops.soft_topk.backends import kernels
 
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
@@ -24,7 +24,7 @@ def tournament_op(
     keep_order: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`plan.tournament`: (weights, pooled scores, groups, positions, mask)."""
+    """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
     return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
 
@@ -55,7 +55,7 @@ def tournament_backward_op(
     keep_order: bool,
     backend: str,
 ) -> Tensor:
-    """`plan.tournament_backward`: gradient of the scores."""
+    """`tournament.tournament_backward`: gradient of the scores."""
     module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
     return module.tournament_backward(
         grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order

@@ -1,0 +1,1 @@
+"""What a document becomes: source and target of one training example."""

@@ -1,0 +1,216 @@
+"""From the parts of a split to its shards: duplicates are decided over the whole split, tars planned and written."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import write_json
+from transpooler.common.progress import progress, say
+from transpooler.data_pipeline.config import PrepareConfig
+from transpooler.data_pipeline.prepare.executors import Executor
+from transpooler.data_pipeline.prepare.inputs import Unit
+from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, part_info
+from transpooler.data_pipeline.shards.dataset import FORMAT, INDEX_NAME, token_dtype
+from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_documents, write_shard
+
+_SMALL_BYTES = 32 << 20  # written faster here than handed to others
+MAX_LISTED_SOURCES = 1000
+LENGTH_EDGES = (0, *(2**i for i in range(4, 21)))
+"""Edges of the length histograms, in tokens; the last bin is open."""
+
+
+def assemble(
+    folder: Path,
+    split: str,
+    units: Sequence[Unit],
+    config: PrepareConfig,
+    executor: Executor,
+    *,
+    fingerprint: str,
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Write the shards, documents.npy and index.json of a split; returns the index. What is there is not done again."""
+    parts = [part for unit in units for part in unit.parts]
+    rows, owners, numbers = _gather(parts)
+    keep, dropped, examples = _decide(parts, rows, owners, numbers, config)
+    sources = _source_statistics(units, parts, rows, owners, keep)
+    for info in map(part_info, parts):
+        dropped.update(info["dropped"])
+        examples += [tuple(item) for item in info["examples"]]
+    named = _name_drops(examples, dropped)
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
+    if not keep.any():
+        names = [location for unit in units for location in unit.locations]
+        raise UserError(f"prepare.sources.{split}: no document of {_names(names)} can be used; dropped: {counts}")
+    dtype = token_dtype(vocab_size)
+    documents, cuts = plan_shards(rows[keep], dtype.itemsize, int(config.shard_size_mib * 2**20))
+    _clear_unless(
+        folder, hashlib.sha256(documents.tobytes() + json.dumps([str(p) for p in parts]).encode()).hexdigest()
+    )
+    jobs = [
+        (
+            ShardJob(
+                folder / f"{split}-{i:06d}.tar", split, first, _pieces(parts, owners, numbers, keep, first, end), size
+            ),
+        )
+        for i, (first, end, size) in enumerate(cuts)
+    ]
+    shards = []
+    with progress(f"write {split} (shards)", len(jobs)) as bar:
+        small = sum(size for _, _, size in cuts) < _SMALL_BYTES
+        for shard in (write_shard(*job) for job in jobs) if small else executor.run(write_shard, jobs):
+            shards.append(shard)
+            bar.advance()
+    write_documents(folder, documents)
+    source_lengths, target_lengths = rows["source_tokens"][keep], rows["target_tokens"][keep & rows["has_target"]]
+    index = {
+        "format": FORMAT,
+        "split": split,
+        "tokenizer_fingerprint": fingerprint,
+        "vocab_size": vocab_size,
+        "token_dtype": dtype.name,
+        "num_documents": int(keep.sum()),
+        "num_source_tokens": int(source_lengths.sum(dtype=np.int64)),
+        "num_target_tokens": int(target_lengths.sum(dtype=np.int64)),
+        "dropped": dict(sorted(dropped.items())),
+        "first_dropped": named,
+        "source_lengths": length_statistics(source_lengths),
+        "target_lengths": length_statistics(target_lengths),
+        "sources": sources,
+        "shards": shards,
+    }
+    write_json(folder / INDEX_NAME, index)
+    say(f"prepare {split}: {index['num_documents']} documents kept" + (f"; dropped: {counts}" if counts else ""))
+    return index
+
+
+def length_statistics(lengths: np.ndarray) -> dict[str, Any]:
+    """Quantiles and histogram of token counts."""
+    if not len(lengths):
+        return {"count": 0}
+    quantiles = {f"p{q}": int(np.percentile(lengths, q, method="nearest")) for q in (10, 50, 90, 99)}
+    edges = np.array([*LENGTH_EDGES, np.iinfo(np.int64).max])
+    histogram = np.histogram(lengths, edges)[0].tolist()
+    return {
+        "count": len(lengths),
+        "min": int(lengths.min()),
+        **quantiles,
+        "max": int(lengths.max()),
+        "mean": round(float(lengths.mean()), 1),
+        "histogram_edges": list(LENGTH_EDGES),
+        "histogram": histogram,
+    }
+
+
+def _gather(parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of all documents, the number of each one's part, and its row there."""
+    all_rows, sizes = [np.zeros(0, ROW_DTYPE)], []
+    for part in parts:
+        all_rows.append(_column(part, "rows"))
+        sizes.append(len(all_rows[-1]))
+    owners = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+    numbers = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)])
+    return np.concatenate(all_rows), owners, numbers
+
+
+def _column(part: Path, name: str) -> np.ndarray:
+    with np.load(part, allow_pickle=False) as arrays:
+        return arrays[name]
+
+
+def _decide(
+    parts: Sequence[Path], rows: np.ndarray, owners: np.ndarray, numbers: np.ndarray, config: PrepareConfig
+) -> tuple[np.ndarray, Counter[str], list[Any]]:
+    """Which documents stay, when duplicates go: the first of equals stays. Sorting, so a few bytes a document."""
+    keep, dropped, examples = np.ones(len(rows), bool), Counter[str](), []
+    steps: list[tuple[str, list[np.ndarray]]] = []
+    if config.clean.exact_duplicates and len(rows):
+        hashes = np.concatenate([_column(part, "hashes") for part in parts])
+        steps.append(("exact_duplicate", [hashes]))
+    if config.clean.near_duplicates and len(rows):
+        bands = np.concatenate([_column(part, "bands") for part in parts])
+        steps.append(("near_duplicate", [bands[:, i : i + 1] for i in range(bands.shape[1])]))
+    for reason, keys in steps:
+        repeated = np.zeros(len(rows), bool)
+        for key in keys:
+            order = np.lexsort(key.T)  # stable: equals stay in document order
+            ordered = key[order]
+            repeated[order[1:]] |= (ordered[1:] == ordered[:-1]).all(axis=1)
+        new = np.flatnonzero(repeated & keep)
+        keep[new] = False
+        dropped[reason] += len(new)
+        for i in new[:SHOWN_DROPS]:
+            examples.append((reason, _file_of(parts[owners[i]], int(numbers[i])), int(rows["line"][i])))
+    return keep, +dropped, examples
+
+
+def _file_of(part: Path, number: int) -> str:
+    sizes = _column(part, "rows")["meta_bytes"].astype(np.int64)
+    end = int(sizes[: number + 1].sum())
+    return json.loads(_column(part, "meta")[end - int(sizes[number]) : end].tobytes())["file"]
+
+
+def _pieces(
+    parts: Sequence[Path], owners: np.ndarray, numbers: np.ndarray, keep: np.ndarray, first: int, end: int
+) -> list[tuple[str, np.ndarray]]:
+    chosen = np.flatnonzero(keep)[first:end]
+    return [(str(parts[part]), numbers[chosen[owners[chosen] == part]]) for part in np.unique(owners[chosen])]
+
+
+def _source_statistics(
+    units: Sequence[Unit], parts: Sequence[Path], rows: np.ndarray, owners: np.ndarray, keep: np.ndarray
+) -> list[dict[str, Any]]:
+    kept = np.bincount(owners[keep], minlength=len(parts))
+    tokens = np.bincount(owners[keep], weights=rows["source_tokens"][keep], minlength=len(parts))
+    statistics, start = [], 0
+    for unit in units:
+        end = start + len(unit.parts)
+        num_records = sum(sum(part_info(part)["records"].values()) for part in unit.parts)
+        name = (
+            unit.locations[0] if len(unit.locations) == 1 else f"{unit.locations[0]} and {len(unit.locations) - 1} more"
+        )
+        statistics.append(
+            {
+                "file": name,
+                "num_records": num_records,
+                "num_documents": int(kept[start:end].sum()),
+                "num_source_tokens": int(tokens[start:end].sum()),
+            }
+        )
+        start = end
+    return statistics[:MAX_LISTED_SOURCES]
+
+
+def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[str]]:
+    """Say the first drops of each reason; returns them as FILE:LINE."""
+    named: dict[str, list[str]] = {}
+    for reason, path, line in examples:
+        places = named.setdefault(reason, [])
+        if len(places) < SHOWN_DROPS:
+            places.append(f"{path}:{line}")
+            say(f"{path}:{line}: dropped: {reason}")
+    for reason, places in named.items():
+        if dropped[reason] > len(places):
+            say(f"{dropped[reason] - len(places)} more records are dropped as {reason}")
+    return dict(sorted(named.items()))
+
+
+def _clear_unless(folder: Path, plan: str) -> None:
+    """Remove shards of another plan."""
+    import shutil
+
+    note = folder / "plan.incomplete"
+    if folder.exists() and (not note.is_file() or note.read_text() != plan):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(plan)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")

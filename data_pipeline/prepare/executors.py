@@ -1,0 +1,96 @@
+"""Running independent jobs: in this process, in processes of this machine, or on a Ray cluster. Results in order."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from transpooler.common.errors import UserError
+
+_AHEAD = 2  # jobs in flight for each worker
+
+
+class Executor:
+    """Runs jobs; processes are started when there is work for more than one, and serve until `close`."""
+
+    def __init__(self, kind: str, workers: int) -> None:
+        self.kind, self.workers = kind, workers
+        self._pool: Any = None
+
+    def run(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """`function(*job)` for every job, results in the order of the jobs; only a few jobs are in memory at a time."""
+        if self.kind == "ray":
+            yield from _with_ray(function, jobs)
+            return
+        iterator = iter(jobs)
+        first = list(islice(iterator, 2))
+        if self.workers == 1 or (self._pool is None and len(first) < 2):
+            for job in chain(first, iterator):
+                yield function(*job)
+        else:
+            yield from self._with_processes(function, chain(first, iterator))
+
+    def close(self) -> None:
+        """End the processes after the jobs in their hands."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _with_processes(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        from concurrent.futures import ProcessPoolExecutor
+        from concurrent.futures.process import BrokenProcessPool
+        from multiprocessing import get_context
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (os.getpid(),))
+        waiting: deque[Any] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._pool.submit(function, *job))
+                if len(waiting) > _AHEAD * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died (out of memory?); run the same command again and it continues, "
+                "with fewer prepare.workers or smaller prepare.task_mib"
+            ) from error
+
+
+def _start_worker(parent: int) -> None:
+    """One thread of `tokenizers` a process; the worker ends when its parent was killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _with_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("prepare.executor: ray is not installed; pip install 'transpooler[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(
+            log_to_driver=False, logging_level=logging.ERROR
+        )  # RAY_ADDRESS names a cluster; else one is started here
+    environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    remote = ray.remote(num_cpus=1, runtime_env=environment, max_retries=3)(function)
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    for job in jobs:
+        waiting.append(remote.remote(*job))
+        if len(waiting) > _AHEAD * workers:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())

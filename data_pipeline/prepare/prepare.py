@@ -1,0 +1,232 @@
+"""`transpooler prepare`: documents to a tokenizer, WebDataset shards, a dataset card and a report.
+
+Work is cut into small tasks (parts of the input, then shards), each of which leaves one file that is complete or absent
+in the scratch folder `OUTPUT.incomplete`; a run that was killed goes on with the tasks that are missing, in any number
+of processes or machines, and the bytes are always the same. At the end the folder is renamed to `OUTPUT`, so an output
+is either complete or absent. A finished output of the same settings and inputs is left alone. Memory holds a few tasks
+and some 100 bytes a document.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json, write_json
+from transpooler.common.progress import progress, say
+from transpooler.data_pipeline.config import SPLITS, PrepareConfig
+from transpooler.data_pipeline.prepare.assemble import assemble
+from transpooler.data_pipeline.prepare.card import write_card
+from transpooler.data_pipeline.prepare.executors import Executor
+from transpooler.data_pipeline.prepare.inputs import Unit, do_units, together
+from transpooler.data_pipeline.prepare.output import (
+    REPORT_FORMAT,
+    REPORT_NAME,
+    Splits,
+    alone,
+    describe_inputs,
+    finished_report,
+    publish,
+    scratch_folder,
+    user_errors,
+    workspace,
+)
+from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, Context, save_held_out
+from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
+from transpooler.data_pipeline.sources.locations import resolve_paths
+from transpooler.data_pipeline.sources.records import Columns
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
+
+HELD_OUT_SPLITS = ("validation", "test")
+_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
+
+
+def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Write the shards that `config` describes, or recognise that they are there; returns the report.
+
+    `array_task` = (i, n): do every n-th task, from the i-th; the rest and the assembly are for others; returns {}.
+    Raises UserError for unusable input, an output that belongs to something else, no permission or a full disk.
+    """
+    splits: Splits = {
+        split: locations
+        for split in SPLITS
+        if (locations := resolve_paths(getattr(config.sources, split), f"prepare.sources.{split}"))
+    }
+    if not splits:
+        raise UserError("prepare.sources: no input; for example prepare.sources.train=[papers.jsonl]")
+    config = replace(config, workers=config.workers or len(os.sched_getaffinity(0)))
+    scratch = scratch_folder(config)
+    with user_errors(config.output, scratch):
+        settings = _settings(config)
+        finished = finished_report(config.output, settings, splits)
+        if finished is not None:
+            say(f"{config.output}: already prepared from the same files with the same settings; nothing to do")
+            return finished
+        executor = Executor(config.executor, config.workers)
+        with (
+            closing(executor),
+            workspace(scratch, config.output, shared=array_task is not None) as work,
+        ):
+            run = _Run.start(work, config, settings, splits, executor)
+            if array_task is not None:
+                run.do_tasks(array_task)
+                say(f"array task {array_task[0]} of {array_task[1]}: done; run `transpooler prepare` once without it")
+                return {}
+            report = run.finish()
+            publish(work, config.output)
+    say(f"{config.output}: ready")
+    return report
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One preparation: where it works, on what, with which tokenizer."""
+
+    work: Path
+    config: PrepareConfig
+    settings: dict[str, Any]
+    splits: Splits
+    inputs: dict[str, list[dict[str, Any]]]
+    tokenizer: dict[str, Any]
+    executor: Executor
+
+    @classmethod
+    def start(
+        cls, work: Path, config: PrepareConfig, settings: dict[str, Any], splits: Splits, executor: Executor
+    ) -> "_Run":
+        with alone(work):
+            # Before reading: a file that changes meanwhile is noticed by the next run.
+            inputs = describe_inputs(splits, work / "inputs.incomplete")
+            key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
+            note = work / "tokenizer" / "note.incomplete"
+            if not note.is_file() or json.loads(note.read_text())["key"] != key:
+                shutil.rmtree(work / "tokenizer", ignore_errors=True)
+                tokenizer = _tokenizer(config, splits)
+                tokenizer.save_pretrained(work / "tokenizer")
+                facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+                write_json(note, {"key": key, **facts})
+            elif any(work.glob("parts/*/*/*.npz")):
+                say(f"{work}: going on with what an earlier run left")
+            facts = read_json(note)
+            del facts["key"]
+            return cls(work, config, settings, splits, inputs, facts, executor)
+
+    def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[Unit]]:
+        """All tasks of all splits, held-out ones first; with `array_task` that share of the rest, without results."""
+        held_out: str | None = None
+        done: dict[str, list[Unit]] = {}
+        first = [split for split in HELD_OUT_SPLITS if split in self.splits]
+        for split in first:  # every array task needs them, so that none has to wait for another
+            done[split] = self._do_split(split, None, None)
+        if self.config.clean.held_out_overlap is not None and first:
+            parts = [part for split in first for unit in done[split] for part in unit.parts]
+            path = self.work / "parts" / f"held-out-{_hash([str(part.relative_to(self.work)) for part in parts])}.npz"
+            if not path.is_file():
+                save_held_out(parts, path)
+            held_out = str(path)
+        for split in self.splits:
+            if split not in first:
+                done[split] = self._do_split(split, held_out, array_task)
+        return done
+
+    def finish(self) -> dict[str, Any]:
+        """Do what is left, assemble, write the card and, last of all, the report."""
+        done = self.do_tasks(None)
+        indexes = {
+            split: assemble(self.work / split, split, done[split], self.config, self.executor, **self.tokenizer)
+            for split in self.splits
+        }
+        report = {
+            "format": REPORT_FORMAT,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "tokenizer": self.tokenizer,
+            "splits": {
+                split: {
+                    "documents": index["num_documents"],
+                    "source_tokens": index["num_source_tokens"],
+                    "target_tokens": index["num_target_tokens"],
+                    "shards": len(index["shards"]),
+                    "dropped": index["dropped"],
+                }
+                for split, index in indexes.items()
+            },
+        }
+        write_card(self.work, self.config, indexes, self.tokenizer)
+        write_json(self.work / REPORT_NAME, report)
+        return report
+
+    def _do_split(self, split: str, held_out: str | None, array_task: tuple[int, int] | None) -> list[Unit]:
+        config = self.config
+        columns = Columns.of(config.source_column, config.target_column, split != "pretrain")
+        context = Context(
+            replace(config, output="", scratch=None, workers=1, executor="processes"),
+            columns,
+            str((self.work / "tokenizer" / "tokenizer.json").absolute()),
+            self.tokenizer["vocab_size"],
+            held_out if held_out is None else str(Path(held_out).absolute()),
+            sketch=split in HELD_OUT_SPLITS and config.clean.held_out_overlap is not None,
+        )
+        inputs = {item["path"]: item for item in self.inputs[split]}
+        units = []
+        for locations in together(self.splits[split]):
+            key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+            key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
+            units.append(Unit(locations, (self.work / "parts" / split / key).absolute()))
+        with progress(f"prepare {split} (tasks)") as bar:
+            do_units(units, context, self.executor, array_task, bar)
+        return units
+
+
+def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:
+    if config.tokenizer.path is not None:
+        return load_tokenizer(config.tokenizer.path)
+    if not splits.keys() & {"train", "pretrain"}:
+        raise UserError(
+            "prepare.tokenizer.path: give the tokenizer of your model; one can be trained only on train or pretrain "
+            "sources"
+        )
+    documents = islice(_training_documents(config, splits), config.tokenizer.max_training_documents)
+    with progress("train the tokenizer (documents)") as bar:
+
+        def texts() -> Iterator[str]:
+            for document in documents:
+                yield document.source
+                if document.target is not None:
+                    yield document.target
+                bar.advance()
+
+        return train_tokenizer(texts(), config.tokenizer.vocab_size, config.tokenizer.algorithm)
+
+
+def _training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
+    """Documents of train and pretrain in turn."""
+    streams = (
+        read_documents(splits[split], config.source_column, config.target_column, split != "pretrain")
+        for split in ("train", "pretrain")
+        if split in splits
+    )
+    for record in chain.from_iterable(zip_longest(*streams)):
+        if isinstance(record, RawDocument):
+            yield record
+
+
+def _settings(config: PrepareConfig) -> dict[str, Any]:
+    """What decides the output's bytes, beside the input files' content. As JSON gives it back: tuples are lists."""
+    settings = asdict(config)
+    for name in _NOT_SETTINGS:
+        del settings[name]
+    if config.tokenizer.path is not None:
+        settings["tokenizer"] = {"fingerprint": fingerprint(load_tokenizer(config.tokenizer.path))}
+    return settings
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,267 @@
+"""A task: a part of the input, from records to token ids, in any process; its result is one file, complete or absent.
+
+A part holds the task's kept documents in order (rows, tokens, metadata, content hashes) and what was dropped. Its bytes
+depend on the input and the settings alone, so a part that is there need never be made again.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transpooler.data_pipeline.config import PrepareConfig
+from transpooler.data_pipeline.prepare.clean import clean_text, content_hash, length_problem, quality_problem
+from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
+from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
+from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
+from transpooler.data_pipeline.sources.records import Columns, Record, records
+
+SHOWN_DROPS = 5
+"""Drops that are named for each reason; the rest is only counted."""
+_ENCODE_CHARACTERS = 1_000_000
+ROW_DTYPE = np.dtype(
+    [
+        *(("source_tokens", "<u4"), ("target_tokens", "<u4"), ("has_target", "?")),
+        *(("meta_bytes", "<u4"), ("line", "<u8"), ("crc32", "<u4")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every task of a split needs. Picklable; the tokenizer is loaded once a process."""
+
+    config: PrepareConfig
+    columns: Columns
+    tokenizer_file: str
+    vocab_size: int
+    held_out: str | None
+    """File of the held-out documents' sketch; None: nothing to keep apart from."""
+    sketch: bool
+    """Whether this split's documents are sketched for others to keep apart from."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive records of one file (or of a few text files), and where the result goes."""
+
+    part: Path
+    records: list[Record]
+
+
+def tasks_of(locations: Sequence[str], folder: Path, columns: Columns, task_mib: float) -> Iterator[Task]:
+    """Cut one file (or several small ones) into tasks: by records and size alone, so always in the same way."""
+    limit, size, number, batch = int(task_mib * 2**20), 0, 0, []
+    for location in locations:
+        for record in records(location, columns):
+            batch.append(record)
+            size += _size(record[2])
+            if size >= limit:
+                yield Task(folder / f"{number:06d}.npz", batch)
+                batch, size, number = [], 0, number + 1
+    if batch or not number:
+        yield Task(folder / f"{number:06d}.npz", batch)
+
+
+def run_task(context: Context, task: Task) -> Path:
+    """Do a task and write its part; returns the part's path."""
+    part = _Part(context)
+    for batch in _batches(part.documents(task.records)):
+        part.encode(batch)
+    temporary = task.part.with_name(f"{task.part.stem}.{uuid.uuid4().hex}.incomplete")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **part.arrays())  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, task.part)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return task.part
+
+
+def part_info(part: Path) -> dict[str, Any]:
+    """What a part says about its input: the verdict on the file, drops, first drops."""
+    with np.load(part, allow_pickle=False) as arrays:
+        return json.loads(arrays["info"].tobytes())
+
+
+class _Part:
+    def __init__(self, context: Context) -> None:
+        self.context, self.config = context, context.config
+        self.backend = _loaded(context.tokenizer_file, _load_backend)
+        self.held_out = _loaded(context.held_out, load_held_out) if context.held_out else None
+        self.verdict = FileVerdict()
+        self.dropped: dict[str, int] = {}
+        self.examples: list[tuple[str, str, int]] = []
+        self.rows: list[tuple[int, int, bool, int, int, int]] = []
+        self.tokens: list[np.ndarray] = []
+        self.metas: list[bytes] = []
+        self.hashes: list[bytes] = []
+        self.bands: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
+
+    def documents(self, batch: list[Record]) -> Iterator[RawDocument]:
+        """The documents that pass every step before tokenization."""
+        for record in batch:
+            result = parse(record, self.context.columns)
+            self.verdict.see(record, result)
+            if isinstance(result, Dropped):
+                self.drop(result.reason, result)
+                continue
+            clean = self.config.clean
+            source = clean_text(result.source, clean)
+            target = None if result.target is None else clean_text(result.target, clean)
+            problem = length_problem(source, target, clean)
+            if not problem and clean.quality:
+                problem = quality_problem(source, clean)
+            if problem:
+                self.drop(problem, result)
+            else:
+                yield RawDocument(result.id, source, target, result.path, result.line)
+
+    def encode(self, batch: list[RawDocument]) -> None:
+        targets = [document.target for document in batch if document.target is not None]
+        texts = [document.source for document in batch] + targets
+        encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        dtype = token_dtype(self.context.vocab_size)
+        ids = [np.array(encoding.ids, dtype) for encoding in encodings]
+        rest = iter(ids[len(batch) :])
+        for document, source in zip(batch, ids, strict=False):
+            self.add(document, source, next(rest) if document.target is not None else None)
+
+    def add(self, document: RawDocument, source: np.ndarray, target: np.ndarray | None) -> None:
+        clean, digest = self.config.clean, content_hash(document.source)
+        problem = _token_problem(self.config, source, target)
+        words = None
+        if self.held_out or self.context.sketch or clean.near_duplicates:
+            words = word_hashes(document.source)
+        if not problem and self.held_out and words is not None:
+            overlaps = self.held_out.overlaps(words, digest, clean.held_out_overlap or 1.0)
+            problem = "overlaps_held_out" if overlaps else None
+        if problem:
+            self.drop(problem, document)
+            return
+        meta: dict[str, Any] = {"id": document.id, "file": document.path, "line": document.line}
+        if document.target is not None:
+            meta["target_text"] = document.target
+        if self.config.keep_source_text:
+            meta["source_text"] = document.source
+        data = json.dumps(meta, ensure_ascii=False).encode()
+        num_target = 0 if target is None else len(target)
+        crc32 = checksum(data, source, target)
+        self.rows.append((len(source), num_target, target is not None, len(data), document.line, crc32))
+        self.tokens += [source] if target is None else [source, target]
+        self.metas.append(data)
+        self.hashes.append(digest)
+        if clean.near_duplicates and words is not None:
+            self.bands.append(minhash_bands(words))
+        if self.context.sketch and words is not None:
+            self.samples.append(overlap_sample(words))
+
+    def drop(self, reason: str, where: RawDocument | Dropped) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if self.dropped[reason] <= SHOWN_DROPS:
+            self.examples.append((reason, where.path, where.line))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        verdict = self.verdict
+        info = {
+            "records": dict(sorted(verdict.counts.items())),
+            "keys": verdict.keys,
+            "first_bad": verdict.first_bad,
+            "dropped": dict(sorted(self.dropped.items())),
+            "examples": self.examples,
+        }
+        empty, numbers = np.zeros(0, token_dtype(self.context.vocab_size)), np.zeros(0, np.uint64)
+        return {
+            "info": np.frombuffer(json.dumps(info).encode(), np.uint8),
+            "rows": np.array(self.rows, ROW_DTYPE),
+            "tokens": np.concatenate(self.tokens) if self.tokens else empty,
+            "meta": np.frombuffer(b"".join(self.metas), np.uint8),
+            "hashes": np.frombuffer(b"".join(self.hashes), "<u8").reshape(-1, 2),
+            "bands": np.array(self.bands, np.uint64).reshape(-1, NUM_BANDS),
+            "samples": np.concatenate(self.samples) if self.samples else numbers,
+            "sample_sizes": np.array([len(sample) for sample in self.samples], np.int64),
+        }
+
+
+def save_held_out(parts: Sequence[Path], path: Path) -> None:
+    """Gather the sketches of held-out parts into one file."""
+    names = ("samples", "sample_sizes", "hashes")
+    gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for part in parts:
+        with np.load(part, allow_pickle=False) as arrays:
+            for name in names:
+                gathered[name].append(arrays[name])
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.incomplete")
+    with open(temporary, "wb") as file:
+        np.savez(file, **{name: np.concatenate(values) for name, values in gathered.items()})  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def load_held_out(path: str) -> HeldOut:
+    """The sketch that `save_held_out` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        samples = np.split(arrays["samples"], np.cumsum(arrays["sample_sizes"])[:-1])
+        return HeldOut(list(samples), [row.tobytes() for row in arrays["hashes"]])
+
+
+def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
+    """Batches bounded in characters, so that memory stays flat."""
+    batch: list[RawDocument] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.source)
+        if characters >= _ENCODE_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _token_problem(config: PrepareConfig, source: np.ndarray, target: np.ndarray | None) -> str | None:
+    sides = (
+        ("source", source, config.min_source_tokens, config.max_source_tokens),
+        ("target", target, config.min_target_tokens, config.max_target_tokens),
+    )
+    for name, tokens, low, high in sides:
+        if tokens is not None and len(tokens) < low:
+            return f"{name}_too_short"
+        if tokens is not None and high is not None and len(tokens) > high:
+            return f"{name}_too_long"
+    return None
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(_size(item) for item in value.values()) + 64
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return len(value) if isinstance(value, bytes | str) else 8
+
+
+def _load_backend(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(path)
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # "<mask>" in a document is six characters, not the special token
+    return backend
+
+
+_cache: dict[str, Any] = {}
+
+
+def _loaded(path: str, load: Any) -> Any:
+    if path not in _cache:
+        _cache[path] = load(path)
+    return _cache[path]

@@ -1,0 +1,1 @@
+"""Shards on disk or remote: written, read, verified, shown."""

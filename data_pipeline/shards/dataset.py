@@ -1,0 +1,218 @@
+"""Shards on disk: ordinary WebDataset tars, one index.json and one documents.npy a split. The format, and its reader.
+
+Reading is by byte offset: any document is one `pread` away, whatever its shard. A shard's file is open only while a
+document is read: the dataset holds no descriptors, may be pickled and shared between threads and processes. Shards
+behind a URL are read from a local cache (`remote`).
+"""
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json
+from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, is_url, join
+
+FORMAT = 1
+INDEX_NAME = "index.json"
+DOCUMENTS_NAME = "documents.npy"
+DOCUMENT_DTYPE = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("source_offset", "<u8"),
+        ("source_tokens", "<u4"),
+        ("target_offset", "<u8"),
+        ("target_tokens", "<u4"),
+        ("meta_offset", "<u8"),
+        ("meta_bytes", "<u4"),
+        ("crc32", "<u4"),
+    ]
+)
+"""A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON); no summary: both target
+fields 0. crc32: see `checksum`; earlier versions wrote none."""
+
+TAR_BLOCK = 512
+NPY_HEADER_BYTES = 128  # of a one-dimensional array in .npy format 1.0
+MAX_EVICTIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document as raw token ids (no special tokens) with its metadata."""
+
+    key: str
+    source: np.ndarray
+    target: np.ndarray | None
+    meta: dict[str, Any]
+
+
+def document_key(split: str, number: int) -> str:
+    """Key of a document in its tar and everywhere else; without dots, since WebDataset cuts keys at the first one."""
+    return f"{split}-{number:08d}"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits, else uint32; little-endian on every machine."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def checksum(meta: bytes, source: np.ndarray, target: np.ndarray | None) -> int:
+    """CRC-32 of a document: the bytes of its JSON, then of its source and target ids (without .npy headers)."""
+    tokens = zlib.crc32(source.data, zlib.crc32(meta))
+    return tokens if target is None else zlib.crc32(target.data, tokens)
+
+
+class DamagedShardError(UserError):
+    """A shard that is missing or does not agree with the index; the message names it."""
+
+
+class ShardDataset:
+    """Random access to the documents of one split folder or URL (which needs a `cache`).
+
+    Local files' sizes are checked against the index when it opens, unless `check_sizes` is false; remote shards' sizes
+    and SHA-256 when they are fetched; every document's CRC-32 when it is read.
+    """
+
+    def __init__(self, split_folder: str | Path, cache: Cache | None = None, *, check_sizes: bool = True) -> None:
+        self._remote: RemoteSplit | None = None
+        if is_url(split_folder):
+            assert cache is not None, "shards behind a URL need a cache"
+            self.folder: str | Path = str(split_folder)
+            self._remote = RemoteSplit(self.folder, cache, (INDEX_NAME, DOCUMENTS_NAME))
+            self._local = self._remote.local
+        else:
+            self.folder = self._local = Path(split_folder).expanduser()
+        if not (self._local / INDEX_NAME).is_file():
+            raise UserError(f"{self.folder}: no shards here (no {INDEX_NAME}); run `transpooler prepare` first")
+        self.index: dict[str, Any] = read_json(self._local / INDEX_NAME)
+        if self.index.get("format") != FORMAT:
+            raise UserError(
+                f"{join(self.folder, INDEX_NAME)}: format {self.index.get('format')}, not {FORMAT}; prepare again"
+            )
+        self._shards: list[dict[str, Any]] = self.index["shards"]
+        if check_sizes and self._remote is None:
+            self._check_sizes()
+        self._rows = self._open_documents()
+        self._has_checksums = "crc32" in (self._rows.dtype.names or ())
+        self._dtype = np.dtype(self.index["token_dtype"]).newbyteorder("<")
+        self.source_lengths = self._rows["source_tokens"]
+        """Tokens of each source, uint32: a view of documents.npy on disk."""
+        self.target_lengths = self._rows["target_tokens"]
+        """Tokens of each summary, uint32; 0 = no summary. A view, too."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "cache": self._remote.cache if self._remote else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], state["cache"], check_sizes=False)  # type: ignore[misc]
+
+    @property
+    def shard_documents(self) -> list[int]:
+        """Documents of each shard, in corpus order."""
+        return [int(shard["num_documents"]) for shard in self._shards]
+
+    @property
+    def remote_bytes(self) -> list[int]:
+        """Sizes of the shards that must be fetched; empty if they are local."""
+        return [int(shard["size_bytes"]) for shard in self._shards] if self._remote else []
+
+    def key(self, number: int) -> str:
+        """Key of document `number`, without reading it."""
+        return document_key(self.index["split"], number)
+
+    def fetch_ahead(self, number: int) -> None:
+        """Begin to fetch the shard of a document, if it is remote."""
+        if self._remote is not None:
+            self._remote.fetch_ahead(self._shards[int(self._rows[number]["shard"])])
+
+    def read(self, number: int) -> Document:
+        """Read one document; DamagedShardError if its shard is missing or no longer agrees with the index."""
+        row = self._rows[number]
+        entry = self._shards[int(row["shard"])]
+        try:
+            payload, start = self._read_members(entry, row)
+            source = self._tokens(payload, int(row["source_offset"]) - start, int(row["source_tokens"]))
+            target = None
+            if row["target_offset"]:
+                target = self._tokens(payload, int(row["target_offset"]) - start, int(row["target_tokens"]))
+            begin = int(row["meta_offset"]) - start
+            text = payload[begin : begin + int(row["meta_bytes"])]
+            if self._has_checksums and checksum(text, source, target) != row["crc32"]:
+                raise ValueError(f"its bytes are not those that {DOCUMENTS_NAME} knows")
+            meta = json.loads(text)
+        except (OSError, ValueError, UserError) as error:
+            raise DamagedShardError(
+                f"{join(self.folder, entry['name'])}: damaged shard: document {number} cannot be read ({error}); "
+                "restore it or prepare again"
+            ) from error
+        return Document(self.key(number), source, target, meta)
+
+    def _read_members(self, entry: dict[str, Any], row: np.ndarray) -> tuple[bytes, int]:
+        """The bytes of one document's members with what lies between them, and where they start in the shard."""
+        ends = [int(row["meta_offset"]) + int(row["meta_bytes"])]
+        for side in ("source", "target"):
+            if row[f"{side}_offset"]:
+                num_bytes = NPY_HEADER_BYTES + int(row[f"{side}_tokens"]) * self._dtype.itemsize
+                ends.append(int(row[f"{side}_offset"]) + num_bytes)
+        start = min(int(row["meta_offset"]), int(row["source_offset"]))
+        descriptor = self._open(entry)
+        try:
+            payload = os.pread(descriptor, max(ends) - start, start)
+        finally:
+            os.close(descriptor)
+        if len(payload) < max(ends) - start:
+            raise ValueError("the shard ends too early")
+        return payload, start
+
+    def _open(self, entry: dict[str, Any]) -> int:
+        if self._remote is None:
+            return os.open(self._local / entry["name"], os.O_RDONLY)
+        for _ in range(MAX_EVICTIONS):  # between fetching and opening another process may evict it
+            try:
+                return os.open(self._remote.shard(entry), os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        raise UserError(f"{entry['name']} is evicted from the cache at once; raise data.cache_gib")
+
+    def _tokens(self, payload: bytes, offset: int, num_tokens: int) -> np.ndarray:
+        header = npy_header(self._dtype, num_tokens)
+        if payload[offset : offset + NPY_HEADER_BYTES] != header:
+            raise ValueError(f"no .npy file of {num_tokens} {self._dtype} tokens where the index says")
+        return np.frombuffer(payload, self._dtype, count=num_tokens, offset=offset + NPY_HEADER_BYTES)
+
+    def _check_sizes(self) -> None:
+        for shard in self._shards:
+            path = self._local / shard["name"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["size_bytes"]:
+                state = "missing" if size is None else f"{size} bytes instead of {shard['size_bytes']}"
+                raise DamagedShardError(f"{path}: damaged shard ({state}); restore it or prepare again")
+
+    def _open_documents(self) -> np.ndarray:
+        path = self._local / DOCUMENTS_NAME
+        try:
+            rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot read: {error}; prepare again") from error
+        if not is_documents_dtype(rows.dtype) or len(rows) != self.index["num_documents"]:
+            raise UserError(f"{path}: does not belong to {INDEX_NAME} beside it; prepare again")
+        return rows
+
+
+def is_documents_dtype(dtype: np.dtype) -> bool:
+    """Whether this is a table of documents, with or without checksums."""
+    return dtype in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1]))
+
+
+def npy_header(dtype: np.dtype, num_tokens: int) -> bytes:
+    """The first NPY_HEADER_BYTES of a one-dimensional .npy file of version 1.0, as numpy writes them."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({num_tokens},), }}"
+    return b"\x93NUMPY\x01\x00" + (NPY_HEADER_BYTES - 10).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"

@@ -1,0 +1,58 @@
+"""`transpooler inspect`: what is in a folder of shards, for people."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transpooler.data_pipeline.shards.dataset import ShardDataset
+from transpooler.data_pipeline.shards.verify import split_folders
+
+_BAR_WIDTH = 40
+_SHOWN_CHARACTERS = 400
+
+
+def report(shards: Path, samples: int, seed: int = 0) -> Iterator[str]:
+    """Lines: counts, drops and length histograms of each split, and `samples` random documents decoded back."""
+    for folder in split_folders(shards):
+        dataset = ShardDataset(folder)
+        index = dataset.index
+        size = sum(shard["size_bytes"] for shard in index["shards"])
+        yield f"{folder}: {len(dataset):,} documents in {len(index['shards'])} shards, {size / 2**20:.1f} MiB"
+        counts = f"{index['num_source_tokens']:,} source, {index['num_target_tokens']:,} target"
+        yield f"  tokens: {counts}, as {index['token_dtype']}"
+        yield f"  tokenizer: {index['vocab_size']:,} entries, {index['tokenizer_fingerprint'][:16]}"
+        for reason, count in index["dropped"].items():
+            yield f"  dropped: {reason} {count:,}"
+        for item in index.get("sources", ())[:20]:
+            yield f"  from {item['file']}: {item['num_documents']:,} of {item['num_records']:,} records"
+        for side in ("source", "target"):
+            yield from _histogram(side, index.get(f"{side}_lengths", {"count": 0}))
+        yield from _samples(dataset, folder, samples, seed)
+
+
+def _histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
+    if not lengths["count"]:
+        return
+    quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("min", "p10", "p50", "p90", "p99", "max"))
+    yield f"  {side} tokens: {quantiles}"
+    highest = max(lengths["histogram"])
+    for edge, count in zip(lengths["histogram_edges"], lengths["histogram"], strict=True):
+        if count:
+            yield f"  {edge:>10,}+ {'#' * max(1, round(_BAR_WIDTH * count / highest))} {count:,}"
+
+
+def _samples(dataset: ShardDataset, folder: Path, samples: int, seed: int) -> Iterator[str]:
+    if not samples:
+        return
+    import random
+
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder.parent / "tokenizer")
+    for number in sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset)))):
+        document = dataset.read(number)
+        yield f"  {document.key} ({document.meta['id']}, {document.meta['file']}:{document.meta['line']})"
+        for name, tokens in (("source", document.source), ("target", document.target)):
+            if tokens is not None:
+                text = " ".join(str(tokenizer.decode(tokens[: _SHOWN_CHARACTERS // 2])).split())
+                yield f"    {name}, {len(tokens):,} tokens: {text[:_SHOWN_CHARACTERS]}"

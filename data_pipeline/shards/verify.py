@@ -1,0 +1,134 @@
+"""`transpooler verify`: is every shard what the index says, and can every document be decoded?"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json, sha256_of
+from transpooler.common.progress import progress
+from transpooler.data_pipeline.shards.dataset import (
+    DOCUMENTS_NAME,
+    FORMAT,
+    INDEX_NAME,
+    checksum,
+    document_key,
+    is_documents_dtype,
+)
+
+
+def split_folders(shards: Path) -> list[Path]:
+    """The split folders of a preparation's output, or the folder itself where it is one. UserError: there is none."""
+    if (shards / INDEX_NAME).is_file():
+        return [shards]
+    folders = sorted(path.parent for path in shards.glob(f"*/{INDEX_NAME}"))
+    if not folders:
+        raise UserError(
+            f"{shards}: no shards here (no */{INDEX_NAME}); give the folder that `transpooler prepare` wrote"
+        )
+    return folders
+
+
+def problems(shards: Path) -> Iterator[str]:
+    """Every problem found, each with its file; nothing where all is well."""
+    for folder in split_folders(shards):
+        index = read_json(folder / INDEX_NAME)
+        if index.get("format") != FORMAT:
+            yield f"{folder / INDEX_NAME}: format {index.get('format')}, not {FORMAT}"
+            continue
+        yield from _tokenizer_problems(folder, index)
+        rows = _rows(folder, index)
+        if isinstance(rows, str):
+            yield rows
+            continue
+        yield from _count_problems(folder, index, rows)
+        first = 0
+        with progress(f"verify {index['split']} (shards)", len(index["shards"])) as bar:
+            for number, shard in enumerate(index["shards"]):
+                found = _shard_problem(folder, index, number, shard, rows, first)
+                if found:
+                    yield f"{folder / shard['name']}: {found}"
+                first += shard["num_documents"]
+                bar.advance()
+
+
+def _tokenizer_problems(folder: Path, index: dict[str, Any]) -> Iterator[str]:
+    from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(folder.parent / "tokenizer")
+    except UserError as error:
+        yield str(error)
+        return
+    if fingerprint(tokenizer) != index["tokenizer_fingerprint"] or len(tokenizer) != index["vocab_size"]:
+        yield f"{folder.parent / 'tokenizer'}: is not the tokenizer of {folder / INDEX_NAME}"
+
+
+def _rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
+    path = folder / DOCUMENTS_NAME
+    try:
+        rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        return f"{path}: cannot read: {error}"
+    if not is_documents_dtype(rows.dtype) or len(rows) != index["num_documents"]:
+        return f"{path}: does not belong to {INDEX_NAME}"
+    return rows
+
+
+def _count_problems(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Iterator[str]:
+    for side in ("source", "target"):
+        total = int(rows[f"{side}_tokens"].sum(dtype=np.int64))
+        if total != index[f"num_{side}_tokens"]:
+            yield f"{folder / DOCUMENTS_NAME}: {total} {side} tokens, not {index[f'num_{side}_tokens']}"
+    counts = np.bincount(rows["shard"], minlength=len(index["shards"])).tolist()
+    if counts != [shard["num_documents"] for shard in index["shards"]]:
+        yield f"{folder / DOCUMENTS_NAME}: documents per shard differ from {INDEX_NAME}"
+
+
+def _shard_problem(
+    folder: Path, index: dict[str, Any], number: int, shard: dict[str, Any], rows: np.ndarray, first: int
+) -> str | None:
+    path = folder / shard["name"]
+    try:
+        size = path.stat().st_size
+        if size != shard["size_bytes"]:
+            return f"{size} bytes instead of {shard['size_bytes']}"
+        if sha256_of(path) != shard["sha256"]:
+            return "checksum differs from the index"
+        return _content_problem(path, index, number, rows, first)
+    except OSError as error:
+        return f"cannot read: {error.strerror}"
+
+
+def _content_problem(path: Path, index: dict[str, Any], number: int, rows: np.ndarray, first: int) -> str | None:
+    """The tar through webdataset's own reader, document by document, beside the rows of documents.npy."""
+    import webdataset
+
+    document, numbers = first, np.flatnonzero(rows["shard"] == number)
+    try:
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode():
+            key = document_key(index["split"], document)
+            if document >= len(rows) or rows["shard"][document] != number or sample["__key__"] != key:
+                return f"holds {sample['__key__']} where {key} should be"
+            for side in ("source", "target"):
+                tokens = sample.get(f"{side}.npy")
+                if (0 if tokens is None else len(tokens)) != rows[f"{side}_tokens"][document]:
+                    return f"{key}: number of {side} tokens differs from {DOCUMENTS_NAME}"
+                if tokens is not None and (
+                    tokens.dtype != index["token_dtype"] or (tokens >= index["vocab_size"]).any()
+                ):
+                    return f"{key}: {side} ids are not of this vocabulary"
+            meta = json.dumps(sample["json"], ensure_ascii=False).encode()
+            if len(meta) != rows["meta_bytes"][document]:
+                return f"{key}: metadata differs from {DOCUMENTS_NAME}"
+            if "crc32" in (rows.dtype.names or ()):
+                crc32 = checksum(meta, sample["source.npy"], sample.get("target.npy"))
+                if crc32 != rows["crc32"][document]:
+                    return f"{key}: its CRC-32 differs from {DOCUMENTS_NAME}"
+            document += 1
+    except Exception as error:  # whatever reading a damaged tar raises
+        return f"cannot be decoded: {error!r}"
+    return None if document - first == len(numbers) else f"{document - first} documents instead of {len(numbers)}"

@@ -1,0 +1,145 @@
+"""Writing a split: WebDataset tars planned in advance, so that each can be written alone, then the index.
+
+See docs/data-format.md. Bytes depend on the documents alone: no times, users or host names get into the tars.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transpooler.common.files import atomic_write, sha256_of
+from transpooler.data_pipeline.shards.dataset import (
+    DOCUMENT_DTYPE,
+    DOCUMENTS_NAME,
+    NPY_HEADER_BYTES,
+    TAR_BLOCK,
+    document_key,
+)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One tar: which rows of which parts, in order."""
+
+    path: Path
+    split: str
+    first: int
+    """Number of its first document."""
+    pieces: list[tuple[str, np.ndarray]]
+    """(part file, rows of it)."""
+    size_bytes: int
+
+
+def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """documents.npy and, for each shard, (first document, end, bytes), from the kept documents' rows (ROW_DTYPE).
+
+    A shard is closed when it holds `max_bytes` or more.
+    """
+
+    def padded(size: np.ndarray) -> np.ndarray:
+        return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+    meta = kept["meta_bytes"].astype(np.int64)
+    source = NPY_HEADER_BYTES + kept["source_tokens"].astype(np.int64) * token_bytes
+    target = NPY_HEADER_BYTES + kept["target_tokens"].astype(np.int64) * token_bytes
+    to_source = TAR_BLOCK + padded(meta)
+    to_target = to_source + TAR_BLOCK + padded(source)
+    size = to_target + np.where(kept["has_target"], TAR_BLOCK + padded(target), 0)
+    ends = np.cumsum(size)
+    documents = np.zeros(len(kept), DOCUMENT_DTYPE)
+    shards: list[tuple[int, int, int]] = []
+    first = 0
+    while first < len(kept):
+        base = int(ends[first - 1]) if first else 0
+        end = min(int(np.searchsorted(ends, base + max_bytes, "left")) + 1, len(kept))
+        documents["shard"][first:end] = len(shards)
+        documents["meta_offset"][first:end] = ends[first:end] - size[first:end] - base + TAR_BLOCK
+        shards.append((first, end, int(ends[end - 1]) - base))
+        first = end
+    documents["meta_bytes"] = kept["meta_bytes"]
+    documents["source_offset"] = documents["meta_offset"] + to_source.astype(np.uint64)
+    documents["source_tokens"] = kept["source_tokens"]
+    documents["target_offset"] = np.where(kept["has_target"], documents["meta_offset"] + to_target.astype(np.uint64), 0)
+    documents["target_tokens"] = kept["target_tokens"]
+    documents["crc32"] = kept["crc32"]
+    return documents, shards
+
+
+def write_shard(job: ShardJob) -> dict[str, Any]:
+    """Write one tar, or recognise that it is there; returns its entry of the index."""
+    if job.path.is_file():
+        sha256, size = sha256_of(job.path), job.path.stat().st_size
+    else:
+        temporary = job.path.with_name(f"{job.path.name}.{uuid.uuid4().hex}.incomplete")
+        try:
+            sha256, size = _write_tar(job, temporary)
+            os.replace(temporary, job.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    num_documents = sum(len(rows) for _, rows in job.pieces)
+    return {"name": job.path.name, "size_bytes": size, "sha256": sha256, "num_documents": num_documents}
+
+
+def write_documents(folder: Path, documents: np.ndarray) -> None:
+    """documents.npy: one row a document."""
+    with atomic_write(folder / DOCUMENTS_NAME, "wb") as file:
+        np.lib.format.write_array(file, documents, version=(1, 0), allow_pickle=False)
+
+
+class _HashingFile:
+    """Passes writes on and remembers their SHA-256 and number of bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
+def _write_tar(job: ShardJob, path: Path) -> tuple[str, int]:
+    with open(path, "wb", buffering=1 << 20) as raw:
+        file = _HashingFile(raw)
+        # As webdataset.TarWriter does it; importing webdataset imports torch, seconds and 200 MiB in every process.
+        with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            for number, (meta, source, target) in enumerate(_documents(job), start=job.first):
+                members = {"json": meta, "source.npy": _npy(source)}
+                if target is not None:
+                    members["target.npy"] = _npy(target)
+                for name, data in members.items():
+                    member = tarfile.TarInfo(f"{document_key(job.split, number)}.{name}")
+                    member.size, member.mode = len(data), 0o444
+                    tar.addfile(member, io.BytesIO(data))
+            assert tar.offset == job.size_bytes, "tarfile no longer lays members out as we count"
+        raw.flush()
+        os.fsync(raw.fileno())
+    return file.hash.hexdigest(), file.size
+
+
+def _documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarray | None]]:
+    for part, numbers in job.pieces:
+        with np.load(part, allow_pickle=False) as arrays:
+            rows, tokens, meta = arrays["rows"], arrays["tokens"], arrays["meta"]
+        lengths = rows["source_tokens"].astype(np.int64) + rows["target_tokens"]
+        starts, metas = np.cumsum(lengths) - lengths, np.cumsum(rows["meta_bytes"].astype(np.int64))
+        for i in numbers:
+            middle = int(starts[i]) + int(rows["source_tokens"][i])
+            target = tokens[middle : middle + int(rows["target_tokens"][i])] if rows["has_target"][i] else None
+            meta_start = int(metas[i]) - int(rows["meta_bytes"][i])
+            yield meta[meta_start : metas[i]].tobytes(), tokens[starts[i] : middle], target
+
+
+def _npy(tokens: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(tokens), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

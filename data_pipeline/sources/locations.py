@@ -1,0 +1,172 @@
+"""Where documents come from: local paths, globs, fsspec URLs (s3://, gs://, hf://) and `datasets` datasets.
+
+A location is a string, as given or as a glob expanded it. `datasets://NAME?split=S` is anything that
+`datasets.load_dataset` takes: a hub id or a local folder (datasets:///abs/folder),
+with config= and revision= if needed.
+"""
+
+import glob
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import sha256_of
+
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".tar", ".txt")
+DATASETS = "datasets://"
+
+
+def is_remote(location: str) -> bool:
+    """Whether this is a URL and not a path of this machine."""
+    return "://" in location
+
+
+def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
+    """Expand paths, globs and URLs to existing, readable, non-empty files of a known kind, without repeats.
+
+    Order: patterns as given, matches of one glob sorted. `key` names the setting in error messages ("": there is none).
+    """
+    prefix = f"{key}: " if key else ""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern.startswith(DATASETS):
+            found.setdefault(pattern)
+        elif is_remote(pattern):
+            found.update(dict.fromkeys(_remote_matches(pattern, prefix)))
+        else:
+            found.update(dict.fromkeys(_local_matches(pattern, prefix)))
+    return list(found)
+
+
+@contextmanager
+def opened(location: str) -> Iterator[IO[bytes]]:
+    """The bytes of a local or remote file, decompressed where the name ends in .gz or .zst."""
+    with _raw(location) as raw:
+        if location.endswith(".gz"):
+            import gzip
+
+            with gzip.open(raw) as file:
+                yield file  # type: ignore[misc]
+        elif location.endswith(".zst"):
+            import zstandard
+
+            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            with io.BufferedReader(reader, 1 << 20) as file:
+                yield file
+        else:
+            yield raw
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. UserError where its package or access is missing."""
+    import fsspec
+
+    protocol = url.split("://", 1)[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        remedy = "pip install 'transpooler[s3]'" if protocol in ("s3", "s3a") else str(error)
+        raise UserError(f"{url}: {protocol}:// needs one more package: {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{url}: unknown kind of URL ({error}); use s3://, gs://, hf:// or a local path") from error
+
+
+def stamp(location: str) -> dict[str, Any]:
+    """What tells this input from another or a changed one, without reading it."""
+    if location.startswith(DATASETS):
+        return {"path": location, "size_bytes": None, "version": _dataset_version(location)}
+    if is_remote(location):
+        system, path = file_system(location)
+        return {"path": location, "size_bytes": system.info(path)["size"], "version": str(system.ukey(path))}
+    status = os.stat(location)
+    return {"path": location, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def described(location: str) -> dict[str, Any]:
+    """`stamp`, with the SHA-256 of a local file."""
+    known = stamp(location)
+    return known if "version" in known else {**known, "sha256": sha256_of(Path(location))}
+
+
+def is_unchanged(recorded: dict[str, Any], location: str) -> bool:
+    """Whether an input is what `described` once said: the same stamp, or touched only and of the same content."""
+    now = stamp(location)
+    if "sha256" not in recorded or now["size_bytes"] != recorded["size_bytes"]:
+        return now == recorded
+    return now["mtime_ns"] == recorded["mtime_ns"] or sha256_of(Path(location)) == recorded["sha256"]
+
+
+def dataset_options(location: str) -> tuple[str, dict[str, str]]:
+    """Name or folder of a datasets:// location, and its options (split, config, revision)."""
+    name, _, query = location.removeprefix(DATASETS).partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := options.keys() - {"split", "config", "revision"}:
+        raise UserError(f"{location}: unknown option {min(unknown)}; use split, config, revision")
+    return name, options
+
+
+def _dataset_version(location: str) -> str:
+    name, options = dataset_options(location)
+    if not os.path.isdir(name):
+        return options.get("revision", "")
+    files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+    states = [f"{path.relative_to(name)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()
+
+
+def _local_matches(pattern: str, prefix: str) -> list[str]:
+    literal = Path(pattern).expanduser()
+    if literal.exists() or not glob.has_magic(pattern):
+        matches = [literal]
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(str(literal), recursive=True))]
+        if not matches:
+            raise UserError(f"{prefix}no file matches {pattern!r}; check the folder and the pattern")
+    for path in matches:
+        if not path.exists():
+            raise UserError(f"{prefix}{path}: no such file")
+        if path.is_dir():
+            raise UserError(f"{prefix}{path}: is a folder; name its files, such as {path}/*.jsonl.gz")
+        _check_suffix(str(path), prefix)
+        if path.stat().st_size == 0:
+            raise UserError(f"{prefix}{path}: is empty")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{prefix}{path}: no permission to read it")
+    return [str(path) for path in matches]
+
+
+def _remote_matches(pattern: str, prefix: str) -> list[str]:
+    system, path = file_system(pattern)
+    try:
+        names = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
+    except Exception as error:  # each file system has its own: no credentials, no network, no bucket
+        raise UserError(f"{prefix}{pattern}: cannot list it: {error}; check address and credentials") from error
+    if not names:
+        raise UserError(f"{prefix}no file matches {pattern!r}; check the address and the pattern")
+    urls = [system.unstrip_protocol(name) for name in names]
+    for url in urls:
+        _check_suffix(url, prefix)
+    return urls
+
+
+def _check_suffix(location: str, prefix: str) -> None:
+    if not location.endswith(SUFFIXES):
+        raise UserError(f"{prefix}{location}: unknown kind of file; the name must end in {', '.join(SUFFIXES)}")
+
+
+@contextmanager
+def _raw(location: str) -> Iterator[IO[bytes]]:
+    if is_remote(location):
+        system, path = file_system(location)
+        with system.open(path, "rb", block_size=8 << 20) as file:
+            yield file
+    else:
+        with open(location, "rb", buffering=1 << 20) as file:
+            yield file

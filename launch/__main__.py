@@ -1,7 +1,0 @@
-"""`python -m launch` is `transpooler`."""
-
-import sys
-
-from launch.cli import main
-
-sys.exit(main())

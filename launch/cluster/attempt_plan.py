@@ -1,0 +1,63 @@
+"""What will run: one attempt of a job as data, so that --dry-run prints exactly what would be started."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transpooler.launch.cluster.hosts import Host, num_ranks
+from transpooler.trainer.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a target needs to know in order to plan one attempt."""
+
+    config: Config
+    settings: tuple[str, ...]
+    """Arguments of launch.train."""
+    hosts: tuple[Host, ...]
+    master: tuple[str, int] | None
+    """Address and port of the rendezvous; None where the engine or SLURM's variables say it."""
+    folder: Path
+    """RUN/launch/attempt-<N>: receives the plan's files and the ranks' signs of life."""
+    variables: Mapping[str, str]
+    """Environment of the ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One attempt: a command that starts the engine, and the files that it needs."""
+
+    target: str
+    hosts: tuple[Host, ...]
+    command: tuple[str, ...]
+    files: Mapping[Path, str]
+    """Text of each file; scripts (.sh) are made executable."""
+    variables: Mapping[str, str]
+    directory: Path
+    engine_variables: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment of the engine alone."""
+
+    def write(self) -> None:
+        """Write the files."""
+        for path, text in self.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            if path.suffix == ".sh":
+                path.chmod(0o755)
+
+    def describe(self) -> str:
+        """For people: hosts, command, environment, files."""
+        lines = [f"target     {self.target}", f"ranks      {num_ranks(self.hosts)}"]
+        lines += [f"host       {host.name} slots={host.slots or 'one a GPU'}" for host in self.hosts]
+        lines += [f"directory  {self.directory}", f"command    {command_line(self.command, self.engine_variables)}"]
+        lines += [f"env        {key}={value}" for key, value in sorted(self.variables.items())]
+        for path, text in self.files.items():
+            lines += [f"file       {path}", *(f"    {line}" for line in text.splitlines())]
+        return "\n".join(lines)
+
+
+def command_line(command: Sequence[str], variables: Mapping[str, str]) -> str:
+    """A command as one would type it."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in variables.items()), shlex.join(command)])

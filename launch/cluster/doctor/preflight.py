@@ -1,0 +1,215 @@
+"""Before any rank starts: every host is asked, and what would fail later is said now, a line a host with its remedy."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.launch.cluster.doctor import probe
+from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder
+from transpooler.launch.cluster.hosts import Host
+from transpooler.trainer.config import Config
+
+CONNECT_TIMEOUT_S = 10
+PROBE_TIMEOUT_S = 60
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
+SSH_MISTAKES = {
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": "its SSH host key has changed; if that is right, `ssh-keygen -R {host}` "
+    "and connect once by hand",
+    "Host key verification failed": "its SSH host key is not known here; `ssh-keyscan -H {host} >> ~/.ssh/known_hosts`",
+    "Permission denied": "SSH refuses this user's key; `ssh-copy-id {host}`, so that `ssh {host} true` asks nothing",
+    "Could not resolve": "this name cannot be resolved; correct the hostfile or /etc/hosts",
+    "Connection refused": "nothing listens on its SSH port; start sshd there",
+    "Connection timed out": "unreachable (no answer within {timeout} s); check power, cable and firewall, or leave it "
+    "out: cluster.exclude=[{host}]",
+    "No route to host": "unreachable (no route); check power, cable and firewall, or leave it out: "
+    "cluster.exclude=[{host}]",
+}
+
+
+Runner = Callable[[str, str, float], tuple[str, str]]
+"""Runs a script on a host within so many seconds: its output, and what went wrong."""
+
+
+def require(program: str, package: str, target: str) -> str:
+    """Path of a program that `target` needs; UserError naming the package that has it."""
+    path = shutil.which(program)
+    if path is None:
+        raise UserError(
+            f"target {target} needs {program}, which is not installed here; install it (Debian: {package}) or choose "
+            "another target"
+        )
+    return path
+
+
+def ask_hosts(
+    config: Config, hosts: Sequence[Host], run_there: Runner | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What each host says of itself (see probe.facts), all at once over ssh; and what is wrong with the silent ones."""
+    run = run_folder(config)
+    witness = run / "launch" / f"witness-{uuid.uuid4().hex[:8]}"
+    arguments = {"run": str(run), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
+    arguments["master"] = config.cluster.master_address or ""
+    command = [
+        python(config),
+        "-m",
+        "transpooler.launch.cluster.doctor.probe",
+        *(f"{key}={value}" for key, value in arguments.items()),
+    ]
+    lines = [*prologue(config, rank_variables(config, os.environ)), shlex.join(command)]
+    created = [folder for folder in (witness.parent, *witness.parent.parents) if not folder.exists()]
+    try:
+        witness.parent.mkdir(parents=True, exist_ok=True)
+        witness.touch()
+    except OSError as error:
+        raise UserError(f"{run}: cannot write the run folder: {error.strerror}; choose another one (run=...)") from None
+    try:
+        with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
+            answers = list(pool.map(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts))
+    finally:
+        witness.unlink(missing_ok=True)
+        for folder in created:  # `doctor` leaves nothing behind
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    found = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, dict)}
+    silent = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, str)}
+    return found, silent
+
+
+def unreachable(hosts: Sequence[str]) -> dict[str, str]:
+    """Hosts on which `true` cannot be run over ssh, and why. After a failure it says which host went away."""
+    with ThreadPoolExecutor(max_workers=min(64, max(1, len(hosts)))) as pool:
+        answers = list(pool.map(lambda host: run_on(host, "true", CONNECT_TIMEOUT_S + 5), hosts))
+    return {host: problem for host, (_, problem) in zip(hosts, answers, strict=True) if problem}
+
+
+def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What keeps these hosts from training together, one line each."""
+    first = hosts[0].name
+    for key, what in _agreements(answers):
+        values = {name: key(answer) for name, answer in answers.items()}
+        count = Counter(values.values())
+        agreed = max(values.values(), key=lambda value: (count[value], value == values[first]))
+        for name, value in values.items():
+            if value != agreed:
+                other = next(host for host, given in values.items() if given == agreed)
+                yield f"{name}: {what} is {value or 'not installed'}, but {agreed} on {other}; install the same on both"
+    for host in hosts:
+        answer, interface = answers[host.name], config.cluster.interface
+        if interface is not None and interface not in answer["addresses"]:
+            state = "has no IPv4 address" if interface in answer["interfaces"] else "does not exist"
+            yield (
+                f"{host.name}: network interface {interface} {state}; it has "
+                f"{', '.join(answer['addresses'])} (cluster.interface)"
+            )
+        if answer["gpus"] and host.slots > answer["gpus"]:
+            yield f"{host.name}: {host.slots} slots, but {answer['gpus']} GPUs; lower slots or processes_per_node"
+        if answer["witness"] is False:
+            yield (
+                f"{host.name}: does not see {run_folder(config)} of this host; put the run folder on a shared file "
+                "system (run=...)"
+            )
+        elif not answer["writable"]:
+            yield f"{host.name}: may not write {run_folder(config)}; mend its permissions"
+    if answers[first]["port_free"] is False:
+        port = config.cluster.master_port
+        yield f"{first}: port {port} is in use; choose another (cluster.master_port=...) or null for a free one"
+
+
+def check_hosts(config: Config, hosts: Sequence[Host]) -> dict[str, dict[str, Any]]:
+    """Ask all hosts and raise UserError with every problem found; the answers by host."""
+    answers, silent = ask_hosts(config, hosts)
+    found = [f"{name}: {problem}" for name, problem in silent.items()]
+    if not found:
+        found = list(problems(config, hosts, answers))
+    if found:
+        raise UserError("\n".join(found))
+    return answers
+
+
+def with_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
+    """Hosts whose hostfile line says no slots get one a GPU, or one."""
+    return [Host(host.name, host.slots or max(1, answers[host.name]["gpus"])) for host in hosts]
+
+
+def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
+    """Address and port of the rendezvous on the first host: as configured, else what the host said of itself."""
+    answer, cluster = answers[first], config.cluster
+    port = cluster.master_port or answer["a_free_port"]
+    if cluster.master_address:
+        return cluster.master_address, port
+    usable = {name: ip for name, ip in answer["addresses"].items() if not ip.startswith("127.")}
+    if cluster.interface:
+        return usable[cluster.interface], port
+    if not usable or len(answers) == 1:
+        return "127.0.0.1" if len(answers) == 1 else first, port
+    # Hosts commonly have container bridges; prefer the interface that the host's own name stands for.
+    try:
+        named = socket.gethostbyname(first)
+    except OSError:
+        named = ""
+    return (named if named in usable.values() else next(iter(usable.values()))), port
+
+
+def _agreements(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, str]]:
+    yield (lambda answer: answer["python"].rpartition(".")[0]), "Python"
+    for name in probe.PACKAGES:
+        yield (lambda answer, name=name: answer["packages"][name]), name
+    yield (lambda answer: answer["code"]), "the code of transpooler"
+
+
+def _ask(host: str, script: str, run_there: Runner) -> dict[str, Any] | str:
+    sent = time.time()
+    output, problem = run_there(host, script, PROBE_TIMEOUT_S)
+    if problem:
+        return problem
+    line = next((line for line in output.splitlines() if line.startswith(probe.MARK)), None)
+    if line is None:
+        return f"Python does not run there: {(output.strip().splitlines() or ['no output'])[-1]}"
+    answer = json.loads(line.removeprefix(probe.MARK))
+    return answer | {"clock_skew_s": max(sent - answer["time"], answer["time"] - time.time(), 0.0)}
+
+
+def run_on(host: str, script: str, timeout_s: float) -> tuple[str, str]:
+    """Output of a script on a host over ssh; and, where it did not run, what is wrong and what to do."""
+    return run_command(host, [*SSH, host, "bash", "-s"], script, timeout_s)
+
+
+def run_command(host: str, command: Sequence[str], script: str, timeout_s: float) -> tuple[str, str]:
+    """Output of `command` with a script as its input; and, where it fails, what is wrong and what to do."""
+    try:
+        finished = subprocess.run(command, input=script, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise UserError("ssh is not installed here; install it (Debian: openssh-client)") from None
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {timeout_s:.0f} s; check the host, or leave it out: cluster.exclude=[{host}]"
+    if finished.returncode == 0:
+        return finished.stdout, ""
+    if finished.returncode == 255:
+        for sign, remedy in SSH_MISTAKES.items():
+            if sign in finished.stderr:
+                return "", remedy.format(host=host, timeout=CONNECT_TIMEOUT_S)
+        return "", f"ssh failed: {_last(finished.stderr)}"
+    if finished.returncode in (126, 127):
+        return "", f"{_last(finished.stderr)}; install the same environment there or set cluster.activate"
+    return "", f"{_last(finished.stderr or finished.stdout)}".removeprefix("transpooler: error: ")
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]
+
+
+def folder_problem(path: Path) -> str | None:
+    """What is wrong with a folder that ranks are to start in."""
+    return None if path.is_dir() else f"cluster.working_directory {path}: no such folder here"

@@ -1,0 +1,108 @@
+"""Facts about the host it runs on, as one line of JSON.
+
+    python -m transpooler.launch.cluster.doctor.probe KEY=VALUE...
+
+Standard library only and no torch, so that asking a host takes a fraction of a second. Run there over ssh by
+`transpooler launch` before any rank starts, and by `transpooler doctor`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import time
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transpooler.launch.ranks.identity import addresses, interface_towards
+
+MARK = "transpooler-probe "
+PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
+
+
+def facts(run: str = "", master: str = "", port: str = "", witness: str = "") -> dict[str, Any]:
+    """Everything that hosts of a job have to agree on, and what a host must have.
+
+    `run`: the run folder; `port`: is it free here?; `witness`: a file that all hosts should see.
+    """
+    folder = next((path for path in (Path(run), *Path(run).parents) if path.is_dir()), Path("/"))
+    return {
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "code": _code_hash(),
+        "time": time.time(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": num_gpus(),
+        "addresses": addresses(),
+        "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        "towards_master": interface_towards(master) if master else None,
+        "port_free": _port_is_free(int(port)) if port else None,
+        "a_free_port": _a_free_port(),
+        "witness": Path(witness).is_file() if witness else None,
+        "writable": os.access(folder, os.W_OK),
+        "disk_free_gib": shutil.disk_usage(folder).free / 2**30,
+        "shm_gib": _size_gib("/dev/shm"),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "locked_memory_kib": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+        "compilers": [name for name in ("g++", "ninja", "nvcc") if _tool(name)],
+    }
+
+
+def num_gpus() -> int:
+    """CUDA devices of this host, as the kernel lists them."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia").exists() else 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in sorted(Path(str(files("transpooler"))).iterdir()):  # folders of a clone are links, not followed below
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _size_gib(folder: str) -> float:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).total / 2**30
+    return 0.0
+
+
+def _tool(name: str) -> str | None:
+    """Where a program is; tools that pip installed lie beside the interpreter."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+if __name__ == "__main__":
+    given = dict(item.split("=", 1) for item in sys.argv[1:])
+    print(MARK + json.dumps(facts(**given)))

@@ -1,0 +1,1 @@
+"""The engines that start ranks on several hosts."""

@@ -1,0 +1,180 @@
+"""Kubernetes: a manifest that `kubectl apply -f -` takes. A ConfigMap holds the resolved configuration, a JobSet starts
+DeepSpeed's launcher in one pod a node; or a Kubeflow Trainer v2 TrainJob starts torchrun.
+
+Kubernetes restarts the job itself, up to cluster.max_restarts times, and not after exit code 2; every start resumes
+from the newest valid checkpoint on the volume.
+"""
+
+import base64
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import USER_ERROR
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.cluster import KubernetesConfig
+
+CONFIG_FOLDER = "/etc/transpooler"
+RANKS = "ranks"
+PORT = 29500
+GRACE_S = 300
+
+
+def manifest(config: Config) -> str:
+    """The YAML of all objects."""
+    import yaml
+
+    return yaml.safe_dump_all(objects(config), sort_keys=False, width=120)
+
+
+def objects(config: Config) -> list[dict[str, Any]]:
+    """ConfigMap and job. UserError where a setting is missing without which no pod could start."""
+    from transpooler.trainer.config.load import config_to_yaml
+
+    site = config.cluster.kubernetes
+    if not site.image:
+        raise UserError("cluster.kubernetes.image is not set; name a container image that holds transpooler")
+    metadata = {"name": site.name, "namespace": site.namespace}
+    settings = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"config.yaml": config_to_yaml(config)},
+    }
+    return [settings, _jobset(config, metadata) if site.kind == "jobset" else _trainjob(config, metadata)]
+
+
+def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
+    site, nodes = config.cluster.kubernetes, config.cluster.nodes
+    master = f"{site.name}-{RANKS}-0-0.{site.name}"
+    slots = {f"node{number}": list(range(_ranks_per_node(config))) for number in range(nodes)}
+    # DeepSpeed's launcher of one node, since it passes a rank's exit code on; torchrun makes 1 of every failure.
+    launcher = [
+        *("python", "-m", "deepspeed.launcher.launch", "--node_rank=$(JOB_COMPLETION_INDEX)"),
+        f"--world_info={base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()}",
+        *(f"--master_addr={master}", f"--master_port={_port(config)}"),
+        *("--no_local_rank", "--module", "transpooler.launch.train", f"{CONFIG_FOLDER}/config.yaml"),
+    ]
+    container: dict[str, Any] = {
+        "name": "train",
+        "image": site.image,
+        "command": launcher,
+        "env": _environment(config),
+        "ports": [{"containerPort": _port(config)}],
+        "volumeMounts": _mounts(site),
+    }
+    if site.volume_claim:
+        container["workingDir"] = site.mount_path
+    if resources := _resources(site):
+        container["resources"] = {"limits": resources}
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_S,
+        "containers": [container],
+        "volumes": _volumes(site),
+    }
+    job = {
+        "parallelism": nodes,
+        "completions": nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [USER_ERROR]},
+                }
+            ]
+        },
+        "template": {"spec": pod},
+    }
+    mistake = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": dict(metadata),
+        "spec": {
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": {"maxRestarts": config.cluster.max_restarts, "rules": [mistake]},
+            "replicatedJobs": [{"name": RANKS, "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def _trainjob(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Nodes and ranks are the TrainJob's; how pods find each other is its runtime's (PET_* variables of torchrun)."""
+    site = config.cluster.kubernetes
+    trainer: dict[str, Any] = {
+        "image": site.image,
+        "command": [
+            "bash",
+            "-c",
+            f"cd {shlex.quote(_folder(site))} && exec torchrun -m transpooler.launch.train {CONFIG_FOLDER}/config.yaml",
+        ],
+        "env": _environment(config),
+        "numNodes": config.cluster.nodes,
+        "numProcPerNode": _ranks_per_node(config),
+    }
+    if resources := _resources(site):
+        trainer["resourcesPerNode"] = {"limits": resources}
+    pod = {
+        "terminationGracePeriodSeconds": GRACE_S,
+        "volumes": _volumes(site),
+        "containers": [{"name": "node", "volumeMounts": _mounts(site)}],
+    }
+    patch = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": dict(metadata),
+        "spec": {
+            "runtimeRef": {"name": site.runtime},
+            "trainer": trainer,
+            "runtimePatches": [
+                {
+                    "manager": "transpooler.io/launch",
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [patch]}}},
+                }
+            ],
+        },
+    }
+
+
+def _ranks_per_node(config: Config) -> int:
+    return config.cluster.processes_per_node or config.cluster.kubernetes.gpus_per_node or 1
+
+
+def _port(config: Config) -> int:
+    return config.cluster.master_port or PORT
+
+
+def _folder(site: KubernetesConfig) -> str:
+    return site.mount_path if site.volume_claim else "."
+
+
+def _environment(config: Config) -> list[dict[str, str]]:
+    """The configuration's variables alone: this shell's paths mean nothing in a container."""
+    return [{"name": name, "value": value} for name, value in sorted(config.cluster.environment.items())]
+
+
+def _resources(site: KubernetesConfig) -> dict[str, str]:
+    found = {"nvidia.com/gpu": str(site.gpus_per_node)} if site.gpus_per_node else {}
+    found |= {"cpu": site.cpus_per_node} if site.cpus_per_node else {}
+    return found | ({"memory": site.memory_per_node} if site.memory_per_node else {})
+
+
+def _volumes(site: KubernetesConfig) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": site.name}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": site.shared_memory}},
+    ]
+    if site.volume_claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": site.volume_claim}})
+    return volumes
+
+
+def _mounts(site: KubernetesConfig) -> list[dict[str, str]]:
+    mounts = [{"name": "config", "mountPath": CONFIG_FOLDER}, {"name": "shm", "mountPath": "/dev/shm"}]
+    return mounts + ([{"name": "data", "mountPath": site.mount_path}] if site.volume_claim else [])

@@ -1,0 +1,232 @@
+"""A real, long corpus that is on every machine: installed Python modules and their docstrings.
+
+Source without its module docstring -> that docstring: "read the code, write its documentation". The standard library
+and site-packages of the running interpreter are read; nothing is downloaded. The same installation gives the same
+bytes.
+"""
+
+import ast
+import hashlib
+import json
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import atomic_write
+from transpooler.common.progress import progress
+from transpooler.launch.demo.near_copies import NearCopies
+
+MAX_FILE_BYTES = 400_000
+MIN_PAIR_WORDS = 1_000
+MIN_PRETRAIN_WORDS = 300
+DOCSTRING_WORDS = (15, 400)
+MIN_PART_WORDS, MAX_PARTS = 60, 12
+"""Classes and functions of a training module that become pairs of their own: words at least, number at most."""
+MAX_PRETRAIN_MODULES = 300
+"""Of one package, so that preparation stays quick and no package outweighs the rest; chosen by hash of the id."""
+HELD_OUT_SHARE = 0.1
+MIN_HELD_OUT = 20
+MIN_STANDARD_LIBRARY_PAIRS, MIN_PAIRS = 100, 250
+"""What a usual installation of this project gives at the least; less means that something is wrong with it."""
+
+_LEFT_OUT_FOLDERS = {
+    *("test", "tests", "testing", "idle_test", "__pycache__", "lib2to3"),
+    *("_vendor", "vendor", "vendored", "_vendored", "extern", "externals", "third_party"),
+}
+_TEST_FILE = re.compile(r"(test_.*|.*_tests?|tests?|conftest)\.py")
+_GENERATED = re.compile(
+    r"do not (edit|modify)|generated (by|from|using|with)|auto-?generated|automatically generated", re.I
+)
+_LICENCE = re.compile(r"licensed under|permission is hereby granted|redistribution and use|all rights reserved", re.I)
+_NO_PROSE = re.compile(r"^\s*(?:>>> |:(?:copyright|license|author)s?:)", re.M | re.I)
+# Comments and blank lines, then a triple-quoted string as the first statement.
+_DOCSTRING = re.compile(
+    r"""\A(?:[ \t\f]*(?:\#[^\n]*)?\n)*[rRuU]?(?P<quote>\"\"\"|''')(?:[^\\]|\\.)*?(?P=quote)[^\n]*""", re.S
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module under its path as title; `source` lacks the docstring, which is `summary` where it makes a pair."""
+
+    id: str
+    package: str
+    from_standard_library: bool
+    text: str
+    source: str
+    summary: str | None
+
+
+def write_python_corpus(output: Path) -> dict[str, Any]:
+    """Write train, validation, test (article, abstract, id) and pretrain (text, id) as .jsonl; return what was counted.
+
+    Split by package, so that no near-copy crosses; pretrain holds modules of training packages only. Raises UserError
+    if the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
+    """
+    left_out: Counter[str] = Counter()
+    modules = list(_modules(left_out))
+    pairs = [module for module in modules if module.summary is not None]
+    num_standard = sum(module.from_standard_library for module in pairs)
+    if num_standard < MIN_STANDARD_LIBRARY_PAIRS or len(pairs) < MIN_PAIRS:
+        raise UserError(
+            f"this Python has {num_standard} documented standard modules (needs {MIN_STANDARD_LIBRARY_PAIRS}) and "
+            f"{len(pairs)} documented modules in all (needs {MIN_PAIRS}); use your own documents: make demo "
+            f"DATA=papers.jsonl"
+        )
+    split_of = split_packages(Counter(module.package for module in pairs))
+    documents: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": [], "pretrain": []}
+    for module in modules:
+        split = split_of.get(module.package, "train")
+        if module.summary is not None:
+            documents[split].append({"article": module.source, "abstract": module.summary, "id": module.id})
+            if split == "train":
+                documents["train"] += parts_of(module)
+    training = [module for module in modules if split_of.get(module.package, "train") == "train"]
+    kept = _pretraining_ids(training)
+    documents["pretrain"] = [{"text": module.text, "id": module.id} for module in training if module.id in kept]
+    left_out["over_package_limit"] = len(training) - len(kept)
+    for split, records in documents.items():
+        with atomic_write(output / f"{split}.jsonl") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return {
+        "documents": {split: len(records) for split, records in documents.items()},
+        "pairs": len(pairs),
+        "standard_library_pairs": num_standard,
+        "left_out": dict(sorted(left_out.items())),
+    }
+
+
+def _pretraining_ids(modules: list[Module]) -> set[str]:
+    """At most MAX_PRETRAIN_MODULES of each package."""
+    taken: Counter[str] = Counter()
+    kept = set()
+    for module in sorted(modules, key=lambda module: hashlib.sha256(module.id.encode()).digest()):
+        taken[module.package] += 1
+        if taken[module.package] <= MAX_PRETRAIN_MODULES:
+            kept.add(module.id)
+    return kept
+
+
+def split_packages(pairs_of_package: Counter[str]) -> dict[str, str]:
+    """Package -> train, validation or test, by hash of the name; big packages go to train.
+
+    test and validation each take packages until they have a tenth of the pairs, and at least MIN_HELD_OUT.
+    """
+    wanted = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * pairs_of_package.total()))
+    split_of = dict.fromkeys(pairs_of_package, "train")
+    small = [package for package, count in pairs_of_package.items() if count <= wanted / 2]
+    remaining = iter(sorted(small, key=lambda package: hashlib.sha256(package.encode()).digest()))
+    for split in ("test", "validation"):
+        taken = 0
+        while taken < wanted and (package := next(remaining, None)) is not None:
+            split_of[package] = split
+            taken += pairs_of_package[package]
+    return split_of
+
+
+def cut_docstring(text: str) -> tuple[str, str] | None:
+    """(text without the lines of its module docstring, docstring), or None if there is none to be cut."""
+    match = _DOCSTRING.match(text)
+    if match is None:
+        return None
+    try:
+        body = ast.parse(match.group()).body
+    except (SyntaxError, ValueError):
+        return None
+    if not (isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
+        return None
+    docstring = ast.get_docstring(ast.Module(body[:1], []))
+    if docstring is None or len(body) > 1:
+        return None
+    lines = text.split("\n")
+    del lines[body[0].lineno - 1 : body[0].end_lineno]
+    return "\n".join(lines), docstring
+
+
+def parts_of(module: Module) -> list[dict[str, str]]:
+    """Documented classes and functions of a module as pairs: short, many, and like the whole in kind."""
+    try:
+        tree = ast.parse(module.source)
+    except (SyntaxError, ValueError):
+        return []
+    lines, parts = module.source.split("\n"), []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        summary = summary_of(ast.get_docstring(node) or "")
+        first = node.body[0]
+        assert node.end_lineno is not None
+        assert first.end_lineno is not None
+        rest = [*lines[node.lineno - 1 : first.lineno - 1], *lines[first.end_lineno : node.end_lineno]]
+        source = "\n".join([f"# {module.id} {node.name}", *rest])
+        if summary is not None and len(source.split()) >= MIN_PART_WORDS:
+            parts.append({"article": source, "abstract": summary, "id": f"{module.id}:{node.name}"})
+    parts.sort(key=lambda part: hashlib.sha256(part["id"].encode()).digest())
+    return parts[:MAX_PARTS]
+
+
+def summary_of(docstring: str) -> str | None:
+    """The prose of a docstring, up to its first doctest or notice; None if too short, too long or a licence."""
+    prose = _NO_PROSE.split(docstring, maxsplit=1)[0].strip()
+    low, high = DOCSTRING_WORDS
+    return prose if low <= len(prose.split()) <= high and not _LICENCE.search(prose) else None
+
+
+def _modules(left_out: Counter[str]) -> Iterator[Module]:
+    """All usable modules, standard library first, each folder in sorted order; the rest is counted by reason."""
+    near_copies = NearCopies()
+    files = list(_files(left_out))
+    with progress("read installed Python modules", len(files)) as bar:
+        for root, path, standard in files:
+            module = _read_module(root, path, standard, left_out)
+            if module is not None and not near_copies.is_new(module.source, module.summary):
+                left_out["duplicate"] += 1
+            elif module is not None:
+                yield module
+            bar.advance()
+
+
+def _files(left_out: Counter[str]) -> Iterator[tuple[Path, Path, bool]]:
+    """(root, file, whether of the standard library)."""
+    paths = sysconfig.get_paths()
+    for name in dict.fromkeys(Path(paths[key]).resolve() for key in ("stdlib", "purelib", "platlib")):
+        standard = name == Path(paths["stdlib"]).resolve()
+        for path in sorted(name.rglob("*.py")):
+            folders = path.relative_to(name).parts[:-1]
+            if standard and folders and folders[0] in ("site-packages", "dist-packages"):
+                continue
+            if _LEFT_OUT_FOLDERS & {folder.lower() for folder in folders} or _TEST_FILE.fullmatch(path.name):
+                left_out["test_or_vendored"] += 1
+            else:
+                yield name, path, standard
+
+
+def _read_module(root: Path, path: Path, standard: bool, left_out: Counter[str]) -> Module | None:
+    try:
+        data = path.read_bytes()
+        reason = "too_big" if len(data) > MAX_FILE_BYTES else None
+        text = "" if reason else data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        reason = "not_utf8"
+    except OSError:
+        reason = "unreadable"
+    if reason is None and len(text.split()) < MIN_PRETRAIN_WORDS:
+        reason = "too_short"
+    if reason is None and _GENERATED.search(text[:1000]):
+        reason = "generated"
+    if reason is not None:
+        left_out[reason] += 1
+        return None
+    source, docstring = cut_docstring(text) or (text, "")
+    summary = summary_of(docstring) if len(source.split()) >= MIN_PAIR_WORDS else None
+    if summary is None:
+        left_out["no_pair"] += 1  # without a docstring that tells enough, or too short without it: pretraining only
+    parts = path.relative_to(root).parts
+    name, package = "/".join(parts), parts[0].removesuffix(".py")
+    title = f"# {name}\n"  # a document has a title, and a module's is its path
+    return Module(name, package, standard, title + text, title + source, summary)

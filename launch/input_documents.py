@@ -1,0 +1,206 @@
+"""Documents named on the command line: text, text extracted from PDF, JSON Lines; read one at a time."""
+
+import codecs
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
+from transpooler.data_pipeline.tokenizer import Head, head_of
+
+STDIN = "-"
+_LOOKED_AT_BYTES = 1 << 20
+"""How much of a text is checked before anything is generated; more is read where a model wants more."""
+_PAGE_BREAK = "\f"
+_HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\n(?=[a-zß-öø-ÿ])")
+_LONGEST_WORD = 80
+_JSON = re.compile(r'\s*\[?\s*\{\s*"[^"\n]*"\s*:')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One file, under the name that messages call it by."""
+
+    name: str
+    path: str
+    is_json: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One document: `head(n)` gives its first n characters or more, fewer only if it ends."""
+
+    name: str
+    head: Head
+    id: Any = None
+    """The row's own, as it stands there."""
+
+
+def find_inputs(files: Sequence[str], json_input: bool) -> list[Input]:
+    """The files of the command line; globs and URLs are resolved where the names say JSON Lines.
+
+    Raises UserError for what is not there; nothing is read yet.
+    """
+    if files.count(STDIN) > 1:
+        raise UserError(f"{STDIN}: given twice; standard input can be read but once")
+    found = []
+    for file in files:
+        if os.path.isdir(file):
+            raise UserError(f"{file}: is a folder; name its files")
+        named_json = file.endswith(JSON_SUFFIXES)
+        for path in resolve_paths([file], "") if named_json and not _is_stream(file) else [file]:
+            name = "standard input" if file == STDIN else path
+            found.append(Input(name=name, path=path, is_json=json_input or named_json))
+    return found
+
+
+@contextmanager
+def spooled(inputs: Sequence[Input]) -> Iterator[list[Input]]:
+    """The inputs, with standard input and pipes put into temporary files: they are read twice, first to check them."""
+    with TemporaryDirectory() as folder:
+        yield [
+            replace(entry, path=_spool(entry, Path(folder) / f"{number}-{Path(entry.path).name}"))
+            if _is_stream(entry.path)
+            else entry
+            for number, entry in enumerate(inputs)
+        ]
+
+
+def count_documents(inputs: Sequence[Input], column: str | None) -> int:
+    """Read all files once, so that a mistake is found before hours of work; how many documents they hold.
+
+    Raises UserError naming file and line: what was asked for by name is never skipped.
+    """
+    return sum(1 for _ in read_documents(inputs, column))
+
+
+def read_documents(inputs: Sequence[Input], column: str | None) -> Iterator[Document]:
+    """Every document, one at a time."""
+    for entry in inputs:
+        if entry.is_json:
+            yield from _rows(entry, column)
+        else:
+            yield _text(entry)
+
+
+def extracted(text: str) -> str:
+    """Text from pdftotext, whose pages end in form feeds: words hyphenated over lines are joined, page breaks go.
+
+    A word that holds another hyphen (state-of-the-art) keeps the one at the line's end, too.
+    """
+    text = text.replace(_PAGE_BREAK, "\n")
+
+    def hyphen(match: re.Match[str]) -> str:
+        before = text[max(0, match.start() - _LONGEST_WORD) : match.start()].split()[-1]
+        after = text[match.end() : match.end() + _LONGEST_WORD].split()[0]
+        return "-" if "-" in before or "-" in after[:-1] else ""
+
+    return _HYPHENATED.sub(hyphen, text)
+
+
+def _is_stream(path: str) -> bool:
+    """Whether this can be read but once: standard input, a pipe, a device."""
+    try:
+        return path == STDIN or not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _spool(entry: Input, path: Path) -> str:
+    try:
+        with open(path, "wb") as file:
+            if entry.path == STDIN:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            else:
+                with open(entry.path, "rb") as stream:
+                    shutil.copyfileobj(stream, file)
+    except OSError as error:
+        raise UserError(f"{entry.name}: cannot be copied to {path.parent}: {error.strerror}; set TMPDIR") from None
+    if not path.stat().st_size:
+        raise UserError(f"{entry.name}: empty; nothing to summarize")
+    return str(path)
+
+
+def _rows(entry: Input, column: str | None) -> Iterator[Document]:
+    from transpooler.data_pipeline.sources.documents import Dropped, parse
+    from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, lines
+
+    columns = Columns.of(column, None, require_target=False)
+    number = 0
+    for _, number, data in lines(entry.path):
+        where = f"{entry.name}:{number}"
+        value = _object(where, data)
+        row = parse((entry.path, number, value), columns)
+        if isinstance(row, Dropped):
+            raise UserError(f"{where}: {_reason(row.reason, value, columns.sources)}")
+        name = next((value[key] for key in ID_KEYS if value.get(key) is not None), None)
+        yield Document(name=where, head=head_of(row.source), id=name)
+    if not number:
+        raise UserError(f"{entry.name}: holds no documents, only blank lines")
+
+
+def _object(where: str, data: bytes) -> dict[str, Any]:
+    """The JSON object of one line."""
+    try:
+        value = json.loads(data.decode("utf-8").rstrip())
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not UTF-8; convert the file first (iconv -t UTF-8)") from None
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where}: not valid JSON ({what}); mend it: every line must be one object") from None
+    if not isinstance(value, dict):
+        raise UserError(f'{where}: JSON, but no object; every line must be one, such as {{"text": ...}}')
+    return value
+
+
+def _reason(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
+    """Why a row holds no document, and the remedy."""
+    key = next((key for key in keys if row.get(key) is not None), None)
+    if key is None:
+        looked_for = f"no key {keys[0]!r}" if len(keys) == 1 else f"none of the keys {', '.join(keys)}"
+        return f"has {looked_for}; its keys are: {', '.join(row) or 'none'}; name the document's with --column"
+    return {
+        "wrong_type": f"{key!r} is neither a text nor a list of texts; name another key with --column",
+        "not_utf8": f"{key!r} holds half of a surrogate pair, which is no character; mend or remove the line",
+    }.get(reason, f"{key!r} is empty; remove the line")
+
+
+def _text(entry: Input) -> Document:
+    """A file as one document, its beginning checked."""
+    start = _head(entry, 0)
+    if _JSON.match(start):
+        raise UserError(f"{entry.name}: looks like JSON, not text; --json-input takes one document from every line")
+    if not start.strip() and not _head(entry, os.path.getsize(entry.path)).strip():
+        raise UserError(f"{entry.name}: empty document; nothing to summarize")
+    return Document(name=entry.name, head=partial(_head, entry))
+
+
+def _head(entry: Input, num_characters: int) -> str:
+    """The file's first characters, at least so many unless it ends, words joined where it was extracted from PDF."""
+    try:
+        with open(entry.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # 4 bytes hold one character or more, also of what is left of them ("ß-\n" becomes "ß"); 3 may mark UTF-8.
+            wanted = max(_LOOKED_AT_BYTES, 4 * (num_characters + 1))
+            data = file.read(min(wanted, size))
+    except OSError as error:
+        raise UserError(f"{entry.name}: cannot read: {error.strerror}") from None
+    if data.startswith(b"%PDF-"):
+        remedy = f"pdftotext {entry.name} - | transpooler summarize - ..."
+        raise UserError(f"{entry.name}: a PDF, not text; extract it first: {remedy}")
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=len(data) == size)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{entry.name}: not UTF-8 at byte {error.start}; convert it first (iconv -t UTF-8)") from None
+    return extracted(text) if _PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text

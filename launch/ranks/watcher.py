@@ -1,0 +1,186 @@
+"""What an engine starts once per rank; it runs and watches `transpooler.launch.train`.
+
+    python -m transpooler.launch.ranks.watcher CONFIG... key=value...
+
+The same for every engine: who am I (launch.discovery), a share of the cores, a log file per rank, rank-prefixed lines
+on standard output, a sign of life for the supervisor, and stopping on its word. It imports nothing heavy and needs
+some MiB. The files lie on the file system that holds the run folder:
+
+RUN/logs/rank-<N>.log                 what the rank printed, over all attempts
+RUN/launch/attempt-<N>/rank-<N>.json  sign of life: host, pid, state of the process; at the end its exit code
+RUN/launch/attempt-<N>/stop, kill     written by the supervisor: save and exit with 75; end at once
+"""
+
+import collections
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import USER_ERROR
+from transpooler.launch.exits import print_user_error
+from transpooler.launch.ranks.identity import rank_identity
+
+ATTEMPT, LOGS, BIND_CORES = "TRANSPOOLER_ATTEMPT", "TRANSPOOLER_LOGS", "TRANSPOOLER_BIND_CORES"
+RANK_MODULE = "transpooler.launch.train"
+HEARTBEAT_EVERY_S = 2.0
+RANKS_AT_THAT_RATE = 200
+"""Larger jobs beat more slowly, to spare the shared file system."""
+POLL_EVERY_S = 0.2
+LAST_LINES = 8
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the rank to its end; its exit code (128 + N where signal N killed it)."""
+    try:
+        os.environ.update(rank_identity(os.environ))
+    except UserError as error:
+        print_user_error(error)
+        return USER_ERROR
+    if os.environ.get(BIND_CORES) == "1":
+        bind_cores(
+            int(os.environ.get("LOCAL_RANK", "0")),
+            int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")),
+        )
+    return Rank(arguments).run()
+
+
+def bind_cores(local_rank: int, local_size: int) -> None:
+    """Keep to this rank's share of the host's cores, unless the engine has bound it already."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < (os.cpu_count() or 1) or len(cores) < local_size:
+        return
+    share = cores[local_rank * len(cores) // local_size : (local_rank + 1) * len(cores) // local_size]
+    os.sched_setaffinity(0, share)
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(share)))
+
+
+class Rank:
+    """The training process of this rank, its log and its sign of life."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.number, self.host = int(os.environ.get("RANK", "0")), socket.gethostname()
+        self.attempt = Path(os.environ[ATTEMPT]) if ATTEMPT in os.environ else None
+        self.log = self._open_log()
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.told = ""  # the signal that told us to end, if one did
+        self.beats = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._forward)
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._forward_end)
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", RANK_MODULE, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+
+    def run(self) -> int:
+        """Copy output until the process ends; returns its exit code."""
+        assert self.process.stdout is not None
+        copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
+        copier.start()
+        every_s = HEARTBEAT_EVERY_S * max(1.0, int(os.environ.get("WORLD_SIZE", "1")) / RANKS_AT_THAT_RATE)
+        next_beat = 0.0
+        while self.process.poll() is None:
+            if time.monotonic() >= next_beat:
+                self._beat()
+                next_beat = time.monotonic() + every_s
+            self._obey()
+            try:
+                self.process.wait(POLL_EVERY_S)
+            except subprocess.TimeoutExpired:
+                continue
+        copier.join(timeout=5.0)
+        code = self.process.returncode
+        self._beat(code)
+        return code if code >= 0 else 128 - code
+
+    def _copy(self, source: IO[bytes]) -> None:
+        prefix = f"[rank {self.number} {self.host}] "
+        for raw in source:
+            line = raw.decode(errors="replace")
+            self.last_lines.append(line.rstrip())
+            for file, text in ((self.log, line), (sys.stdout, prefix + line)):
+                try:
+                    if file is not None:
+                        file.write(text)
+                        file.flush()
+                except (OSError, ValueError):  # the engine is gone, or the disk is full: the rank goes on
+                    continue
+
+    def _beat(self, code: int | None = None) -> None:
+        if self.attempt is None:
+            return
+        self.beats += 1
+        facts: dict[str, Any] = {"rank": self.number, "host": self.host, "pid": self.process.pid, "beat": self.beats}
+        facts |= {"state": _state(self.process.pid), "told": self.told}
+        if code is not None:
+            facts |= {"exit": code, "ended": time.time(), "last_lines": list(self.last_lines)}
+        path = self.attempt / f"rank-{self.number}.json"
+        temporary = path.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:  # a full disk: an exit still shows in the engine's output and code
+            temporary.unlink(missing_ok=True)
+
+    def _obey(self) -> None:
+        if self.attempt is None:
+            return
+        if (self.attempt / "kill").exists():
+            self.process.kill()
+        elif not self.told and (self.attempt / "stop").exists():
+            self._forward(signal.SIGUSR1, None)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.told = self.told or signal.Signals(number).name
+        self.process.send_signal(number)
+        if number == signal.SIGTERM:
+            self._beat()  # engines kill soon after: leave word that the end was ordered
+
+    def _forward_end(self, number: int, frame: FrameType | None) -> None:
+        self._forward(signal.SIGTERM, frame)
+
+    def _open_log(self) -> IO[str] | None:
+        if LOGS not in os.environ:
+            return None
+        try:
+            Path(os.environ[LOGS]).mkdir(parents=True, exist_ok=True)
+            file = open(Path(os.environ[LOGS]) / f"rank-{self.number}.log", "a", encoding="utf-8")  # noqa: SIM115
+            file.write(
+                f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.attempt and self.attempt.name} on {self.host}\n"
+            )
+        except OSError as error:
+            print(f"transpooler: no log file of rank {self.number}: {error}", file=sys.stderr)
+            return None
+        return file
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter: R running, S sleeping, D waiting for a device, T stopped, Z ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "Z"
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""What can be wrong with a model's inputs, said with the argument, its value and what was expected.
+
+Values are read on the CPU alone: on a GPU that would make the host wait.
+"""
+
+import torch
+from torch import Tensor
+
+from transpooler.model.config import TranspoolerConfig
+
+
+def check_inputs(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, config: TranspoolerConfig, prefix: str = ""
+) -> Tensor:
+    """The one that was given of token ids (B, N) and embeddings (B, N, D), N at least 1."""
+    if (input_ids is None) == (inputs_embeds is None):
+        number = "neither" if input_ids is None else "both"
+        raise ValueError(f"{prefix}input_ids, {prefix}inputs_embeds: {number} given; expected exactly one of them")
+    if inputs_embeds is not None:
+        if not inputs_embeds.is_floating_point() or inputs_embeds.shape[2:] != (config.d_model,):
+            raise ValueError(
+                f"{prefix}inputs_embeds: {describe(inputs_embeds)}; expected floating (batch, tokens, {config.d_model})"
+            )
+        given, name = inputs_embeds, f"{prefix}inputs_embeds"
+    else:
+        assert input_ids is not None
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{prefix}input_ids: {describe(input_ids)}; expected int64 (batch, tokens)")
+        given, name = input_ids, f"{prefix}input_ids"
+    if 0 in given.shape[:2]:
+        raise ValueError(f"{name}: {describe(given)}; expected at least 1 document of at least 1 token")
+    if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= config.vocab_size:
+            found = low if low < 0 else high
+            raise ValueError(f"{name}: contains {found}; expected token ids in 0..{config.vocab_size - 1}")
+    return given
+
+
+def check_mask(name: str, mask: Tensor | None, given: Tensor) -> None:
+    """A mask (B, N) for `given` (B, N, ...)."""
+    if mask is not None and mask.shape != given.shape[:2]:
+        raise ValueError(f"{name}: {describe(mask)}; expected {tuple(given.shape[:2])}, as the tokens that it is for")
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

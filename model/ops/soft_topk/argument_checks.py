@@ -1,0 +1,82 @@
+"""Bad arguments: one ValueError that names the argument, its value and what was expected."""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from transpooler.model.ops.soft_topk.backends import BACKENDS, kernels
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HIGHEST_SCORE = 1 + 2e-5
+"""A sigmoid + 1e-5 reaches a little above 1."""
+DEBUG = "TRANSPOOLER_DEBUG"
+"""Environment variable: 1 also checks what is read from a GPU, which makes it wait."""
+
+
+def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
+    """Shapes, dtypes, devices and k: nothing of this reads a tensor's values. Returns the mask, all true if None."""
+    for name, given in (("embeddings", embeddings), ("scores", scores), ("mask", mask)):
+        if not isinstance(given, Tensor) and (name != "mask" or given is not None):
+            raise ValueError(f"{name}: a {type(given).__name__}; expected a tensor")
+    if embeddings.dim() != 3 or embeddings.dtype not in DTYPES:
+        raise ValueError(f"embeddings: {_describe(embeddings)}; expected a floating tensor (batch, tokens, dim)")
+    if scores.shape != embeddings.shape[:2] or scores.dtype not in DTYPES:
+        raise ValueError(f"scores: {_describe(scores)}; expected a floating tensor {tuple(embeddings.shape[:2])}")
+    if embeddings.shape[1] == 0:
+        raise ValueError("embeddings: 0 tokens; expected at least 1")
+    if mask is None:
+        mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    if mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask: {_describe(mask)}; expected a bool tensor {tuple(scores.shape)}")
+    if isinstance(k, Tensor):
+        if k.shape != scores.shape[:1] or k.dtype != torch.int64 or slots is None or slots < 1:
+            expected = f"expected int64 ({scores.shape[0]},) together with slots >= 1"
+            raise ValueError(f"k: {_describe(k)}, slots {slots}; {expected}")
+    elif isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k: {k!r}; expected an integer of at least 1")
+    elif slots is not None:
+        raise ValueError(f"slots: {slots} with k {k}; expected None, or a tensor k with one number for each document")
+    for name, tensor in (("scores", scores), ("mask", mask), ("k", k)):
+        if isinstance(tensor, Tensor) and tensor.device != embeddings.device:
+            raise ValueError(f"{name}: on {tensor.device}; expected {embeddings.device}, where the embeddings are")
+    return mask
+
+
+def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tensor) -> None:
+    """A backend asked for by name must be able to run."""
+    if not isinstance(base, int | float) or not 1 < base < math.inf:
+        raise ValueError(f"base: {base!r}; expected a finite number above 1")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if backend == "reference" and isinstance(k, Tensor):
+        raise ValueError("backend: 'reference' with a k for each document; expected one k for all, or another backend")
+    if backend in ("cpp", "triton") and not torch.compiler.is_compiling():  # the operator asks again when it runs
+        kernels(backend, embeddings.device, scores.dtype == torch.float64)
+
+
+def values_are_checked(device: torch.device) -> bool:
+    """CPU: yes, it is cheap beside the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
+    if torch.compiler.is_compiling():
+        return False
+    return device.type == "cpu" or os.environ.get(DEBUG) == "1"
+
+
+def check_values(scores_BN: Tensor, k, slots: int | None, mask_BN: Tensor | None) -> None:
+    """Scores of real tokens lie in (0, 1], each k in 1..slots."""
+    if isinstance(k, Tensor) and k.numel() and not 1 <= int(k.min()) <= int(k.max()) <= (slots or 0):
+        raise ValueError(f"k: {int(k.min())} to {int(k.max())}; expected 1 to {slots} (slots) for each document")
+    if not scores_BN.numel():
+        return
+    known_BN = scores_BN if mask_BN is None else torch.where(mask_BN, scores_BN, 1)
+    low, high = torch.aminmax(known_BN)
+    if low > 0 and high <= HIGHEST_SCORE:  # NaN fails both
+        return
+    row, token = (~((known_BN > 0) & (known_BN <= HIGHEST_SCORE))).nonzero()[0].tolist()
+    value = scores_BN[row, token].item()
+    raise ValueError(f"scores: {value} at [{row}, {token}]; expected finite numbers in (0, 1] where mask is True")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

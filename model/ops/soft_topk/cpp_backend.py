@@ -1,0 +1,130 @@
+"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version.
+
+`python -m transpooler.model.ops.soft_topk` compiles them ahead of the first use.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+HEADERS = [SOURCE.with_name(name) for name in ("cpu_group_sum.h", "cpu_tournament.h")]
+FLAGS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+"""By instruction set, not -march=native: the compiled file may lie on a disk that unlike machines share."""
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The compiled kernels. Where they cannot be built, None, and one warning that says why and what it costs."""
+    try:
+        return _load()
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"soft_topk: no C++ kernels ({str(error).splitlines()[0]}); plain torch serves, about five times slower. "
+            "A C++ compiler (g++) and the ninja package mend that",
+            stacklevel=2,
+        )
+        return None
+
+
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+    """(weights, pooled scores, groups, positions, mask); plays as many rounds as each document needs."""
+    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base, keep_order)
+
+
+def tournament_backward(
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool
+) -> Tensor:
+    """Gradient of the scores."""
+    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base, keep_order)
+
+
+def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
+    """out_j = sum of w_i e_i over the inputs i of group j; every embedding is read once."""
+    return _built().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
+
+
+def group_sum_backward(
+    grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>, in one pass."""
+    return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
+
+
+def release() -> None:
+    """Give back the memory (256 MiB at most) that freed gradients left for the next backward pass."""
+    module = extension()
+    if module is not None:
+        module.release()
+
+
+def _built() -> ModuleType:
+    module = extension()
+    assert module is not None  # backends.kernels
+    return module
+
+
+def _load() -> ModuleType:
+    """Build if need be, import."""
+    from torch.utils.cpp_extension import load
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
+    identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
+    name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    with building(name) as folder:
+        # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
+        for file in (SOURCE, *HEADERS):
+            if not (folder / file.name).is_file():
+                shutil.copyfile(file, folder / f"{file.name}.part")
+                os.replace(folder / f"{file.name}.part", folder / file.name)
+        with _own_ninja():
+            return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
+
+
+@contextmanager
+def building(name: str) -> Iterator[Path]:
+    """Folder of an extension, for one process at a time on all hosts that share it.
+
+    torch's own lock is a file that outlives a killed process, and the next one waits for it for ever. A lock of the
+    kernel, which ends with its process, goes around it: whoever holds that may remove the file.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        yield folder
+
+
+@contextmanager
+def _own_ninja() -> Iterator[None]:
+    """The `ninja` package's program first on the path: there may be none, or another, whose log makes it build anew."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _ninja_folder() -> str:
+    import ninja
+
+    return str(ninja.BIN_DIR)

@@ -1,0 +1,168 @@
+"""Objectives: nothing is lost or invented, and the settings mean what they say."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transpooler.data_pipeline.loading.objectives.denoise import text_infilling
+from transpooler.data_pipeline.loading.objectives.gap_sentences import gap_sentences
+from transpooler.data_pipeline.loading.objectives.sentences import SentenceEnds, permute_sentences, split_units
+from transpooler.data_pipeline.tokenizer import SpecialIds
+
+SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
+TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "Ċ", "Ġ(", *[f"Ġw{i}" for i in range(191)]]
+
+
+def refill(corrupted: np.ndarray, blank: int, spans: list[list[int]]) -> list[int]:
+    fill = iter(spans)
+    return [token for item in corrupted.tolist() for token in (next(fill) if item == blank else [item])]
+
+
+def infill(source, seed=0, limit=10**6, fraction=0.3, mean=3.0):
+    rng = np.random.default_rng(seed)
+    return text_infilling(source, SPECIAL, rng, mask_fraction=fraction, mean_span_tokens=mean, max_target_tokens=limit)
+
+
+def test_bart_masks_the_fraction_in_poisson_spans_and_wants_the_document_back():
+    source = np.arange(6, 8006)
+    corrupted, target = infill(source)
+    assert target.tolist() == source.tolist()
+    kept = corrupted[corrupted != SPECIAL.mask]
+    assert len(source) - len(kept) == 2400
+    assert (np.diff(kept) > 0).all()
+    assert 2400 / (corrupted == SPECIAL.mask).sum() == pytest.approx(3.0, rel=0.1)
+
+
+@given(st.integers(2, 400), st.integers(1, 60), st.floats(0.01, 0.99), st.floats(1, 8), st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_spans_of_long_documents_fit_and_refill_the_source(length, limit, fraction, mean, seed):
+    source = np.arange(6, 6 + length)
+    corrupted, target = infill(source, seed, limit, fraction, mean)
+    if length <= limit:
+        assert target.tolist() == source.tolist()
+        return
+    assert len(target) <= max(limit, 2)
+    spans = [[int(token) for token in part] for part in np.split(target, np.flatnonzero(target == SPECIAL.mask))[1:]]
+    assert refill(corrupted, SPECIAL.mask, [span[1:] for span in spans]) == source.tolist()
+
+
+def test_spans_of_long_documents_cover_all_of_it():
+    _, target = infill(np.arange(6, 8006), limit=256)
+    assert 200 < len(target) <= 256
+    tenths = (target[target != SPECIAL.mask] - 6) // 800
+    assert set(tenths.tolist()) == set(range(10))
+
+
+@given(st.lists(st.integers(6, 199), min_size=2, max_size=600), st.integers(1, 200), st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_gap_sentences_are_cut_out_and_wanted_in_order(tokens, limit, seed):
+    source, ends = np.array(tokens), SentenceEnds(TOKENS)
+    units = split_units(source, ends)
+    assert [start for start, _ in units] == [0, *[stop for _, stop in units[:-1]]]
+    assert units[-1][1] == len(source)
+    corrupted, target = gap_sentences(
+        source, SPECIAL, np.random.default_rng(seed), boundaries=ends, gap_fraction=0.2, max_target_tokens=limit
+    )
+    num_gaps = int((corrupted == SPECIAL.gap).sum())
+    assert 1 <= num_gaps <= max(1, round(0.2 * len(units)))
+    assert 1 <= len(target) <= limit
+    if num_gaps > 1 or len(target) < limit:  # else the one sentence taken may have been cut
+        assert len(corrupted) - num_gaps + len(target) == len(source)
+
+
+def test_sentences_end_at_newlines_and_at_full_stops_before_a_space():
+    word, dot, newline, glued = 20, 6, 7, 8
+    source = np.array([word] * 7 + [dot] + [word] * 7 + [newline] + [9] * 8)
+    assert SentenceEnds(TOKENS).after(source).tolist() == [8, 16]
+    tokens = [*TOKENS[:8], "x", *TOKENS[9:]]
+    assert SentenceEnds(tokens).after(np.array([word, dot, glued, word])).tolist() == []
+
+
+def test_the_sentence_most_like_the_rest_is_taken():
+    unlike, like = list(range(50, 58)), list(range(60, 68))
+    source = np.array(
+        [*unlike, 7, *like, 7, *range(100, 108), 7, *like[:4], *range(120, 124), 7, *like[4:], *range(130, 134)]
+    )
+    _, target = gap_sentences(
+        source,
+        SPECIAL,
+        np.random.default_rng(0),
+        boundaries=SentenceEnds(TOKENS),
+        gap_fraction=0.2,
+        max_target_tokens=50,
+    )
+    assert target.tolist() == [*like, 7]
+
+
+def joined(sentences: list[list[int]]) -> list[int]:
+    return [token for sentence in sentences for token in sentence]
+
+
+def gaps(source: np.ndarray, seed: int = 0, **values) -> tuple[list[int], list[int]]:
+    values = {"gap_fraction": 0.4, "max_target_tokens": 500, "noise": 0.0} | values
+    rng = np.random.default_rng(seed)
+    corrupted, target = gap_sentences(source, SPECIAL, rng, boundaries=SentenceEnds(TOKENS), **values)
+    return corrupted.tolist(), target.tolist()
+
+
+def rouge_1(chosen: list[int], rest: list[int], unique: bool) -> float:
+    """Slow and obvious: F1 of two bags (or sets) of ids."""
+    left, right = ((Counter(set(ids)) if unique else Counter(ids)) for ids in (chosen, rest))
+    return 2 * sum((left & right).values()) / (sum(left.values()) + sum(right.values()))
+
+
+@pytest.mark.parametrize("selection", ["ind_orig", "ind_uniq", "seq_orig", "seq_uniq"])
+@pytest.mark.parametrize("seed", range(8))
+def test_principal_sentences_are_those_of_the_paper(selection, seed):
+    draw = np.random.default_rng(seed)
+    sentences = [[*draw.integers(10, 40, int(draw.integers(7, 14))).tolist(), 7] for _ in range(9)]
+    unique = selection.endswith("uniq")
+
+    def score(chosen: list[int]) -> float:
+        inside = [token for i in chosen for token in sentences[i]]
+        outside = [token for i in range(9) if i not in chosen for token in sentences[i]]
+        return rouge_1(inside, outside, unique)
+
+    if selection.startswith("ind"):
+        wanted = sorted(range(9), key=lambda i: -score([i]))[:4]
+    else:
+        wanted = []
+        for _ in range(4):
+            wanted.append(max((i for i in range(9) if i not in wanted), key=lambda i: score([*wanted, i])))
+    _, target = gaps(np.array(joined(sentences)), selection=selection)
+    assert target == [token for i in sorted(wanted) for token in sentences[i]]
+
+
+def test_lead_random_and_kept_sentences():
+    sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
+    source = np.array(joined(sentences))
+    corrupted, target = gaps(source, selection="lead")
+    assert target == joined(sentences[:4])
+    assert corrupted == [SPECIAL.gap] * 4 + joined(sentences[4:])
+    assert len({tuple(gaps(source, seed, selection="random")[1]) for seed in range(20)}) > 10
+    corrupted, target = gaps(source, selection="lead", kept_fraction=0.5)
+    assert target == joined(sentences[:4])
+    assert corrupted.count(SPECIAL.gap) == 2
+    assert len(corrupted) == len(source) - 16 + 2
+
+
+def test_spans_of_no_length_insert_masks():
+    """BART: a span of length 0 is a <mask> between two tokens that both stay."""
+    corrupted, _ = infill(np.arange(6, 2006))
+    number, mask = 0, SPECIAL.mask
+    for left, middle, right in zip(corrupted, corrupted[1:], corrupted[2:], strict=False):
+        number += middle == mask and right == left + 1
+    share = number / (corrupted == mask).sum()
+    assert share == pytest.approx(np.exp(-3), abs=0.03)
+
+
+def test_sentences_are_permuted_whole():
+    sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
+    source = np.array(joined(sentences))
+    permuted = permute_sentences(source, SentenceEnds(TOKENS), np.random.default_rng(0)).tolist()
+    parts = [permuted[i : i + 8] for i in range(0, 80, 8)]
+    assert sorted(parts) == sorted(sentences)
+    assert parts != sentences

@@ -1,0 +1,221 @@
+"""The pooling encoder-decoder: what it computes does not depend on padding, batches, caches or saving."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+from transpooler.model.architecture import OPERATORS, Architecture, PoolingStage
+
+TINY: dict[str, Any] = {
+    "vocab_size": 300,
+    "d_model": 32,
+    "num_heads": 2,
+    "ffn_dim": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "block_size": 8,
+    "dropout": 0.0,
+    "init_std": 0.2,
+}
+FIXED = [{"after_layer": 1, "length": 16}, {"after_layer": 2, "length": 4}]
+RATIOS = [{"after_layer": 1, "ratio": 0.5}, {"after_layer": 2, "ratio": 0.25}]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {"pooling": FIXED},
+    "modern": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "activation": "swiglu"},
+    "modern_normed": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "pooling_norm": "before"},
+    "blockwise": {},
+    "vanilla": {"block_size": None},
+}
+LENGTHS = (40, 25, 3)
+
+
+def build(**settings: Any) -> TranspoolerForConditionalGeneration:
+    torch.manual_seed(0)
+    return TranspoolerForConditionalGeneration(TranspoolerConfig(**TINY | settings)).eval()
+
+
+@pytest.fixture(params=SETTINGS)
+def model(request):
+    return build(**SETTINGS[request.param])
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(6, 300, (3, 40), generator=generator)
+    mask = (torch.arange(40) < torch.tensor(LENGTHS)[:, None]).long()
+    labels = torch.randint(6, 300, (3, 7), generator=generator)
+    labels[1, 4:] = -100
+    return {"input_ids": torch.where(mask > 0, input_ids, 1), "attention_mask": mask, "labels": labels}
+
+
+def test_batched_equals_alone(model, batch):
+    logits = model(**batch).logits
+    for row, length in enumerate(LENGTHS):
+        alone = model(input_ids=batch["input_ids"][row : row + 1, :length], labels=batch["labels"][row : row + 1])
+        torch.testing.assert_close(logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_side_of_the_padding_changes_nothing(model, batch):
+    left = {
+        name: torch.stack([row.roll(40 - length) for row, length in zip(batch[name], LENGTHS, strict=True)])
+        for name in ("input_ids", "attention_mask")
+    }
+    assert torch.equal(model(**batch | left).logits, model(**batch).logits)
+    selection, selection_left = model.select(batch["input_ids"], batch["attention_mask"]), model.select(**left)
+    assert torch.equal(selection.weights_BN[1, :25], selection_left.weights_BN[1, 15:])
+    assert torch.equal(selection.slots_BN[1, :25], selection_left.slots_BN[1, 15:])
+
+
+def test_later_target_tokens_do_not_leak(model, batch):
+    changed = batch["labels"].clone()
+    changed[:, 4] = 7
+    before, after = model(**batch).logits, model(**batch | {"labels": changed}).logits
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.equal(before[:, 5:], after[:, 5:])
+
+
+def test_beam_search_with_cache_equals_without(model, batch):
+    arguments = {"num_beams": 3, "max_new_tokens": 10, "attention_mask": batch["attention_mask"]}
+    cached = model.generate(batch["input_ids"], use_cache=True, **arguments)
+    assert torch.equal(cached, model.generate(batch["input_ids"], use_cache=False, **arguments))
+    alone = model.generate(batch["input_ids"][1:2, :25], num_beams=3, max_new_tokens=10)[0]
+    assert torch.equal(cached[1, : len(alone)], alone)
+
+
+def test_activation_checkpointing_changes_no_gradient(model, batch):
+    model.train()
+    parameters = list(model.parameters())
+    plain = torch.autograd.grad(model(**batch).loss, parameters)
+    model.gradient_checkpointing_enable()
+    for a, b in zip(plain, torch.autograd.grad(model(**batch).loss, parameters), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_saved_and_loaded_is_the_same_model(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert type(loaded) is TranspoolerForConditionalGeneration
+    assert loaded.config.pooling == model.config.pooling
+    assert loaded.lm_head.weight is loaded.model.encoder.embed_tokens.weight
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_every_parameter_takes_part_however_short_the_documents(model):
+    loss = model(input_ids=torch.tensor([[2]]), labels=torch.tensor([[-100]])).loss
+    assert loss.item() == 0
+    loss.backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+
+
+def test_the_loss_is_a_sum_over_the_items_that_are_named(batch):
+    model = build()
+    mean, summed = model(**batch).loss, model(**batch, num_items_in_batch=1).loss
+    assert summed.item() == pytest.approx(mean.item() * int((batch["labels"] != -100).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_keeps_what_it_says(operator, batch):
+    stages = [{**stage, "operator": operator} for stage in FIXED]
+    model = build(pooling=stages)
+    outputs = model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    assert outputs.attention_mask.sum(1).tolist() == [4, 4, 3]
+    model.train()
+    model(**batch).loss.backward()
+    scorers = [parameter for name, parameter in model.named_parameters() if "scorer.weight" in name]
+    assert len(scorers) == (0 if operator in ("random", "strided_mean") else 2)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in scorers)
+
+
+def test_ratios_follow_each_document(batch):
+    outputs = build(pooling=RATIOS).model.encoder(batch["input_ids"], batch["attention_mask"])
+    assert outputs.attention_mask.sum(1).tolist() == [5, 4, 1]  # ceil(ceil(n / 2) / 4) of 40, 25, 3
+    assert (outputs.positions[1, :4].diff() > 0).all()
+
+
+def test_each_slot_carries_the_position_of_a_token_that_flowed_into_it(batch):
+    model = build(pooling=FIXED)
+    outputs = model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    slots = model.select(batch["input_ids"], batch["attention_mask"]).slots_BN
+    for row, count in enumerate(outputs.attention_mask.sum(1).tolist()):
+        assert slots[row, outputs.positions[row, :count]].tolist() == list(range(count))
+
+
+def test_selected_weights_sum_to_one_in_each_slot(batch):
+    model = build(pooling=FIXED)
+    selection = model.select(batch["input_ids"], batch["attention_mask"])
+    for row, length in enumerate(LENGTHS):
+        sums = torch.zeros(4).index_add(0, selection.slots_BN[row, :length], selection.weights_BN[row, :length])
+        torch.testing.assert_close(sums[: min(4, length)], torch.ones(min(4, length)))
+        assert not selection.weights_BN[row, length:].any()
+    statistics = model.pooling_statistics()
+    shares = [statistics[f"pool1_share_tenth{tenth}"] for tenth in range(10)]
+    assert sum(shares) == pytest.approx(1)
+    assert 0.5 <= statistics["pool1_mean_top_weight"] <= 1
+
+
+def test_statistics_count_documents_that_were_pooled(batch):
+    model = build(pooling=[{"after_layer": 2, "length": 30}])  # documents of 40, 25 and 3 tokens
+    model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    together = model.pooling_statistics()
+    model.model.encoder(batch["input_ids"][:1], batch["attention_mask"][:1])
+    assert model.pooling_statistics() == pytest.approx(together)
+    assert together["pool0_mean_top_weight"] < 1
+    model.model.encoder(batch["input_ids"][1:], batch["attention_mask"][1:])
+    assert model.pooling_statistics() == {}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_only_operators_that_score_are_sharp(operator, batch):
+    model = build(pooling=[{**FIXED[0], "operator": operator}])
+    model.model.encoder(batch["input_ids"], batch["attention_mask"])
+    statistics = model.pooling_statistics()
+    assert ("pool0_mean_top_weight" in statistics) == (operator not in ("random", "strided_mean"))
+    assert len([name for name in statistics if "share" in name]) == 10
+
+
+def test_config_holds_the_architecture_and_checks_it():
+    architecture = Architecture(d_model=32, num_heads=2, pooling=(PoolingStage(after_layer=2, ratio=0.5),))
+    config = TranspoolerConfig.from_architecture(
+        architecture, vocab_size=300, pad_token_id=1, bos_token_id=0, eos_token_id=2
+    )
+    assert config.architecture == architecture
+    assert config.decoder_start_token_id == 0
+    with pytest.raises(ValueError, match=r"norm is 'middle'.*pooling\[0\].ratio is 0.3"):
+        TranspoolerConfig(norm="middle", pooling=[{"after_layer": 1, "ratio": 0.3}])
+
+
+def test_gates_of_the_last_stage_reach_the_scorer_only_where_no_norm_follows(batch):
+    norms = {}
+    for order in ("after", "before"):
+        stages = [{"after_layer": 2, "length": 4, "operator": "hard"}]
+        model = build(pooling=stages, norm="pre", positions="rotary", pooling_norm=order).train()
+        model(**batch).loss.backward()
+        norms[order] = float(model.model.encoder.poolers["2"].scorer.weight.grad.norm())
+    assert norms["after"] < 1e-4 * norms["before"]
+
+
+def test_a_pooled_model_pools_what_the_final_norm_of_its_blockwise_start_makes(batch):
+    settings: dict[str, Any] = {"norm": "pre", "positions": "rotary"}
+    plain = build(**settings)
+    stages = [{"after_layer": 2, "length": 40}]  # keeps every token
+    pooled = build(**settings, pooling=stages, pooling_norm="before")
+    missing, unused = pooled.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split(".")[-2] for name in missing} == {"scorer"}
+    assert not unused
+    torch.testing.assert_close(pooled(**batch).logits, plain(**batch).logits)
+
+
+def test_scorers_may_begin_without_an_opinion():
+    settings: dict[str, Any] = {"pooling": FIXED, "scorer_init_std": 0.0}
+    model = build(**settings)
+    for pooler in model.model.encoder.poolers.values():
+        assert not pooler.scorer.weight.any()
+    with pytest.raises(ValueError, match="scorer_init_std is -1"):
+        build(scorer_init_std=-1.0)
+    with pytest.raises(ValueError, match="pooling_norm is 'last'"):
+        build(pooling_norm="last")

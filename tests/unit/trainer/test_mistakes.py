@@ -1,0 +1,138 @@
+"""Mistakes around runs and exports: one line that names what and where, and nothing harmed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from transpooler.common.errors import UserError
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.trainer.checkpoint import checkpoint
+from transpooler.trainer.config import load_config, save_config
+from transpooler.trainer.job import check_run_folder
+from transpooler.trainer.weights.export import export_model, export_run
+from transpooler.trainer.weights.models import build_model, load_model
+from transpooler.trainer.weights.warm_start import start_from
+
+WEIGHT = "model.encoder.layers.0.attention.out_proj.bias"
+
+
+@pytest.fixture
+def exported(tiny_settings, tmp_path):
+    config = load_config([], tiny_settings)
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    model = build_model(config, tokenizer)
+    export_model(model, tokenizer, tmp_path / "export", config, step=3)
+    return config, tokenizer, model, tmp_path / "export"
+
+
+def test_an_export_loads_equal_and_says_what_it_is(exported):
+    config, tokenizer, model, folder = exported
+    loaded, its_tokenizer = load_model(folder)
+    assert its_tokenizer.model_max_length == config.data.max_source_tokens
+    assert fingerprint(its_tokenizer) == fingerprint(tokenizer)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert "32 after layer 1, 8 after layer 2" in (folder / "README.md").read_text(encoding="utf-8")
+    assert not list(folder.parent.glob("*.incomplete"))
+
+
+def test_weights_depend_on_the_seed_alone(exported):
+    config, tokenizer, model, _ = exported
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = build_model(config, tokenizer)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_fine_tuning_starts_from_what_fits(exported, tiny_settings, capsys):
+    _, tokenizer, model, folder = exported
+    other = build_model(load_config([], [*tiny_settings, "seed=5"]), tokenizer)
+    start_from(other, folder, load_config([], tiny_settings), fingerprint(tokenizer))
+    assert torch.equal(other.lm_head.weight, model.lm_head.weight)
+    changed = load_config([], [*tiny_settings, "model.pooling=[{after_layer: 2, length: 8}]"])
+    start_from(build_model(changed, tokenizer), folder, changed, fingerprint(tokenizer))
+    assert "poolers.1.scorer.weight" in capsys.readouterr().err
+
+
+def test_fine_tuning_refuses_what_does_not_fit(exported, tiny_settings, tmp_path):
+    _, tokenizer, model, folder = exported
+    config = load_config([], [*tiny_settings, "model.ffn_dim=32"])
+    with pytest.raises(UserError, match=r"model.ffn_dim is 32, but train.init_from .* was trained with 64"):
+        start_from(model, folder, config, fingerprint(tokenizer))
+    with pytest.raises(UserError, match="its tokenizer is not that of"):
+        start_from(model, folder, config, "another")
+    with pytest.raises(UserError, match="no exported model there"):
+        start_from(model, tmp_path / "absent", config, fingerprint(tokenizer))
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot load the model"):
+        load_model(folder)
+
+
+def changed_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(WEIGHT), f"missing weights: {WEIGHT}; export it again"),
+        (lambda weights: weights.update(more=torch.ones(2)), "unexpected weights: more; export it again"),
+        (lambda weights: weights.update({WEIGHT: torch.ones(3)}), f"mismatched weights: {WEIGHT}; export it again"),
+        (lambda weights: [weights.pop(name) for name in list(weights)[:9]], "and 6 more; export it again"),
+    ],
+)
+def test_a_model_of_random_weights_is_refused(exported, capsys, change, message):
+    folder = exported[3]
+    changed_weights(folder, change)
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder}: does not hold the model of its config.json: ")
+    assert str(caught.value).endswith(message)
+    assert "LOAD REPORT" not in "".join(capsys.readouterr())
+
+
+def test_what_is_no_model_of_ours_is_refused(exported, tmp_path):
+    _, tokenizer, _, folder = exported
+    with pytest.raises(UserError, match=rf"{tmp_path}: a run folder, not an exported model; use {folder}$"):
+        load_model(tmp_path)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"its tokenizer has (\d+) tokens, its model (\d+); export it again"):
+        load_model(folder)
+    for text, kind in (('{"model_type": "bart"}', "'bart'"), ("[]", "None")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=f"holds a {kind} model, not one of transpooler"):
+            load_model(folder)
+
+
+def test_export_overwrites_exports_only(exported, tmp_path):
+    config, tokenizer, model, folder = exported
+    export_model(model, tokenizer, folder, config, step=4)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and holds no exported model"):
+        export_model(model, tokenizer, tmp_path / "mine", config, step=4)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    save_config(config, tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UserError, match="has no checkpoint of step 7; it has none"):
+        export_run(tmp_path / "run", tmp_path / "out", step=7)
+
+
+def test_a_run_folder_is_continued_by_its_own_configuration_only(tiny_settings, tmp_path):
+    run = tmp_path / "run"
+    config = load_config([], tiny_settings)
+    check_run_folder(config, run)
+    checkpoint.folder_of(run, 3).mkdir(parents=True)
+    save_config(config, run / "config.yaml")
+    check_run_folder(load_config([], [*tiny_settings, "train.steps=90", "optimizer.learning_rate=1"]), run)
+    with pytest.raises(UserError, match=r"other values of seed, model.d_model"):
+        check_run_folder(load_config([], [*tiny_settings, "seed=1", "model.d_model=64"]), run)
+    with pytest.raises(UserError, match=r"holds a run already, and train.resume is false"):
+        check_run_folder(load_config([], [*tiny_settings, "train.resume=false"]), run)

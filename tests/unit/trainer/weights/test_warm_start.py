@@ -1,0 +1,97 @@
+"""Weights from elsewhere: a BART of `transformers`, another pooling schedule. What has no counterpart is reported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from transpooler.common.errors import UserError
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.trainer.config import load_config
+from transpooler.trainer.weights.export import export_model
+from transpooler.trainer.weights.models import build_model
+from transpooler.trainer.weights.warm_start import start_from
+
+LIKE_BART = ["model.activation=gelu", "model.embedding_norm=true", "model.positions=learned", "model.max_positions=128"]
+
+
+@pytest.fixture
+def bart(tiny_settings, tmp_path):
+    """A small random BART, saved as `transformers` saves it, with the corpus's tokenizer; and our settings for it."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    settings = [*tiny_settings, *LIKE_BART, "model.block_size=null", "model.pooling=[]"]
+    tokenizer = load_tokenizer(Path(load_config([], settings).data.shards) / "tokenizer")
+    torch.manual_seed(3)
+    model = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, init_std=0.3,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.bos_token_id,
+        )
+    ).eval()  # fmt: skip
+    for layer in (model.model.encoder, model.model.decoder):
+        torch.nn.init.normal_(layer.layernorm_embedding.bias)  # not 0, so that a lost norm shows
+    model.save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    return model, tokenizer, settings, tmp_path / "bart"
+
+
+def test_the_logits_of_a_bart_are_ours(bart, capsys):
+    theirs, tokenizer, settings, folder = bart
+    config = load_config([], settings)
+    ours = build_model(config, tokenizer)
+    start_from(ours, folder, config, fingerprint(tokenizer))
+    ids = torch.randint(6, len(tokenizer), (3, 40), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(40) < torch.tensor([[40], [25], [7]])).long()
+    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :9]}
+    with torch.no_grad():
+        logits = ours.eval()(**given).logits
+        torch.testing.assert_close(logits, theirs(**given).logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]
+    assert line.endswith("final_logits_bias are left out: no counterpart")  # zeros in every BART
+    table, stored = ours.model.encoder.embedder.positions.weight, theirs.model.encoder.embed_positions.weight
+    assert torch.equal(table[:64], stored[2:])
+    assert torch.equal(table[64:], stored[2:])  # longer documents: the table again
+
+
+def test_a_bart_becomes_a_pooling_model(bart, capsys):
+    theirs, tokenizer, settings, folder = bart
+    more = ["model.positions=rotary", "model.block_size=16", "model.pooling=[{after_layer: 2, length: 8}]"]
+    config = load_config([], [*settings, *more])
+    ours = build_model(config, tokenizer)
+    start_from(ours, folder, config, fingerprint(tokenizer))
+    assert torch.equal(ours.lm_head.weight, theirs.model.shared.weight)
+    left, unused = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]
+    assert "poolers.2.scorer.weight, model.encoder.poolers.2.scorer.bias start from random weights" in left
+    assert "model.encoder.embed_positions.weight" in unused
+
+
+def test_what_cannot_fit_is_refused(bart):
+    _, tokenizer, settings, folder = bart
+    config = load_config([], [*settings, "model.ffn_dim=32", "model.norm=pre"])
+    with pytest.raises(UserError, match=r"is a BART, whose weights fit a model with model.ffn_dim=64 model.norm=post"):
+        start_from(build_model(config, tokenizer), folder, config, fingerprint(tokenizer))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "model_type": "t5"}))
+    config = load_config([], settings)
+    with pytest.raises(UserError, match="holds a 't5' model; give one of transpooler, bart"):
+        start_from(build_model(config, tokenizer), folder, config, fingerprint(tokenizer))
+
+
+def test_a_blockwise_model_becomes_a_pooling_one(tiny_settings, tmp_path, capsys):
+    plain = load_config([], [*tiny_settings, "model.pooling=[]"])
+    tokenizer = load_tokenizer(Path(plain.data.shards) / "tokenizer")
+    before = build_model(plain, tokenizer)
+    export_model(before, tokenizer, tmp_path / "plain", plain, step=3)
+    config = load_config([], [*tiny_settings, "seed=4"])
+    after = build_model(config, tokenizer)
+    start_from(after, tmp_path / "plain", config, fingerprint(tokenizer))
+    copied = {name for name, value in before.named_parameters() if torch.equal(after.get_parameter(name), value)}
+    assert copied == {name for name, _ in before.named_parameters()}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]
+    assert line.count("scorer") == 4
+    assert "start from random weights" in line

@@ -1,0 +1,241 @@
+"""Checkpoints that are either whole or not there.
+
+RUN/checkpoints/global_step<N>/ holds DeepSpeed's own files (so that its tools, such as zero_to_fp32 and
+ds_to_universal, work on it), one random state per rank, run.json (step, ranks, ZeRO stage, ...) and manifest.json with
+the size and SHA-256 of each file. It is written under checkpoints/.incomplete/, each rank syncing and hashing its own
+files, and renamed; `latest`, DeepSpeed's pointer, moves last.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from transpooler.common.progress import say
+from transpooler.trainer.checkpoint.files import RecordingFiles, synced_entry
+from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
+from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.state import TrainState
+
+FORMAT = 2
+INCOMPLETE = ".incomplete"
+PREFIX = "global_step"
+RESHARDED = ("world_size", "zero_stage")
+"""Facts in which a resumed run may differ from its checkpoint: states are then dealt out anew."""
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run folder, oldest first (whether valid or not)."""
+    names = [path.name.removeprefix(PREFIX) for path in (run / "checkpoints").glob(f"{PREFIX}*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Folder of the checkpoint of `step`."""
+    return run / "checkpoints" / f"{PREFIX}{step}"
+
+
+def save(
+    engine: Any,
+    state: TrainState,
+    run: Path,
+    facts: dict[str, Any],
+    keep_last: int,
+    keep_every: int = 0,
+    best: int | None = None,
+) -> None:
+    """Save on all ranks together. Then the `keep_last` newest stay, multiples of `keep_every`, and that of step `best`.
+
+    `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
+    Raises UserError on every rank where one rank cannot write.
+    """
+    started, rank = time.monotonic(), torch.distributed.get_rank()
+    incomplete, tag = run / "checkpoints" / INCOMPLETE, f"{PREFIX}{state.step}"
+    if rank == 0:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        incomplete.mkdir(parents=True)
+    torch.distributed.barrier()
+    with _recording(engine) as files:
+        engine.save_checkpoint(str(incomplete), tag=tag, client_state=_universal_info(), save_latest=False)
+    files.save(_random_state(), incomplete / tag / f"random_rank{rank}.pt")
+    written: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(written, (files.problem, files.entries))
+    problem = next((problem for problem, _ in written if problem), None)
+    if problem is None and rank == 0:
+        entries = {path: entry for _, each in written for path, entry in each.items()}
+        all_facts = {**facts, "optimizer_order": optimizer_order(engine), "state": state.as_dict()}
+        try:
+            _publish(incomplete / tag, folder_of(run, state.step), all_facts, entries)
+            _point_to_best(run, best)
+            keep = () if best is None else (best,)
+            _remove_old(run, doomed_steps(checkpoint_steps(run), keep_last, keep_every, keep))
+        except (OSError, UserError) as error:
+            problem = str(error)
+    outcome = [problem]
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[0]:
+        raise UserError(
+            f"{folder_of(run, state.step)}: cannot write the checkpoint: {outcome[0]}; free space and rerun"
+        )
+    size_mib = sum(entry["size_bytes"] for _, each in written for entry in each.values()) / 2**20
+    say(f"step {state.step}: checkpoint of {size_mib:.0f} MiB in {time.monotonic() - started:.1f} s")
+
+
+def newest_valid(run: Path) -> int | None:
+    """Step of the newest checkpoint whose files are all as its manifest says; None if there is none at all.
+
+    What is broken is named loudly and skipped; if nothing valid is left, a UserError.
+    """
+    return _newest(run, checkpoint_steps(run), lambda folder: next(problems(folder), None))
+
+
+def agreed_newest_valid(run: Path) -> int | None:
+    """`newest_valid` by all ranks together: rank 0 looks what there is, and each rank hashes its share of the files."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    steps = [checkpoint_steps(run) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(steps)
+
+    def first_problem(folder: Path) -> str | None:
+        found: list[str | None] = [None] * world_size
+        torch.distributed.all_gather_object(found, next(problems(folder, share=(rank, world_size)), None))
+        return next(filter(None, found), None)
+
+    return _newest(run, steps[0] or [], first_problem)
+
+
+def problems(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> Iterator[str]:
+    """What is wrong with a checkpoint's files: missing, other sizes and, with `verify`, other bytes.
+
+    `share` (i, n) looks at every n-th file from the i-th on.
+    """
+    try:
+        entries = sorted(read_json(folder / "manifest.json")["files"].items())
+        read_json(folder / "run.json")["state"]["step"]
+        for name, expected in entries[share[0] :: share[1]]:
+            path = folder / name
+            if not path.is_file():
+                yield f"{name} is missing"
+            elif path.stat().st_size != expected["size_bytes"]:
+                yield f"{name} has {path.stat().st_size} bytes instead of {expected['size_bytes']}"
+            elif verify and sha256_of(path) != expected["sha256"]:
+                yield f"{name} has changed"
+    except UserError as error:
+        yield str(error)
+    except (KeyError, TypeError, AttributeError):
+        yield "manifest.json or run.json is not one of ours"
+
+
+def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) -> TrainState:
+    """Put the checkpoint of `step` into the engine and the random state; returns the run's state.
+
+    With the world size and ZeRO stage of the checkpoint everything continues to the bit; with others, weights and
+    optimizer states are dealt out anew, and dropout draws from `seed`. Raises UserError, before anything is loaded,
+    where other `facts` differ or a file is not one of ours.
+    """
+    folder, rank = folder_of(run, step), torch.distributed.get_rank()
+    saved = read_json(folder / "run.json")
+    for key, value in facts.items():
+        if key not in RESHARDED and saved.get(key) != value:
+            raise UserError(
+                f"{folder}: saved with {key} = {saved.get(key)}, but this run has {value}; "
+                f"resume with {saved.get(key)}, or start a new run from its export (train.init_from)"
+            )
+    if all(saved.get(key) == facts.get(key) for key in RESHARDED):
+        random_state = load_file(folder / f"random_rank{rank}.pt")
+        with _recording(engine), weights_only(folder):
+            loaded, _ = engine.load_checkpoint(str(run / "checkpoints"), tag=folder.name)
+        if loaded is None:
+            raise UserError(f"{folder}: DeepSpeed finds no checkpoint of ours in it; remove the folder")
+        _set_random_state(random_state)
+    else:
+        restore(engine, folder, saved)
+        torch.manual_seed(seed)
+        changes = ", ".join(
+            f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]
+        )
+        say(f"{folder}: dealt out anew ({changes})")
+    return TrainState(**saved["state"])
+
+
+def doomed_steps(steps: list[int], keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> list[int]:
+    """Which of these checkpoints go: all but the newest, every so many, and those that someone wants kept."""
+    old = steps[:-keep_last]
+    return [step for step in old if step not in keep and not (keep_every and step % keep_every == 0)]
+
+
+@contextmanager
+def _recording(engine: Any) -> Iterator[RecordingFiles]:
+    inner = engine.checkpoint_engine
+    engine.checkpoint_engine = files = RecordingFiles(inner)
+    try:
+        yield files
+    finally:
+        engine.checkpoint_engine = inner
+
+
+def _universal_info() -> dict[str, Any]:
+    """What DeepSpeed's ds_to_universal wants to find in a checkpoint of stages 1 and 2."""
+    from deepspeed.checkpoint import constants
+
+    version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+    return {constants.UNIVERSAL_CHECKPOINT_INFO: version}
+
+
+def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | None]) -> int | None:
+    for step in reversed(steps):
+        problem = first_problem(folder_of(run, step))
+        if problem is None:
+            return step
+        say(f"WARNING: checkpoint {folder_of(run, step)} is broken ({problem}); trying the one before it")
+    if steps:
+        raise UserError(f"{run / 'checkpoints'}: none of its checkpoints is valid; remove the folder to start anew")
+    return None
+
+
+def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict[Path, dict[str, Any]]) -> None:
+    """Manifest, rename, then `latest`. Rank 0 alone, when every rank has `written` (synced and hashed) its files."""
+    write_json(incomplete / "run.json", {"format": FORMAT, "saved_at": time.time(), **facts})
+    files = sorted(path for path in incomplete.rglob("*") if path.is_file())
+    entries = {str(path.relative_to(incomplete)): written.get(path) or synced_entry(path) for path in files}
+    write_json(incomplete / "manifest.json", {"format": FORMAT, "files": entries})
+    shutil.rmtree(final, ignore_errors=True)  # a broken one of the same step
+    os.replace(incomplete, final)
+    fsync_folder(final.parent)
+    shutil.rmtree(incomplete.parent, ignore_errors=True)
+    with atomic_write(final.parent / "latest") as file:
+        file.write(final.name)
+
+
+def _point_to_best(run: Path, best: int | None) -> None:
+    """Write the name of the best checkpoint into `best`."""
+    if best in checkpoint_steps(run):
+        with atomic_write(run / "checkpoints" / "best") as file:
+            file.write(f"{PREFIX}{best}")
+
+
+def _remove_old(run: Path, steps: list[int]) -> None:
+    doomed = run / "checkpoints" / f"{INCOMPLETE}.old"
+    shutil.rmtree(doomed, ignore_errors=True)
+    for step in steps:
+        # Out of the way first, so that a kill cannot leave half a checkpoint under a good name.
+        os.replace(folder_of(run, step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _random_state() -> dict[str, Any]:
+    """Dropout's generators; nothing else in training draws from a global one."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]):
+        torch.cuda.set_rng_state(states["cuda"])

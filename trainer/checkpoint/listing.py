@@ -1,0 +1,43 @@
+"""The checkpoints of a run as a table for people."""
+
+import time
+from pathlib import Path
+
+from transpooler.common.durations import readable
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json
+from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of, problems
+
+COLUMNS = ("step", "MiB", "age", "ranks", "ZeRO", "precision", "state")
+
+
+def describe(run: Path, *, verify: bool) -> str:
+    """One line per checkpoint, oldest first; `verify` hashes every file."""
+    steps = checkpoint_steps(run)
+    if not steps:
+        raise UserError(f"{run}: has no checkpoint yet; train first")
+    rows = [COLUMNS, *(_row(run, step, verify) for step in steps)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)) for row in rows]
+    return "\n".join(f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True))
+
+
+def _row(run: Path, step: int, verify: bool) -> tuple[str, ...]:
+    folder = folder_of(run, step)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    problem = next(problems(folder, verify=verify), None)
+    state = f"broken: {problem}" if problem else "valid" if verify else "complete"
+    try:
+        facts = read_json(folder / "run.json")
+    except UserError:
+        facts = {}
+    if (run / "checkpoints" / "latest").is_file() and (run / "checkpoints" / "latest").read_text() == folder.name:
+        state += " (latest)"
+    age = readable(max(0.0, time.time() - facts.get("saved_at", folder.stat().st_mtime)))
+    return (
+        str(step),
+        f"{size:.1f}",
+        age,
+        *(str(facts.get(key, "?")) for key in ("world_size", "zero_stage", "precision")),
+        state,
+    )

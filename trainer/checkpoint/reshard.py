@@ -1,0 +1,219 @@
+"""Resuming with another number of ranks or another ZeRO stage.
+
+DeepSpeed has universal checkpoints for this, but they need a conversion of the whole checkpoint into a folder of small
+files, do not lead from stages 1 and 2 to 3 or back, and are loaded at stage 3 with the settings of the first parameter
+group for all of them (0.19.8: weight decay on norms, one learning rate). Here each rank maps the old ranks' files,
+assembles one parameter at a time (float32 weight and optimizer states), cuts out its own part, and hands DeepSpeed the
+state that this rank would have saved itself. Only what a rank needs is read; nothing is written.
+
+A stage-1/2 file holds, per parameter group, one slice of the group's parameters laid end to end; a stage-3 file a slice
+of each parameter, padded to equal size; at stage 0 nothing is cut.
+"""
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transpooler.common.errors import UserError
+from transpooler.trainer.checkpoint.safe_load import load_file
+
+WEIGHT = "fp32"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of one parameter: start..start+numel of each of `states` (1-D), and what is not per element."""
+
+    states: dict[str, Tensor]
+    scalars: dict[str, Any]
+    start: int
+    numel: int
+
+
+class SavedStates:
+    """Weights and optimizer states of a checkpoint by parameter name, whatever had cut them."""
+
+    def __init__(self, folder: Path, order: list[str] | None) -> None:
+        """`order`: names of the parameters as the optimizer counts them (stage 0 alone needs it)."""
+        self.folder = folder
+        self._pieces: dict[str, list[_Piece]] = {}
+        optimizers = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
+        self.model = load_file(next(iter(sorted(folder.glob("*model_states.pt"), key=_rank_of))), mmap=True)
+        files = [load_file(path, mmap=True)["optimizer_state_dict"] for path in optimizers]
+        self.loss_scale = {key: files[0][key] for key in ("loss_scaler", "dynamic_loss_scale")} if files else {}
+        for rank, states in enumerate(files):
+            if "param_slice_mappings" in states:
+                self._read_stage_1_2(states)
+            else:
+                self._read_stage_3(states, rank, len(files))
+        if not files:
+            self._read_stage_0(order or [])
+
+    def of(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """States of one parameter: by key the whole of it (numel,), float32, and the numbers that it has beside."""
+        pieces = self._pieces.get(name)
+        if not pieces:
+            raise UserError(f"{self.folder}: has no parameter {name}; it is a checkpoint of another model")
+        whole = {
+            key: torch.cat([piece.states[key][piece.start : piece.start + piece.numel] for piece in pieces]).float()
+            for key in pieces[0].states
+        }
+        # Copies: parameters that shared a file's step counter would otherwise count each other's steps.
+        return whole, {key: deepcopy(value) for key, value in pieces[0].scalars.items()}
+
+    def _read_stage_1_2(self, states: dict[str, Any]) -> None:
+        flat_weights, by_group = states["single_partition_of_fp32_groups"], states["base_optimizer_state"]["state"]
+        for group, slices in enumerate(states["param_slice_mappings"]):
+            for name, at in slices.items():
+                self._add(name, flat_weights[group], by_group.get(group, {}), at.start, at.numel)
+
+    def _read_stage_3(self, states: dict[str, Any], rank: int, world_size: int) -> None:
+        by_group = states["optimizer_state_dict"]["state"]
+        for group, shapes in enumerate(self.model["param_shapes"]):
+            start = 0
+            for name, shape in shapes.items():
+                size = math.ceil(shape.numel() / world_size)
+                own = min(size, max(0, shape.numel() - rank * size))
+                self._add(name, states["fp32_flat_groups"][group], by_group.get(group, {}), start, own)
+                start += size
+
+    def _read_stage_0(self, order: list[str]) -> None:
+        by_parameter = self.model["optimizer"]["state"]
+        for number, name in enumerate(order):
+            weight = self.model["module"][name]
+            state = by_parameter.get(number, {})
+            flat = {key: value.flatten() if _is_elementwise(value) else value for key, value in state.items()}
+            self._add(name, weight.flatten(), flat, 0, weight.numel())
+
+    def _add(self, name: str, weight: Tensor, state: dict[str, Any], start: int, numel: int) -> None:
+        tensors = {key: value for key, value in state.items() if _is_elementwise(value)}
+        for key, value in tensors.items():
+            if value.numel() < weight.numel():  # states may be longer, by padding
+                raise UserError(
+                    f"{self.folder}: the optimizer's {key} is not one value per weight, so it cannot be cut for other "
+                    "ranks or another ZeRO stage; resume as it was saved"
+                )
+        scalars = {key: value for key, value in state.items() if key not in tensors}
+        self._pieces.setdefault(name, []).append(_Piece({WEIGHT: weight, **tensors}, scalars, start, numel))
+
+
+def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Put a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
+    if any(group.get("use_muon") for group in engine.optimizer.param_groups):
+        # Stages 1 and 2 keep it for whole matrices, also where a rank holds a slice of one.
+        raise UserError(
+            f"{folder}: Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with "
+            f"{facts['world_size']} ranks and engine.zero_stage={facts['zero_stage']}, or start a new run from its "
+            "export (train.init_from)"
+        )
+    saved = SavedStates(folder, facts.get("optimizer_order"))
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        _restore_stage_0(engine, saved, names)
+    elif stage == 3:
+        _restore_stage_3(engine, saved, names)
+    else:
+        _restore_stage_1_2(engine, saved, names)
+    buffers = dict(engine.module.named_buffers())
+    for name in saved.model["buffer_names"]:
+        buffers[name].copy_(saved.model["module"][name])
+    for counter in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, counter, saved.model[counter])
+
+
+def optimizer_order(engine: Any) -> list[str] | None:
+    """Names of the parameters as a stage-0 optimizer counts them; None at other stages, whose files tell."""
+    if engine.zero_optimization_stage():
+        return None
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    return [names[id(parameter)] for group in engine.optimizer.param_groups for parameter in group["params"]]
+
+
+def _restore_stage_0(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+    optimizer, states = engine.optimizer, {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters):
+        tensors, scalars = saved.of(names[id(parameter)])
+        parameter.data.copy_(tensors.pop(WEIGHT).view_as(parameter))
+        if tensors or scalars:
+            states[number] = {**scalars, **{key: value.view_as(parameter) for key, value in tensors.items()}}
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _restore_stage_1_2(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+    optimizer = engine.optimizer
+    ours = optimizer.state_dict() | saved.loss_scale
+    weights, states = [], {}
+    for group, parameters in enumerate(optimizer.bit16_groups):
+        own = _OwnPart(optimizer.single_partition_of_fp32_groups[group].numel())
+        for parameter in parameters:
+            mapping = parameter._hp_mapping
+            if mapping is not None:  # else other ranks hold all of it
+                to, of = mapping.hp_fragment_address, mapping.lp_fragment_address
+                own.copy(saved, names[id(parameter)], to.start, of.start, to.numel)
+        weights.append(own.states.pop(WEIGHT))
+        states[group] = own.states | own.scalars
+    ours["single_partition_of_fp32_groups"] = weights
+    ours["base_optimizer_state"] = {
+        "state": {group: state for group, state in states.items() if state},
+        "param_groups": ours["base_optimizer_state"]["param_groups"],
+    }
+    optimizer.load_state_dict({torch.distributed.get_rank(): ours}, load_from_fp32_weights=True)
+    optimizer.update_lp_params()
+
+
+def _restore_stage_3(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+    optimizer, rank, world_size = engine.optimizer, torch.distributed.get_rank(), torch.distributed.get_world_size()
+    optimizer.checkpoint_event_prologue()
+    ours = optimizer.state_dict() | saved.loss_scale
+    weights, states = [], {}
+    for group, parameters in enumerate(optimizer.fp16_groups):
+        own, start = _OwnPart(optimizer.fp32_partitioned_groups_flat[group].numel()), 0
+        for parameter in parameters:
+            size = math.ceil(parameter.ds_numel / world_size)
+            numel = min(size, max(0, parameter.ds_numel - rank * size))
+            own.copy(saved, names[id(parameter)], start, rank * size, numel)
+            start += size
+        weights.append(own.states.pop(WEIGHT))
+        states[group] = own.states | own.scalars
+    ours["fp32_flat_groups"] = weights
+    ours["optimizer_state_dict"] = {
+        "state": {group: state for group, state in states.items() if state},
+        "param_groups": ours["optimizer_state_dict"]["param_groups"],
+    }
+    optimizer.load_state_dict({rank: ours})
+    optimizer.checkpoint_event_epilogue()
+
+
+class _OwnPart:
+    """What one rank holds of a parameter group, being filled: 1-D float32 tensors of equal size."""
+
+    def __init__(self, numel: int) -> None:
+        self.numel = numel
+        self.states: dict[str, Tensor] = {WEIGHT: torch.zeros(numel)}
+        self.scalars: dict[str, Any] = {}
+
+    def copy(self, saved: SavedStates, name: str, to: int, of: int, numel: int) -> None:
+        """Elements of..of+numel of a parameter to to..to+numel."""
+        tensors, scalars = saved.of(name)
+        self.scalars = scalars
+        for key, value in tensors.items():
+            whole = self.states.setdefault(key, torch.zeros(self.numel))
+            whole[to : to + numel] = value[of : of + numel]
+
+
+def _is_elementwise(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _rank_of(path: Path) -> tuple[int, str]:
+    numbers: Iterable[str] = path.name.partition("pp_rank_")[2].split("_")
+    first = next(iter(numbers), "")
+    return (int(first) if first.isdigit() else 0), path.name

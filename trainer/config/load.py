@@ -1,0 +1,154 @@
+"""YAML files and key=value overrides to a checked `Config`. Precedence: defaults < YAML files in order < overrides.
+
+OmegaConf reads and merges; pydantic checks types against the dataclasses; the sections' own `problems` check values.
+All problems are reported at once.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import atomic_write
+from transpooler.trainer.config.presets import find_config, preset_names
+from transpooler.trainer.config.root import Config
+
+Part = str | Path | Mapping[str, Any]
+"""A YAML file, a run folder, a preset's name, or what a file would hold."""
+
+
+def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
+    """Merge YAML files (or mappings) and `key=value` overrides, check everything, return the configuration.
+
+    Raises UserError with one line per problem, each naming the key, its value and the remedy.
+    """
+    return config_from_dict(_merged(parts, overrides))
+
+
+def load_saved_config(path: Path) -> tuple[Config, list[str]]:
+    """A run's config.yaml, also of another version: the configuration, and the keys in it that this version lacks.
+
+    Raises UserError with one line per problem, each naming the file.
+    """
+    values = _merged([path], ())
+    unknown = list(_unknown_keys(values, Config, ""))
+    for mapping, key, _ in unknown:
+        del mapping[key]
+    try:
+        return config_from_dict(values), [problem.partition(":")[0] for _, _, problem in unknown]
+    except UserError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
+    from pydantic import TypeAdapter, ValidationError
+
+    problems = [problem for _, _, problem in _unknown_keys(values, Config, "")]
+    if problems:
+        raise UserError("\n".join(problems))
+    try:
+        config = TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_type_problem(item) for item in error.errors())) from None
+    problems = [f"{key} {message}" for key, message in _all_problems(config, "")]
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def config_to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; loading it again gives an equal `Config`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration atomically."""
+    with atomic_write(path) as file:
+        file.write(config_to_yaml(config))
+
+
+def _merged(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged: Any = OmegaConf.create({})
+    try:
+        for part in parts:
+            values = OmegaConf.create(dict(part)) if isinstance(part, Mapping) else _read_yaml(find_config(part))
+            merged = OmegaConf.merge(merged, values)
+        for override in overrides:
+            if "=" not in override:
+                raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+    return typing.cast(dict[str, Any], resolved)
+
+
+def _read_yaml(path: Path) -> Any:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        known = ", ".join(name for name in preset_names() if "/" not in name)
+        raise UserError(f"{path}: no such configuration file; presets by name: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read: {error}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not OmegaConf.is_dict(loaded):
+        raise UserError(f"{path}: expected a mapping of sections (train:, data:, ...) at the top level")
+    return loaded
+
+
+def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(mapping, key, problem) for each key that the dataclass `schema` does not have, with the nearest known key."""
+    element = _dataclass_of(schema)
+    if element is None:
+        return
+    if isinstance(values, list):
+        for index, item in enumerate(values):
+            yield from _unknown_keys(item, element, f"{prefix.removesuffix('.')}[{index}].")
+        return
+    if not isinstance(values, dict):
+        return
+    hints = typing.get_type_hints(element)
+    for key, value in values.items():
+        if key in hints:
+            yield from _unknown_keys(value, hints[key], f"{prefix}{key}.")
+            continue
+        near = difflib.get_close_matches(str(key), hints, n=1)
+        remedy = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
+        yield values, key, f"{prefix}{key}: unknown key; {remedy}"
+
+
+def _dataclass_of(annotation: Any) -> Any:
+    """The dataclass inside an annotation such as `X`, `X | None` or `tuple[X, ...]`, or None."""
+    if dataclasses.is_dataclass(annotation):
+        return annotation
+    return next((found for inner in typing.get_args(annotation) if (found := _dataclass_of(inner))), None)
+
+
+def _type_problem(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    return f"{key} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _all_problems(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _all_problems(value, f"{prefix}{entry.name}.")
+    if hasattr(section, "problems"):
+        yield from ((f"{prefix}{key}", message) for key, message in section.problems())

@@ -1,0 +1,90 @@
+"""DeepSpeed's configuration from ours. Imports no DeepSpeed, so that a mistake shows before a rank starts."""
+
+from typing import Any
+
+import torch
+
+from transpooler.common.errors import UserError
+from transpooler.trainer.config.root import Config, EngineConfig
+
+NO_CLIPPING = 1e30
+"""As a bound on the gradient norm it never binds, but DeepSpeed computes the norm, which metrics show."""
+
+OWNED = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch_size",
+    "gradient_accumulation_steps": "data.batch_size and engine.micro_batch_size",
+    "gradient_clipping": "optimizer.max_grad_norm",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.offload_optimizer.device": "engine.offload_optimizer",
+    "zero_optimization.offload_optimizer.nvme_path": "engine.nvme_path",
+    "zero_optimization.offload_param.device": "engine.offload_parameters",
+    "zero_optimization.offload_param.nvme_path": "engine.nvme_path",
+    "activation_checkpointing.cpu_checkpointing": "engine.checkpoint_in_cpu",
+    "activation_checkpointing.partition_activations": "engine.partition_activations",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+    "optimizer": "the optimizer section",
+    "scheduler": "optimizer.schedule",
+}
+"""Keys of DeepSpeed's configuration that are ours, and where a user sets them."""
+
+
+def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: ours, then the user's fragment, which may add keys but change none of ours."""
+    engine = config.engine
+    ours: dict[str, Any] = {
+        "train_batch_size": engine.micro_batch_size * num_micro_batches * world_size,
+        "train_micro_batch_size_per_gpu": engine.micro_batch_size,
+        "gradient_accumulation_steps": num_micro_batches,
+        # At stage 0 our optimizer clips: DeepSpeed would not tell the norm.
+        "gradient_clipping": (config.optimizer.max_grad_norm or NO_CLIPPING) if engine.zero_stage else 0.0,
+        "zero_optimization": {"stage": engine.zero_stage, **_offload(engine)},
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }
+    if config.optimizer.name == "muon":
+        # Muon needs whole matrices of gradients, which reduce_scatter would cut.
+        ours["zero_optimization"]["reduce_scatter"] = False
+    if engine.activation_checkpointing == "deepspeed":
+        ours["activation_checkpointing"] = {
+            # Without a GPU they are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
+            "cpu_checkpointing": engine.checkpoint_in_cpu and torch.cuda.is_available(),
+            "partition_activations": engine.partition_activations,
+        }
+    if engine.precision == "bf16":
+        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        if engine.zero_stage > 1:
+            # At stage 1 DeepSpeed would take its BF16_Optimizer, whose checkpoints its own zero_to_fp32 cannot read.
+            ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif engine.precision == "fp16":
+        ours["fp16"] = {"enabled": True}
+    return _merged(ours, engine.deepspeed, "")
+
+
+def _offload(engine: EngineConfig) -> dict[str, Any]:
+    places = {"offload_optimizer": engine.offload_optimizer, "offload_param": engine.offload_parameters}
+    return {
+        name: {"device": place, **({"nvme_path": engine.nvme_path} if place == "nvme" else {})}
+        for name, place in places.items()
+        if place != "none"
+    }
+
+
+def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in fragment.items():
+        path = f"{prefix}{key}"
+        if path in OWNED:
+            raise UserError(f"engine.deepspeed.{path} is set by {OWNED[path]}; remove it here")
+        if isinstance(value, dict):
+            inner = ours.get(key)
+            merged[key] = _merged(inner if isinstance(inner, dict) else {}, value, f"{path}.")
+            continue
+        if inside := [owned for owned in OWNED if owned.startswith(f"{path}.")]:
+            raise UserError(
+                f"engine.deepspeed.{path} is {value!r}, but {inside[0]} is set by {OWNED[inside[0]]}; give a mapping "
+                "of other keys"
+            )
+        merged[key] = value
+    return merged

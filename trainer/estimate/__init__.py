@@ -1,0 +1,1 @@
+"""What a run costs, known before it starts: memory, floating-point operations."""

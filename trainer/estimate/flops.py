@@ -1,0 +1,87 @@
+"""The model's own count of its work: floating-point operations of the matrix products, from the lengths alone.
+
+Counted as `torch.utils.flop_counter` counts, two per multiply-add; norms, softmax, embeddings and the poolers' sums are
+left out, as there (the top-k is linear in n·d: less than a thousandth). Real tokens count, padding does not: what is
+computed on padding is not useful work. The backward pass costs twice the forward pass; what activation checkpointing
+computes again is not counted (Chowdhery et al. 2022, PaLM, appendix B).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from transpooler.model.architecture import Architecture
+
+PEAK_TFLOPS = {
+    "V100": {"fp16": 125},
+    "A100": {"bf16": 312, "fp16": 312, "fp32": 156},
+    "A10G": {"bf16": 70, "fp16": 70},
+    "L4": {"bf16": 121, "fp16": 121, "fp32": 60},
+    "H100": {"bf16": 989, "fp16": 989, "fp32": 495},
+    "H200": {"bf16": 989, "fp16": 989, "fp32": 495},
+    "B200": {"bf16": 2250, "fp16": 2250, "fp32": 1100},
+}
+"""Dense matrix products, 10^12 operations a second, by part of the device's name (data sheets; fp32 as TF32)."""
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Operations of one document's forward pass."""
+
+    encoder: float
+    decoder: float
+    """With the language-model head."""
+
+    @property
+    def total(self) -> float:
+        return self.encoder + self.decoder
+
+
+def forward_flops(model: Architecture, vocab_size: int, source_tokens: int, target_tokens: int) -> ForwardFlops:
+    """One document of `source_tokens`, one summary of `target_tokens`, </s> included in both."""
+    width, ffn = model.d_model, feed_forward_weights(model)
+    stages = {stage.after_layer: stage for stage in model.pooling}
+    length, encoder = source_tokens, 0.0
+    for layer in range(1, model.encoder_layers + 1):
+        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _attended(length, model.block_size)
+        if (stage := stages.get(layer)) is not None:
+            if stage.operator in ("successive_halving", "hard", "iterative_softmax"):
+                encoder += 2 * length * width  # the scorer
+            length = min(length, stage.length) if stage.length else max(1, -(-length // round(1 / (stage.ratio or 1))))
+    tokens = target_tokens
+    self_attention = 2 * tokens * 4 * width**2 + 4 * width * tokens**2  # causal, counted in full as the counter does
+    cross_attention = 2 * width**2 * (2 * tokens + 2 * length) + 4 * width * tokens * length
+    decoder = model.decoder_layers * (self_attention + cross_attention + 2 * tokens * ffn)
+    return ForwardFlops(encoder, decoder + 2 * tokens * width * vocab_size)
+
+
+def feed_forward_weights(model: Architecture) -> int:
+    """Weights of one layer's feed-forward network, biases left out."""
+    return (3 if model.activation == "swiglu" else 2) * model.d_model * model.ffn_dim
+
+
+def batch_flops(model: Architecture, vocab_size: int, batch: dict[str, torch.Tensor]) -> float:
+    """Forward and backward pass of a micro batch, without padding."""
+    sources, targets = batch["attention_mask"].sum(1).tolist(), (batch["labels"] >= 0).sum(1).tolist()
+    forward = (
+        forward_flops(model, vocab_size, source, target).total
+        for source, target in zip(sources, targets, strict=True)
+        if target
+    )
+    return 3 * sum(forward)
+
+
+def peak_tflops(precision: str, given: float | None) -> float | None:
+    """What one device can do: as given, else from its name; None where neither is known."""
+    if given is not None or not torch.cuda.is_available():
+        return given
+    name = torch.cuda.get_device_name()
+    return next((peaks.get(precision) for part, peaks in PEAK_TFLOPS.items() if part in name), None)
+
+
+def _attended(length: int, block_size: int | None) -> int:
+    """Pairs of a query and a key in blockwise self-attention."""
+    if block_size is None:
+        return length**2
+    full, rest = divmod(length, block_size)
+    return full * block_size**2 + rest**2

@@ -1,0 +1,219 @@
+"""What a run will need, before anything is allocated: `transpooler train CONFIG --dry-run`.
+
+Parameters come from the model on the meta device. Model states of ZeRO 2 and 3 are DeepSpeed's own estimates
+(deepspeed.runtime.zero), those of ZeRO 0 and 1, for which it has none, follow the same accounting: 16 bytes a parameter
+in fp32 (weights, gradients, two moments), 18 with 16-bit weights. Activations are our count, `activation_bytes`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
+from transpooler.model.architecture import Architecture
+from transpooler.trainer.config.root import Config, EngineConfig
+from transpooler.trainer.estimate.flops import forward_flops
+
+GIB = 2**30
+RESERVE = 0.9
+"""Share of the memory that a run may fill by this estimate: the rest is fragmentation, buffers and the libraries."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes in bytes, of one rank unless said otherwise."""
+
+    parameters: int
+    largest_layer: int
+    """Parameters of the largest layer: what ZeRO 3 gathers at least."""
+    states: dict[int, tuple[int, int]]
+    """ZeRO stage -> (device, host) bytes of weights, gradients, optimizer states; host is that of the whole machine."""
+    activations: int
+    checkpoint: int
+    """On disk, of all ranks."""
+    source_tokens_per_step: float
+    target_tokens_per_step: float
+    tflop_per_step: float
+    num_documents: int
+    steps_per_epoch: int
+    epochs: float
+    micro_batches: int
+    memory: int
+    """What one rank has: its GPU's memory, or its share of this machine's."""
+
+
+def plan_run(config: Config, world_size: int) -> Plan:
+    """Estimate a run on `world_size` ranks of one machine. UserError where the shards are missing."""
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+
+    data, engine = config.data, config.engine
+    corpora = open_corpora(data, data.train_split)
+    lengths = [cut_lengths(corpus.dataset, data.max_source_tokens) for corpus in corpora]
+    sources = np.concatenate(lengths).astype(np.int64)
+    targets = _targets(config, np.concatenate([corpus.dataset.target_lengths for corpus in corpora]), sources)
+    vocab_size = len(load_tokenizer(tokenizer_folder(data)))
+    parameters, largest = _parameters(config, vocab_size)
+    num_chunks = sum(order.num_chunks for order in batch_order(data, corpora, config.seed).corpora)
+    steps_per_epoch = -(-num_chunks // data.chunks_per_step)
+    batch = len(sources) / steps_per_epoch if data.batch_tokens else min(data.batch_size, len(sources))
+    work = [
+        forward_flops(config.model, vocab_size, int(source), int(target)).total
+        for source, target in zip(
+            sources[:: max(1, len(sources) // 200)], targets[:: max(1, len(targets) // 200)], strict=True
+        )
+    ]
+    longest = (int(sources.max()), int(targets.max()))
+    if data.batch_tokens:
+        engine = replace(engine, micro_batch_size=(data.micro_batch_tokens or data.max_source_tokens) // longest[0])
+    return Plan(
+        parameters=parameters,
+        largest_layer=largest,
+        states={stage: model_states(parameters, largest, stage, config.engine, world_size) for stage in range(4)},
+        activations=activation_bytes(config.model, vocab_size, engine, *longest),
+        checkpoint=parameters * (12 + (0 if config.engine.precision == "fp32" else 2)),
+        source_tokens_per_step=float(sources.mean() * batch),
+        target_tokens_per_step=float(targets.mean() * batch),
+        tflop_per_step=3 * float(np.mean(work)) * batch / 1e12,
+        num_documents=len(sources),
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.train.steps / steps_per_epoch,
+        micro_batches=data.num_micro_batches(world_size, engine.micro_batch_size),
+        memory=_memory(world_size),
+    )
+
+
+def model_states(
+    parameters: int, largest_layer: int, stage: int, engine: EngineConfig, world_size: int
+) -> tuple[int, int]:
+    """(device, host) bytes of weights, gradients and optimizer states of one rank at a ZeRO stage."""
+    from transpooler.trainer.engine.engine import estimated_states
+
+    offloads = engine.offload_optimizer != "none" and stage == engine.zero_stage
+    if stage >= 2 and engine.precision != "fp32":
+        offloads_weights = engine.offload_parameters != "none"
+        return estimated_states(parameters, largest_layer, stage, world_size, offloads, offloads_weights)
+    # fp32 has no second copy of the weights: 4 weights, 4 gradients, 8 moments. DeepSpeed's estimates assume 16 bit.
+    weights, gradients, states = (4, 4, 8) if engine.precision == "fp32" else (2, 4, 12)
+    parts = {
+        "weights": weights / (world_size if stage == 3 else 1),
+        "gradients": gradients / (world_size if stage >= 2 else 1),
+        "states": states / (world_size if stage >= 1 else 1),
+    }
+    host = parts.pop("states") * world_size if offloads else 0
+    if stage == 3 and stage == engine.zero_stage and engine.offload_parameters != "none":
+        host += parts.pop("weights") * world_size
+    gathered = weights * largest_layer if stage == 3 else 0
+    return int(parameters * sum(parts.values()) + gathered), int(parameters * host)
+
+
+def activation_bytes(
+    model: Architecture, vocab_size: int, engine: EngineConfig, source_tokens: int, target_tokens: int
+) -> int:
+    """What one micro batch of documents of these lengths keeps for its backward pass, with fused attention.
+
+    A layer keeps eight vectors a token (its input, q, k, v, the attention's output, three more around the two norms)
+    and what the feed-forward network needs of its inner width: once with ReLU, twice with GELU, four times with a gate.
+    Dropout adds masks of a byte per element. With activation checkpointing a layer keeps its input alone, and one
+    layer at a time the rest. The logits are kept twice, once in float32.
+    """
+    width, size = model.d_model, 4 if engine.precision == "fp32" else 2
+    inner = model.ffn_dim * {"relu": 1, "gelu": 2, "swiglu": 4}[model.activation]
+    masks = 2 * width if model.dropout else 0
+    full = (8 * width + inner) * size + masks
+    layers: list[tuple[int, int]] = []
+    length = source_tokens
+    stages = {stage.after_layer: stage for stage in model.pooling}
+    for layer in range(1, model.encoder_layers + 1):
+        layers.append((length * full, length * width * size))
+        if (stage := stages.get(layer)) is not None:
+            layers.append((length * (width * size + 16), length * width * size))
+            length = stage.slots(length)
+    cross = (5 * width * size + (width if model.dropout else 0)) * target_tokens + 2 * width * size * length
+    layers += [(target_tokens * full + cross, target_tokens * width * size)] * model.decoder_layers
+    kept = sum(whole for whole, _ in layers)
+    if engine.activation_checkpointing != "none":
+        kept = (0 if engine.checkpoint_in_cpu else sum(least for _, least in layers)) + max(
+            whole for whole, _ in layers
+        )
+    logits = target_tokens * vocab_size * (4 + size)
+    embeddings = (source_tokens + target_tokens) * width * (size + (1 if model.dropout else 0))
+    return engine.micro_batch_size * (kept + logits + embeddings)
+
+
+def lines_of(plan: Plan, config: Config, world_size: int) -> list[str]:
+    """The plan for people; a line that begins with WARNING where it will not fit."""
+    engine = config.engine
+    lines = [
+        f"parameters          {plan.parameters:,} (largest layer {plan.largest_layer:,})",
+        f"documents           {plan.num_documents:,}; {plan.steps_per_epoch:,} steps an epoch, "
+        f"{plan.epochs:.1f} epochs in {config.train.steps:,} steps",
+        f"a step              {_step_size(config)} on {world_size} ranks, {plan.micro_batches} micro "
+        f"batches of {engine.micro_batch_size} on each",
+        f"tokens a step       {plan.source_tokens_per_step:,.0f} source, {plan.target_tokens_per_step:,.0f} target; "
+        f"{plan.tflop_per_step:.4g} TFLOP",
+        f"activations a rank  {_gib(plan.activations)} (longest documents; "
+        f"engine.activation_checkpointing={engine.activation_checkpointing})",
+        f"checkpoint on disk  {_gib(plan.checkpoint)} each",
+        f"memory of a rank    {_gib(plan.memory)}",
+        "model states and activations a rank, by ZeRO stage:",
+    ]
+    for stage, (device, host) in plan.states.items():
+        total = device + plan.activations
+        chosen = "  <- engine.zero_stage" if stage == engine.zero_stage else ""
+        fits = "fits" if total <= RESERVE * plan.memory else "does not fit"
+        hosts = f", {_gib(host)} on the host" if host else ""
+        lines.append(
+            f"  ZeRO {stage}  {_gib(device)} + {_gib(plan.activations)} = {_gib(total)}{hosts}  {fits}{chosen}"
+        )
+    needed = plan.states[engine.zero_stage][0] + plan.activations
+    if needed > RESERVE * plan.memory:
+        lines.append(
+            f"WARNING: this run needs about {_gib(needed)} a rank and has {_gib(plan.memory)}; try a smaller "
+            "engine.micro_batch_size, engine.activation_checkpointing=torch, a higher engine.zero_stage or "
+            "engine.offload_optimizer=cpu"
+        )
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _parameters(config: Config, vocab_size: int) -> tuple[int, int]:
+    """Parameters of the model and of its largest layer, on the meta device."""
+    import torch
+
+    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+
+    values = {"vocab_size": vocab_size, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    with torch.device("meta"):
+        model: Any = TranspoolerForConditionalGeneration(TranspoolerConfig.from_architecture(config.model, **values))
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    layers += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    return sum(parameter.numel() for parameter in model.parameters()), max(sizes)
+
+
+def _step_size(config: Config) -> str:
+    tokens = config.data.batch_tokens
+    return f"{config.data.batch_size} documents" if tokens is None else f"{tokens:,} source tokens with padding"
+
+
+def _targets(config: Config, summaries: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Lengths of what is generated: of the summaries, else about what the objective takes out of the source."""
+    limit = config.data.max_target_tokens
+    if config.data.objective == "summarize":
+        return np.minimum(summaries, limit - 1).astype(np.int64) + 1
+    share = 1.0 if config.data.objective == "denoise" else config.data.gap_fraction
+    return np.minimum((sources * share).astype(np.int64) + 1, limit)
+
+
+def _memory(world_size: int) -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total / world_size)

@@ -1,0 +1,1 @@
+"""What ends a run or a step early: stop requests, hung ranks, loss spikes."""

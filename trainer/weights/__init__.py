@@ -1,0 +1,1 @@
+"""Weights on disk: exports for `transformers`, and starts from them."""

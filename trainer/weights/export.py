@@ -1,0 +1,83 @@
+"""Checkpoints to folders that `transformers` loads: config, safetensors, tokenizer, code, model card."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
+from transpooler.trainer.checkpoint import checkpoint
+from transpooler.trainer.checkpoint.consolidate import consolidated_weights
+from transpooler.trainer.config.root import Config, GenerationConfig
+from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
+from transpooler.trainer.weights.model_card import model_card
+
+
+def export_run(run: Path, output: Path, step: int | None = None) -> None:
+    """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
+    from transpooler.data_pipeline.order.corpus import tokenizer_folder
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+    from transpooler.trainer.config import load_config
+    from transpooler.trainer.weights.models import build_model
+
+    config = load_config([run / "config.yaml"])
+    chosen = _chosen_step(run, step)
+    tokenizer = load_tokenizer(tokenizer_folder(config.data))
+    model = build_model(config, tokenizer)
+    model.load_state_dict(consolidated_weights(run, chosen))
+    export_model(model, tokenizer, output, config, step=chosen)
+
+
+def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, step: int) -> None:
+    """Write model, tokenizer and model card; the folder appears complete or not at all.
+
+    An export that is there already is replaced; any other folder that is not empty is a UserError.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
+    shutil.rmtree(incomplete, ignore_errors=True)
+    tokenizer.model_max_length = config.data.max_source_tokens
+    model.config.auto_map = dict(AUTO_MAP)
+    _set_generation(model.generation_config, config.generation)
+    try:
+        model.save_pretrained(incomplete)
+        tokenizer.save_pretrained(incomplete)
+        write_code(incomplete)
+        (incomplete / "README.md").write_text(model_card(model, config, step), encoding="utf-8")
+        for path in incomplete.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(incomplete, folder)
+        fsync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
+
+
+def _set_generation(target: Any, settings: GenerationConfig) -> None:
+    """What `model.generate` does where its caller says nothing: as the run's `generation` section says."""
+    target.num_beams = settings.num_beams
+    target.max_new_tokens = settings.max_new_tokens
+    target.min_new_tokens = settings.min_new_tokens or None
+    target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
+    target.no_repeat_ngram_size = settings.no_repeat_ngram_size
+
+
+def _chosen_step(run: Path, step: int | None) -> int:
+    steps = checkpoint.checkpoint_steps(run)
+    if step is None:
+        newest = checkpoint.newest_valid(run)
+        if newest is None:
+            raise UserError(f"{run}: has no checkpoint yet; train first")
+        return newest
+    if step not in steps:
+        raise UserError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+    for problem in checkpoint.problems(checkpoint.folder_of(run, step)):
+        raise UserError(f"{checkpoint.folder_of(run, step)}: {problem}; choose another step of {steps}")
+    return step

@@ -1,0 +1,94 @@
+"""The README.md of an export: what the model is, what it was trained on, how well it does."""
+
+from pathlib import Path
+from typing import Any
+
+from transpooler.trainer.config import Config
+from transpooler.trainer.metrics import read_metrics
+
+CARD = """---
+library_name: transformers
+pipeline_tag: summarization
+tags: [summarization, long-documents, transpooler]
+---
+# {name}
+
+A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens
+that matter ({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps
+({objective}).
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True)  # the code is in this folder
+tokenizer = AutoTokenizer.from_pretrained(".")
+ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_source}).input_ids
+print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
+```
+
+`import model.modeling` of the transpooler package instead of `trust_remote_code` brings its compiled kernels.
+
+## Data
+{data}
+
+## Training
+{training}
+
+## Results
+{results}
+"""
+
+
+def model_card(model: Any, config: Config, step: int) -> str:
+    """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
+    stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
+    rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
+    return CARD.format(
+        name=Path(config.run).resolve().name,
+        block=config.model.block_size or "any number of",
+        schedule=", ".join(stages) or "no pooling: it keeps all of them",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        step=step,
+        objective=config.data.objective,
+        max_source=config.data.max_source_tokens,
+        max_target=config.data.max_target_tokens,
+        data=_data(config, rows),
+        training=_training(config, rows),
+        results=_results(config, rows),
+    )
+
+
+def _data(config: Config, rows: list[dict[str, Any]]) -> str:
+    data = config.data
+    lines = [
+        f"Split `{data.train_split}` of the corpus `{Path(data.shards).resolve().name}`, objective `{data.objective}`; "
+        f"sources cut to {data.max_source_tokens:,} tokens, targets to {data.max_target_tokens:,}."
+    ]
+    if seen := [row for row in rows if row["split"] == "train"]:
+        last = seen[-1]
+        lines.append(
+            f"{last['source_tokens']:,} source and {last['target_tokens']:,} target tokens; epoch {last['epoch']}."
+        )
+    return "\n".join(lines)
+
+
+def _training(config: Config, rows: list[dict[str, Any]]) -> str:
+    optimizer, engine = config.optimizer, config.engine
+    lines = [
+        f"{optimizer.name}, peak learning rate {optimizer.learning_rate:g}, {optimizer.schedule} schedule, "
+        f"{optimizer.warmup_steps:,} warm-up steps, {config.data.batch_size} documents a step, seed {config.seed}.",
+        f"{engine.precision}, ZeRO {engine.zero_stage}.",
+    ]
+    if config.train.init_from:
+        lines.append(f"Started from the weights of `{Path(config.train.init_from).resolve().name}`.")
+    if losses := [row for row in rows if row["split"] == "train"]:
+        lines.append(f"Training loss {losses[0]['loss']:.3f} (step {losses[0]['step']:,}) to {losses[-1]['loss']:.3f}.")
+    return "\n".join(lines)
+
+
+def _results(config: Config, rows: list[dict[str, Any]]) -> str:
+    lines = []
+    if held_out := [row for row in rows if row["split"] == "validation"]:
+        row = held_out[-1]
+        scores = "".join(f", {name} {100 * row[name]:.1f}" for name in row if name.startswith("rouge"))
+        lines.append(f"Split `{config.data.validation_split}` at step {row['step']:,}: loss {row['loss']:.3f}{scores}.")
+    return "\n".join(lines) or "None yet; `transpooler evaluate` measures ROUGE on a held-out split."

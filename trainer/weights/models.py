@@ -1,0 +1,118 @@
+"""Models from weights on disk or from a seed, in float32."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from transpooler.common.errors import UserError
+from transpooler.common.files import read_json
+from transpooler.trainer.config import Config
+
+
+def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager | None = None) -> Any:
+    """A model of `config.model` over the tokenizer's vocabulary, weights seeded by `config.seed`.
+
+    Each module's weights depend on the seed and its name alone, so they are the same whatever the ranks, and whether or
+    not the model is built in the context `sharded` (trainer.engine.sharded_init), where no rank ever holds it whole.
+    The global random state is left as it was.
+    """
+    import torch
+    from transformers.initialization import no_init_weights
+
+    from transpooler.model import TranspoolerForConditionalGeneration
+    from transpooler.trainer.engine.engine import gathered
+
+    with torch.random.fork_rng():
+        with no_init_weights(), sharded or nullcontext():
+            model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
+        model.tie_weights()
+        done: set[int] = set()
+        for name, module in model.named_modules():
+            parameters = [item for item in module.parameters(recurse=False) if id(item) not in done]
+            if parameters:
+                done.update(map(id, parameters))
+                torch.manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
+                with gathered(parameters):
+                    model._init_weights(module)
+        return model.train()
+
+
+def model_config(config: Config, tokenizer: Any) -> Any:
+    """The `TranspoolerConfig` of a run."""
+    from transpooler.model import TranspoolerConfig
+
+    return TranspoolerConfig.from_architecture(
+        config.model,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def require_model(folder: Path) -> None:
+    """UserError unless `folder` looks like an exported model of ours; reads config.json alone."""
+    if (kind := stored_config(folder).get("model_type")) != "transpooler":
+        raise UserError(f"{folder}: holds a {kind!r} model, not one of transpooler; give a folder that it exported")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder; UserError if there is none."""
+    if not (folder / "config.json").is_file():
+        if (folder / "export" / "config.json").is_file():
+            raise UserError(f"{folder}: a run folder, not an exported model; use {folder / 'export'}")
+        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
+    values = read_json(folder / "config.json")
+    return values if isinstance(values, dict) else {}
+
+
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of an exported folder, in evaluation mode and on the GPU where there is one.
+
+    UserError unless all weights are there and fit.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+    from transpooler.model import TranspoolerForConditionalGeneration
+
+    require_model(folder)
+    # One small file loads at once: its progress bar would only be in the way of ours.
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what does not fit is said below, in one line
+    try:
+        loaded: Any = TranspoolerForConditionalGeneration.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot load the model: {str(error).splitlines()[0]}; export it again") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    model, found = loaded
+    if problems := list(_unfit(found)):
+        raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > model.config.vocab_size:
+        counts = f"its tokenizer has {len(tokenizer):,} tokens, its model {model.config.vocab_size:,}"
+        raise UserError(f"{folder}: {counts}; export it again")
+    return model.eval().to(default_device()), tokenizer
+
+
+def default_device() -> str:
+    """The GPU where there is one (the rank's own, once ranks are joined), else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _unfit(found: dict[str, Any]) -> Iterator[str]:
+    """What `from_pretrained` filled with random weights or left out; weights that are tied to others are neither."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        # A mismatched weight comes with its two shapes.
+        names = sorted(item if isinstance(item, str) else item[0] for item in found[f"{kind}_keys"])
+        if names:
+            yield f"{kind} weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
