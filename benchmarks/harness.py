@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from transpooler.common.files import atomic_write
+from transpooler.common.tables import columns_of
 
 RESULTS = Path("benchmarks/results")
 """Where committed results lie, seen from the root of a clone."""
@@ -144,7 +145,7 @@ def write_results(
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """The rows, with a column for every key."""
     with atomic_write(path) as file:
-        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+        writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -152,7 +153,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
     """The rows as a table."""
-    columns = columns or _columns(rows)
+    columns = columns or columns_of(rows)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -161,27 +162,6 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 def markdown_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Title -> rows as sections with a table each."""
     return "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
-
-
-def print_table(title: str, rows: Sequence[Mapping[str, str]], *, sections: str | None = None) -> None:
-    """The rows on standard output; a line between them where the column `sections` changes."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160)
-    table = Table(box=box.HEAVY_HEAD if console.is_terminal else box.ASCII2, title=title)
-    for number, column in enumerate(columns := _columns(rows)):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    for before, row in zip([None, *rows], rows, strict=False):
-        if sections and before is not None and before[sections] != row[sections]:
-            table.add_section()
-        table.add_row(*(row.get(column, "") for column in columns))
-    console.print(table)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _cell(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""What every package may use and what uses none of them: user errors, atomic files, progress lines."""
+"""What every package may use and what uses none of them: errors, files, field rules, log and progress, tables."""

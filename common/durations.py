@@ -17,7 +17,7 @@ def duration_s(value: str | float) -> float | None:
         return float(sum(int(count or 0) * unit for count, unit in zip(match.groups(), SECONDS.values(), strict=True)))
 
 
-def readable(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Two largest units: '45 s', '3 m 5 s', '2 d 1 h'."""
     left, parts = round(seconds), []
     for name, unit in SECONDS.items():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,14 @@ INCOMPLETE_SUFFIX = ".incomplete"
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w", *, keep: bool = False) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", *, keep: bool = False, unique: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on success fsync it and rename it to `path`, else remove it.
 
-    `keep`: what was written before a failure stays there, in PATH.incomplete.
+    `keep`: what was written before a failure stays there, in PATH.incomplete. `unique`: under a temporary name of its
+    own, for files that several processes may write at the same time; the last one wins.
     Raises UserError when the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(path.name + INCOMPLETE_SUFFIX)
+    temporary = path.with_name(f"{path.name}{f'.{uuid.uuid4().hex}' if unique else ''}{INCOMPLETE_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
-    from transpooler.common.progress import set_quiet
+    from transpooler.common.log import set_quiet
 
     set_quiet(parsed.quiet)
     return import_module(f"transpooler.launch.commands.{parsed.command}").run(parsed)

@@ -36,7 +36,7 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
     """Train as the rank that the environment names; a mistake that all ranks see is told by rank 0."""
-    from transpooler.common.progress import set_quiet
+    from transpooler.common.log import set_quiet
     from transpooler.launch.ranks.identity import rank_identity
     from transpooler.trainer.config import load_config
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.paths import ROOT
-from transpooler.common.progress import set_quiet
+from transpooler.common.log import set_quiet
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU
@@ -74,7 +74,8 @@ def tiny_settings(shards: Path) -> list[str]:
 @pytest.fixture
 def ranks():
     """Start `command` (after `python`) as the ranks of one job, without a launcher; returns their processes."""
-    from transpooler.launch.ranks.local import free_port, rank_environment
+    from transpooler.common.net import free_port
+    from transpooler.launch.ranks.local import rank_environment
 
     started: list[subprocess.Popen] = []
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transpooler.launch.ranks.local import free_port, rank_environment
+from transpooler.common.net import free_port
+from transpooler.launch.ranks.local import rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.trainer.config.root import TrainConfig
 
 

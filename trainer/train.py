@@ -11,7 +11,7 @@ import torch
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
-from transpooler.common.progress import progress, say
+from transpooler.common.log import progress, say
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.trainer.engine.agreement import together
 from transpooler.trainer.engine.sharing import Ranks
 from transpooler.trainer.evaluation.evaluate import reference_text, source_ids

@@ -21,7 +21,8 @@ from transpooler.benchmarks.quality.runs import (
 )
 from transpooler.benchmarks.quality.study import Study
 from transpooler.benchmarks.quality.table import budget_text, each_seed, notes, readable
-from transpooler.common.progress import say
+from transpooler.common.log import say
+from transpooler.common.tables import print_table
 
 NAME = "quality"
 Runs = dict[str, dict[int, Path]]
@@ -65,7 +66,7 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
     points = [point for arm, seeds in runs.items() for point in curves(arm, seeds)]
     tables = readable(rows, study) | each_seed(single)
     for title, table in tables.items():
-        harness.print_table(title, table)
+        print_table(title, table)
     paths = harness.write_results(
         NAME,
         rows,

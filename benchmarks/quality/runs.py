@@ -2,12 +2,9 @@
 
 import glob
 import os
-import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from transpooler.benchmarks.quality.losses import exported, is_current
 from transpooler.benchmarks.quality.study import Arm, Study, resolve
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json, write_json
-from transpooler.common.progress import say
+from transpooler.common.log import say
+from transpooler.common.signals import STOP_SIGNALS, handling
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.evaluation.evaluate import evaluate
@@ -25,7 +23,6 @@ from transpooler.trainer.metrics import read_metrics
 
 CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -230,7 +227,7 @@ def _command(place: Workplace, command: str, config: Config, name: str, *argumen
         stdout=subprocess.DEVNULL,
     )
     try:
-        with _passing_on(child):
+        with handling(STOP_SIGNALS, child.send_signal):
             code = child.wait()
     finally:
         if child.poll() is None:
@@ -238,13 +235,3 @@ def _command(place: Workplace, command: str, config: Config, name: str, *argumen
             child.wait()
     if code:
         raise Stopped(code if code > 0 else 128 - code)
-
-
-@contextmanager
-def _passing_on(child: subprocess.Popen) -> Iterator[None]:
-    previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -23,7 +23,7 @@ from transpooler.benchmarks.speed.settings import (
 from transpooler.benchmarks.speed.table import readable, rows, terminal_tables
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
-from transpooler.common.progress import say
+from transpooler.common.log import say
 
 NAME = "speed"
 

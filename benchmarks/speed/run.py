@@ -16,7 +16,7 @@ import psutil
 from transpooler.benchmarks.speed.settings import UNMEASURED, Cell, Limits, Settings, outcome, read_cell
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json, write_json
-from transpooler.common.progress import progress, say
+from transpooler.common.log import progress, say
 
 POLL_S = 0.1
 UNMEASURABLE = ("out_of_memory", "time_limit")

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transpooler.benchmarks.harness import print_table
 from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
 from transpooler.benchmarks.speed.settings import PHASES
+from transpooler.common.tables import print_table
 
 Row = dict[str, Any]
 

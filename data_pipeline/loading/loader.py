@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from transpooler.common.errors import UserError
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate, dummy
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker

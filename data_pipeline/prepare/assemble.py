@@ -11,7 +11,7 @@ import numpy as np
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import write_json
-from transpooler.common.progress import progress, say
+from transpooler.common.log import progress, say
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import Unit

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.progress import Progress
+from transpooler.common.log import Progress
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.tasks import Context, part_info, run_task, tasks_of
 from transpooler.data_pipeline.sources.documents import FileVerdict

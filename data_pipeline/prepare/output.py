@@ -14,7 +14,7 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder, read_json, write_json
-from transpooler.common.progress import progress
+from transpooler.common.log import progress
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.sources.locations import described, file_system, is_remote, is_unchanged, stamp
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json, write_json
-from transpooler.common.progress import progress, say
+from transpooler.common.log import progress, say
 from transpooler.data_pipeline.config import SPLITS, PrepareConfig
 from transpooler.data_pipeline.prepare.assemble import assemble
 from transpooler.data_pipeline.prepare.card import write_card

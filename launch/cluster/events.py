@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.progress import say
+from transpooler.common.log import say
 
 
 class Events:

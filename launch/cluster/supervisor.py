@@ -7,15 +7,15 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
+from transpooler.common.signals import STOP_SIGNALS, handling
 from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import Job, Plan
 from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
@@ -44,7 +44,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Attempt after attempt until the run is complete or nothing helps."""
-        with _one_launcher(self.folder), _signals(self._stop):
+        with _one_launcher(self.folder), handling(STOP_SIGNALS, self._stop):
             try:
                 return self._run()
             except KeyboardInterrupt:
@@ -138,7 +138,7 @@ class Supervisor:
         """The plan of attempt `number`; without answers (local, slurm, --dry-run) the master is the engine's matter."""
         master = None
         if self.target == "local":
-            from transpooler.launch.ranks.local import free_port
+            from transpooler.common.net import free_port
 
             master = ("127.0.0.1", self.config.cluster.master_port or free_port())
         elif answers:
@@ -240,17 +240,3 @@ def _one_launcher(run: Path) -> Iterator[None]:
         for folder in (run / "launch").glob(f"{ATTEMPT_FOLDER}*"):
             (folder / "kill").touch()  # ranks that a killed launcher left behind
         yield
-
-
-@contextmanager
-def _signals(handle: Callable[[int], None]) -> Iterator[None]:
-    def handler(number: int, frame: FrameType | None) -> None:
-        handle(number)
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
-from transpooler.common.progress import Progress, progress, say
+from transpooler.common.log import Progress, progress, say
 from transpooler.launch.arguments import add_command, finite, positive, whole
 from transpooler.launch.config_argument import require_targets
 from transpooler.launch.input_documents import Document, count_documents, find_inputs, read_documents, spooled

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write
-from transpooler.common.progress import say
+from transpooler.common.log import say
 
 PAIR_SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz")

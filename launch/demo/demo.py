@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from transpooler.common.files import atomic_write, read_json
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.launch.demo.corpus import demo_sources
 from transpooler.trainer.config import Config
 

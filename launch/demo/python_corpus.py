@@ -18,7 +18,7 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write
-from transpooler.common.progress import progress
+from transpooler.common.log import progress
 from transpooler.launch.demo.near_copies import NearCopies
 
 MAX_FILE_BYTES = 400_000

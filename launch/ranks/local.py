@@ -2,16 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from transpooler.common.exit_codes import INTERRUPTED
+from transpooler.common.net import free_port
+from transpooler.common.signals import STOP_SIGNALS, handling
 
 RANK_MODULE = "transpooler.launch.train"
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODULE) -> int:
@@ -24,7 +23,7 @@ def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODUL
     # A session of its own, so that Ctrl-C reaches us alone and the launcher's traceback stays unseen.
     launcher = subprocess.Popen(command, env=rank_environment(processes), start_new_session=True)
     try:
-        with _forwarding(lambda number: _signal_ranks(launcher.pid, module, number)):
+        with handling(STOP_SIGNALS, lambda number: _signal_ranks(launcher.pid, module, number)):
             return launcher.wait()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -54,27 +53,10 @@ def rank_environment(processes: int) -> dict[str, str]:
     return environment
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-@contextmanager
-def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    previous = {number: signal.signal(number, lambda got, _: send(got)) for number in FORWARDED_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _signal_ranks(launcher_pid: int, module: str, number: int) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.trainer.checkpoint.files import RecordingFiles, synced_entry
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from transpooler.common.durations import readable
+from transpooler.common.durations import format_duration
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of, problems
@@ -33,7 +33,7 @@ def _row(run: Path, step: int, verify: bool) -> tuple[str, ...]:
         facts = {}
     if (run / "checkpoints" / "latest").is_file() and (run / "checkpoints" / "latest").read_text() == folder.name:
         state += " (latest)"
-    age = readable(max(0.0, time.time() - facts.get("saved_at", folder.stat().st_mtime)))
+    age = format_duration(max(0.0, time.time() - facts.get("saved_at", folder.stat().st_mtime)))
     return (
         str(step),
         f"{size:.1f}",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transpooler.common.errors import UserError
+from transpooler.common.net import free_port
 from transpooler.trainer.config.root import Config, EngineConfig
 from transpooler.trainer.engine.compiled_ops import load_operator, operator_of
 from transpooler.trainer.engine.optimizer import GuardedAdamW, parameter_groups
@@ -211,10 +211,7 @@ def _prepare_environment() -> None:
     """What must be set before deepspeed is imported, and what a job of one process lacks."""
     choose_accelerator()
     if "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         os.environ.update(alone)
     os.environ.setdefault("LOCAL_RANK", "0")
 

@@ -15,7 +15,7 @@ import torch
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, write_json
-from transpooler.common.progress import progress, say, set_quiet
+from transpooler.common.log import progress, say, set_quiet
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists
 from transpooler.trainer.config import Config

@@ -5,14 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 
-from transpooler.common.durations import duration_s, readable
+from transpooler.common.durations import duration_s, format_duration
+from transpooler.common.signals import STOP_SIGNALS, handling
 
 NO_REASON = "stopped"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -32,7 +31,7 @@ class Stop:
     def wanted(self) -> bool:
         """Asked to by a signal, or out of time."""
         if self._limit_s is not None and time.monotonic() - self._started >= self._limit_s:
-            self.reason = f"train.max_time of {readable(self._limit_s)} is over"
+            self.reason = f"train.max_time of {format_duration(self._limit_s)} is over"
             return True
         return self._signalled.is_set()
 
@@ -53,13 +52,9 @@ class Stop:
     def listening(self) -> Iterator[None]:
         """Take SIGTERM and SIGUSR1 as the wish to stop."""
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle(number: int) -> None:
             self.reason = f"got {signal.Signals(number).name}"
             self._signalled.set()
 
-        previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-        try:
+        with handling(STOP_SIGNALS, handle):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from transpooler.common.files import atomic_write
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views, percent
 from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
 from transpooler.trainer.report.poolers import absent, strips

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transpooler.common.errors import UserError
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.trainer.config import Config
 from transpooler.trainer.weights.models import stored_config
 

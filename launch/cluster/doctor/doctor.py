@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from transpooler.common.errors import UserError
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.launch.cluster.doctor import network, ports, preflight
 from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, host_rows, network_rows
 from transpooler.launch.cluster.doctor.preflight import Runner

@@ -16,7 +16,7 @@ from typing import Any
 from transpooler.common.durations import duration_s
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
-from transpooler.common.progress import say
+from transpooler.common.log import say
 from transpooler.launch.cluster.doctor.preflight import require
 from transpooler.launch.cluster.doctor.probe import MARK
 from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder, script

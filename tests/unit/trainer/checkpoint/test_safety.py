@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from transpooler.common.durations import duration_s, readable
+from transpooler.common.durations import duration_s, format_duration
 from transpooler.common.errors import UserError
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.listing import describe
@@ -42,7 +42,7 @@ def test_durations():
         90, 90, 5400, 5400, 129600, 7205,
     ]  # fmt: skip
     assert [duration_s(value) for value in ("", "soon", "1x")] == [None] * 3
-    assert [readable(seconds) for seconds in (0, 45, 185, 90061)] == ["0 s", "45 s", "3 m 5 s", "1 d 1 h"]
+    assert [format_duration(seconds) for seconds in (0, 45, 185, 90061)] == ["0 s", "45 s", "3 m 5 s", "1 d 1 h"]
     with pytest.raises(UserError, match=r"train.max_time is 'soon'; give seconds, or days, hours"):
         load_config([], ["train.max_time=soon"])
     assert load_config([], ["train.max_time=1h30m"]).train.max_time == "1h30m"
