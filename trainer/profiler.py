@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from transpooler.common.log import say
-from transpooler.trainer.config.root import TrainConfig
+from transpooler.trainer.config.train import TrainConfig
 
 
 @contextmanager

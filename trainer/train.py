@@ -1,6 +1,5 @@
 """The training loop: one for pretraining and fine-tuning, run by each rank."""
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
 from transpooler.common.log import progress, say
+from transpooler.common.processes import peak_resident_mib
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale
@@ -95,7 +95,7 @@ def _loop(job: Job) -> bool:
             _record(job, step, result)
             clock.count(result)
             step_is_done()
-            bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
+            bar.advance(note=f"loss {result.loss:.3f}")
             if _due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
 
@@ -108,13 +108,13 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
     """Update the state; stop a run whose gradients are not finite step after step."""
     state = job.state
     state.step += 1
-    state.source_tokens += result.source_tokens
-    state.target_tokens += result.target_tokens
-    state.damaged_documents += result.damaged_documents
+    state.source_tokens += result.counts.source_tokens
+    state.target_tokens += result.counts.target_tokens
+    state.damaged_documents += result.counts.damaged_documents
     state.record(step.keys)
     every, last = job.config.train.evaluate_every_steps, job.config.train.steps
     state.evaluation_pending = job.validation is not None and _due(state.step, every, last)
-    loss = result.loss_sum / max(1, result.target_tokens)
+    loss = result.loss
     if result.spike:
         state.loss_spikes += 1
         what = "a spike, no update" if result.skipped else "a spike"
@@ -124,7 +124,7 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
         note_loss(state, loss)
         state.skipped_in_a_row = 0
         state.window_loss += result.loss_sum
-        state.window_target_tokens += result.target_tokens
+        state.window_target_tokens += result.counts.target_tokens
         return
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
@@ -179,7 +179,7 @@ def _peak_memory_mib() -> float:
     """Of this rank: device memory on CUDA, else resident memory of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_resident_mib()
 
 
 class _Clock:
@@ -205,9 +205,9 @@ class _Clock:
     def count(self, result: StepResult) -> None:
         """Add one step."""
         self._steps += 1
-        self._source_tokens += result.source_tokens
-        self._padded_tokens += result.padded_tokens
-        self._flops += result.flops
+        self._source_tokens += result.counts.source_tokens
+        self._padded_tokens += result.counts.padded_tokens
+        self._flops += result.counts.flops
 
     def window(self) -> dict[str, float]:
         """Means since the last call (evaluation and checkpoints in between included)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from transpooler.common.log import say
-from transpooler.trainer.engine.agreement import together
+from transpooler.trainer.engine.agreement import run_on_all_ranks
 from transpooler.trainer.engine.sharing import Ranks
 from transpooler.trainer.evaluation.evaluate import reference_text, source_ids
 from transpooler.trainer.evaluation.generate import batches, generate
@@ -63,11 +63,11 @@ def generated_rouge(job: Job) -> dict[str, float]:
     numbers = range(min(config.train.generate_documents, len(dataset)))
     work = list(batches(numbers, config.generation.batch_size))
     ranks = Ranks(job.rank, job.world_size)
-    synced = config.engine.zero_stage == 3 and job.world_size > 1
-    own: list[tuple[int, list[int]]] = ranks.own(work)
+    synced = config.engine.gathers_in_forward(job.world_size)
+    own: list[tuple[int, list[int]]] = ranks.share(work)
     if len(own) < -(-len(work) // ranks.size):
         own.append((len(work), []))
-    read = together(lambda: {index: dataset.read(index) for _, chosen in own for index in chosen})
+    read = run_on_all_ranks(lambda: {index: dataset.read(index) for _, chosen in own for index in chosen})
     scores = []
     job.engine.eval()
     for _, chosen in own:
@@ -83,5 +83,5 @@ def generated_rouge(job: Job) -> dict[str, float]:
             assert document.target is not None  # the loader looked at all of them
             scores.append((index, rouge(reference_text(document, tokenizer), text)))
     job.engine.train()
-    rows = ranks.collected(scores)
+    rows = ranks.gather_in_order(scores)
     return {name: float(np.mean([row[name] for row in rows])) for name in ROUGE_TYPES}

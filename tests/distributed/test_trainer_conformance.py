@@ -18,7 +18,10 @@ KINDS = {
     "none": [],
     "torch": ["engine.activation_checkpointing=torch"],
     "deepspeed": ["engine.activation_checkpointing=deepspeed"],
-    "partitioned": ["engine.activation_checkpointing=deepspeed", "engine.partition_activations=true"],
+    "partitioned": [
+        "engine.activation_checkpointing=deepspeed",
+        "engine.deepspeed={activation_checkpointing: {partition_activations: true}}",
+    ],
 }
 COMBINATIONS = [
     *((operator, stage, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS for stage in (0, 3)),
@@ -27,7 +30,7 @@ COMBINATIONS = [
 WORKER = """
 import json, sys, torch
 from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.engine.engine import gather_weights
 from transpooler.trainer.job import prepare_job
 from transpooler.trainer.step import train_step
 import transformers.modeling_layers as layers
@@ -42,7 +45,7 @@ for settings in json.loads(sys.argv[1]):
     torch.manual_seed(job.rank)
     result = train_step(job, next(job.loader.steps(0)), stop=False)
     items = dict(job.engine.module.named_parameters())
-    with gathered(list(items.values())):
+    with gather_weights(list(items.values())):
         weights = {name: value.detach().float().clone() for name, value in items.items()}
     if job.rank == 0:
         job.run.mkdir(exist_ok=True)

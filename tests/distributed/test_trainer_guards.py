@@ -129,10 +129,10 @@ def take_bad_steps(each: list[list[str]]) -> None:
 
 
 def _weights(job):
-    from transpooler.trainer.engine.engine import gathered
+    from transpooler.trainer.engine.engine import gather_weights
 
     parameters = list(job.engine.module.parameters())
-    with gathered(parameters):
+    with gather_weights(parameters):
         return [parameter.detach().clone() for parameter in parameters]
 
 

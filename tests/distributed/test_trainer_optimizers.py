@@ -32,7 +32,7 @@ CASES = {
 WORKER = """
 import json, shutil, sys, torch
 from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.engine.engine import gather_weights
 from transpooler.trainer.job import prepare_job
 from transpooler.trainer.step import train_step
 
@@ -47,7 +47,7 @@ def finished(settings, whole):
         if whole and job.state.step == int(sys.argv[2]):
             job.save()
     items = dict(job.engine.module.named_parameters())
-    with gathered(list(items.values())):
+    with gather_weights(list(items.values())):
         seen["weights"] = {name: value.detach().clone() for name, value in items.items()}
     if job.rank == 0:
         torch.save(seen, job.run / ("whole.pt" if whole else "resumed.pt"))

@@ -23,18 +23,21 @@ STEPS = 6
 SETTINGS = [f"train.steps={STEPS}", "model.dropout=0", "optimizer.eps=0.001", "optimizer.max_grad_norm=0.5"]
 MUON = ["optimizer.name=muon", "optimizer.max_grad_norm=0", "optimizer.muon_learning_rate=0.01"]
 CHECKPOINTED = "engine.activation_checkpointing"
-PARTITIONED = [f"{CHECKPOINTED}=deepspeed", "engine.partition_activations=true"]
+PARTITIONED = [
+    f"{CHECKPOINTED}=deepspeed",
+    "engine.deepspeed={activation_checkpointing: {partition_activations: true}}",
+]
 
 WORKER = """
 import json, sys, torch
 from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import gathered
+from transpooler.trainer.engine.engine import gather_weights
 from transpooler.trainer.job import prepare_job
 from transpooler.trainer.step import held_out_loss, train_step
 
 def weights(job):
     items = dict(job.engine.module.named_parameters())
-    with gathered(list(items.values())):
+    with gather_weights(list(items.values())):
         return {name: value.detach().float().clone() for name, value in items.items()}
 
 for settings in json.loads(sys.argv[1]):
@@ -45,7 +48,7 @@ for settings in json.loads(sys.argv[1]):
         result = train_step(job, step, stop=False)
         assert not result.skipped
         job.state.step += 1
-        seen["losses"].append(result.loss_sum / result.target_tokens)
+        seen["losses"].append(result.loss_sum / result.counts.target_tokens)
         seen["norms"].append(result.gradient_norm)
         seen["weights"].append(weights(job))
     seen["held_out"] = held_out_loss(job)[0]

@@ -15,7 +15,7 @@ from transpooler.launch.cluster.doctor.preflight import Runner
 from transpooler.launch.cluster.environment import prologue, python, rank_variables
 from transpooler.launch.cluster.hosts import Host, chosen_hosts
 from transpooler.trainer.config import Config
-from transpooler.trainer.engine.compiled_ops import operator_of
+from transpooler.trainer.engine.optimizer import operator_of
 
 BUILD_TIMEOUT_S = 900.0
 NETWORK_TIMEOUT_S = 300.0
@@ -75,7 +75,7 @@ def _command(config: Config, arguments: Sequence[str], variables: Mapping[str, s
 def _builds(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
     """Build on every host (hosts that share the folder wait for one another), so that ranks find all built."""
     wanted: list[tuple[str, tuple[str, ...]]] = [("operators", OPERATORS)]
-    if operator := operator_of(config):
+    if operator := operator_of(config.optimizer, config.engine):
         wanted.append((operator, ("-m", "transpooler.trainer.engine.compiled_ops", operator)))
     for name, arguments in wanted:
         answers = _on_all(hosts, [_command(config, arguments)] * len(hosts), run, BUILD_TIMEOUT_S)

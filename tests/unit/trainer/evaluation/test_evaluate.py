@@ -12,8 +12,9 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict
-from transpooler.trainer.config.root import Config, GenerationConfig
 from transpooler.trainer.evaluation.evaluate import derangement, evaluate, print_table
 from transpooler.trainer.evaluation.generate import batches, summarize
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
