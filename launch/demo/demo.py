@@ -1,6 +1,5 @@
 """The main job, from documents to a report: what `make demo` runs. Reads like the commands a user would give."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,20 @@ from transpooler.trainer.config import Config
 PRESETS = ("demo", "demo_pretrain", "demo_finetune")
 
 
-def run_demo(data: Path | None, output: Path, *, processes: int = 2, quiet: bool = False) -> int | None:
+def run_demo(
+    data: Path | None, output: Path, *, processes: int = 2, overrides: Sequence[str] = (), quiet: bool = False
+) -> int | None:
     """Prepare, pretrain, fine-tune, evaluate, summarize, report; what is done already is skipped.
 
+    `overrides`: key=value settings for both trainings, over the presets.
     Returns the exit code of a training run that did not finish (75: preempted, run me again), else None.
     """
     shared, pretrain, finetune = PRESETS
     shards, runs = output / "shards", {name: output / name for name in ("pretrain", "finetune")}
     paths = [f"prepare.output={shards}", f"data.shards={shards}"]
-    pretraining = [shared, pretrain, *paths, f"run={runs['pretrain']}"]
-    finetuning = [shared, finetune, *paths, f"run={runs['finetune']}", f"train.init_from={runs['pretrain'] / 'export'}"]
+    pretraining = [shared, pretrain, *overrides, *paths, f"run={runs['pretrain']}"]
+    weights = f"train.init_from={runs['pretrain'] / 'export'}"
+    finetuning = [shared, finetune, *overrides, *paths, f"run={runs['finetune']}", weights]
 
     _stage("documents to shards")
     sources = demo_sources(data, output / "corpus")
@@ -130,4 +133,4 @@ def _load(settings: Sequence[str]) -> Config:
 
 
 def _stage(name: str) -> None:
-    say(f"[{time.strftime('%H:%M:%S')}] {name}")
+    say(f"== {name}")
