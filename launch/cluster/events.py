@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.log import say
+from transpooler.trainer.run_folder import RunFolder
 
 
 class Events:
     """Appends decisions to RUN/events.jsonl, and says them."""
 
     def __init__(self, run: Path) -> None:
-        self.path = run / "events.jsonl"
+        self.path = RunFolder(run).events
 
     def write(self, event: str, text: str, **facts: Any) -> None:
         """Record one decision: `event` is its name, `text` what a person reads, `facts` what a program does."""
@@ -31,6 +32,6 @@ class Events:
 
 def read_events(run: Path) -> list[dict[str, Any]]:
     """All lines; a half-written last one is left out."""
-    path = run / "events.jsonl"
+    path = RunFolder(run).events
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -26,9 +26,9 @@ from transpooler.launch.cluster.hosts import Host, num_ranks
 from transpooler.launch.cluster.targets import slurm
 from transpooler.launch.cluster.targets.engines import plan
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
-ATTEMPT_FOLDER = "attempt-"
 SIGNAL_ARRIVES_WITHIN_S = 3.0
 
 
@@ -112,7 +112,7 @@ class Supervisor:
             ranks=num_ranks(self.hosts),
             step=newest_step(self.folder),
         )
-        folder = attempt_folder(self.folder, number)
+        folder = RunFolder(self.folder).attempt(number)
         self.attempt = Attempt(what, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
         if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
@@ -148,7 +148,7 @@ class Supervisor:
             settings=self.settings,
             hosts=tuple(self.hosts),
             master=master,
-            folder=attempt_folder(self.folder, number),
+            folder=RunFolder(self.folder).attempt(number),
             variables=rank_variables(self.config, os.environ),
         )
         return plan(self.target, job)
@@ -212,31 +212,25 @@ class Supervisor:
 
 def newest_step(run: Path) -> int:
     """Step of the newest checkpoint folder, 0 without one."""
-    steps = [path.name.removeprefix("global_step") for path in (run / "checkpoints").glob("global_step*")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
-
-
-def attempt_folder(run: Path, number: int) -> Path:
-    """Folder of an attempt."""
-    return run / "launch" / f"{ATTEMPT_FOLDER}{number}"
+    return max(RunFolder(run).checkpoint_steps(), default=0)
 
 
 def next_attempt(run: Path) -> int:
     """Attempts are numbered from 1 over the life of a run."""
-    numbers = [path.name.removeprefix(ATTEMPT_FOLDER) for path in (run / "launch").glob(f"{ATTEMPT_FOLDER}*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0) + 1
+    return max(RunFolder(run).attempts(), default=0) + 1
 
 
 @contextmanager
 def _one_launcher(run: Path) -> Iterator[None]:
-    (run / "launch").mkdir(parents=True, exist_ok=True)
-    with open(run / "launch" / "lock", "w", encoding="utf-8") as file:
+    paths = RunFolder(run)
+    paths.launch.mkdir(parents=True, exist_ok=True)
+    with open(paths.launch_lock, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
                 f"{run}: another launcher runs this run already; stop it first, or choose run=..."
             ) from None
-        for folder in (run / "launch").glob(f"{ATTEMPT_FOLDER}*"):
-            (folder / "kill").touch()  # ranks that a killed launcher left behind
+        for number in paths.attempts():
+            (paths.attempt(number) / "kill").touch()  # ranks that a killed launcher left behind
         yield

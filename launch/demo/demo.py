@@ -10,6 +10,7 @@ from transpooler.common.files import atomic_write, read_json
 from transpooler.common.log import say
 from transpooler.launch.demo.corpus import demo_sources
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 PRESETS = ("demo", "demo_pretrain", "demo_finetune")
 
@@ -26,7 +27,7 @@ def run_demo(
     shards, runs = output / "shards", {name: output / name for name in ("pretrain", "finetune")}
     paths = [f"prepare.output={shards}", f"data.shards={shards}"]
     pretraining = [shared, pretrain, *overrides, *paths, f"run={runs['pretrain']}"]
-    weights = f"train.init_from={runs['pretrain'] / 'export'}"
+    weights = f"train.init_from={RunFolder(runs['pretrain']).export}"
     finetuning = [shared, finetune, *overrides, *paths, f"run={runs['finetune']}", weights]
 
     _stage("documents to shards")
@@ -38,7 +39,7 @@ def run_demo(
             return code
     _stage("evaluation: untrained model, then the fine-tuned one")
     untrained = evaluate(finetuning, None)
-    trained = evaluate(finetuning, runs["finetune"] / "export")
+    trained = evaluate(finetuning, RunFolder(runs["finetune"]).export)
     _stage("summary of one held-out document")
     name, summary, reference = summarize(finetuning)
     with atomic_write(output / "summary.txt") as file:
@@ -69,9 +70,9 @@ def train(settings: Sequence[str], processes: int, quiet: bool) -> int:
     from transpooler.launch.ranks.local import run_ranks
 
     config = _load(settings)
-    run = Path(config.run)
-    if (run / "export" / "config.json").is_file() and _load([str(run / "config.yaml")]) == config:
-        say(f"{run}: trained already")
+    run = RunFolder(config.run)
+    if run.export_config.is_file() and _load([str(run.config)]) == config:
+        say(f"{run.root}: trained already")
         return 0
     return run_ranks(processes, [*settings, *(["--quiet"] if quiet else [])])
 
@@ -80,15 +81,14 @@ def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, An
     """`transpooler evaluate`, unless its results are newer than the model."""
     config = _load(settings)
     name = config.evaluation.split if model_folder else f"{config.evaluation.split}-untrained"
-    output = Path(config.run) / "evaluation" / name
-    model = Path(config.run) / "export" / "config.json"
-    results = output / "metrics.json"
-    if results.is_file() and results.stat().st_mtime_ns > model.stat().st_mtime_ns:
-        say(f"{output}: evaluated already")
-        return read_json(results)
+    output = RunFolder(config.run).evaluation(name)
+    model = RunFolder(config.run).export_config
+    if output.metrics.is_file() and output.metrics.stat().st_mtime_ns > model.stat().st_mtime_ns:
+        say(f"{output.root}: evaluated already")
+        return read_json(output.metrics)
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
 
-    return evaluate_model(config, model_folder=model_folder, output=output)
+    return evaluate_model(config, model_folder=model_folder, output=output.root)
 
 
 def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
@@ -98,7 +98,7 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     from transpooler.trainer.weights.models import load_model
 
     config = _load(settings)
-    model, tokenizer = load_model(Path(config.run) / "export")
+    model, tokenizer = load_model(RunFolder(config.run).export)
     document = ShardDataset(Path(config.data.shards) / config.evaluation.split).read(0)
     text = tokenizer.decode(document.source, clean_up_tokenization_spaces=False)
     summary = next(summarize_texts(model, tokenizer, [text], config.generation, config.data.max_source_tokens))

@@ -20,6 +20,7 @@ from transpooler.launch.cluster.doctor import probe
 from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 CONNECT_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 60
@@ -58,7 +59,7 @@ def ask_hosts(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """What each host says of itself (see probe.facts), all at once over ssh; and what is wrong with the silent ones."""
     run = run_folder(config)
-    witness = run / "launch" / f"witness-{uuid.uuid4().hex[:8]}"
+    witness = RunFolder(run).launch / f"witness-{uuid.uuid4().hex[:8]}"
     arguments = {"run": str(run), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
     arguments["master"] = config.cluster.master_address or ""
     command = [

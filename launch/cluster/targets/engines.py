@@ -17,6 +17,7 @@ from transpooler.launch.cluster.doctor.preflight import require
 from transpooler.launch.cluster.environment import python, run_folder, script, working_directory
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.ranks.watcher import ATTEMPT, BIND_CORES, LOGS
+from transpooler.trainer.run_folder import RunFolder
 
 RUNNER = (sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error")
 FAN_OUT = "1024"
@@ -151,7 +152,7 @@ def mpirun(job: Job, maker: str, names: tuple[str, ...], package: str, target: s
 
 
 def _plan(target: str, job: Job, command: tuple[str, ...], files: dict[Path, str]) -> Plan:
-    variables = dict(job.variables) | {ATTEMPT: str(job.folder), LOGS: str(run_folder(job.config) / "logs")}
+    variables = dict(job.variables) | {ATTEMPT: str(job.folder), LOGS: str(RunFolder(run_folder(job.config)).logs)}
     if job.config.cluster.bind_cores:
         variables[BIND_CORES] = "1"
     rank = script(

@@ -22,6 +22,7 @@ from transpooler.launch.cluster.doctor.probe import MARK
 from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder, script
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 BAD_STATES = ("down", "drain", "fail", "unk", "*")
 SLURM_TIMEOUT_S = 120
@@ -40,7 +41,7 @@ def batch_script(config: Config, settings: Sequence[str]) -> str:
         f"--job-name={run.name}",
         f"--nodes={cluster.nodes}",
         f"--ntasks-per-node={ranks_per_node(config)}",
-        f"--output={run / 'logs' / log}",
+        f"--output={RunFolder(run).logs / log}",
         "--open-mode=append",
         "--export=NIL",
         f"--signal=B:USR1@{site.signal_before_end_s}",
@@ -75,7 +76,7 @@ def _minutes(limit: str | float) -> str:
 
 def script_path(config: Config) -> Path:
     """Where the batch script is kept."""
-    return run_folder(config) / "launch" / "job.sbatch"
+    return RunFolder(run_folder(config)).launch / "job.sbatch"
 
 
 def submit(config: Config, settings: Sequence[str]) -> str:
@@ -83,7 +84,7 @@ def submit(config: Config, settings: Sequence[str]) -> str:
     require("sbatch", "slurm-client", "slurm")
     path = script_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    (run_folder(config) / "logs").mkdir(exist_ok=True)
+    RunFolder(run_folder(config)).logs.mkdir(exist_ok=True)
     path.write_text(batch_script(config, settings), encoding="utf-8")
     finished = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -104,7 +105,7 @@ def allocated_hosts(config: Config) -> list[Host]:
 
 def ask_nodes(config: Config, hosts: Sequence[Host]) -> dict[str, dict[str, Any]]:
     """What each node of the allocation says of itself (probe.facts), asked through srun; {} where srun fails."""
-    witness = run_folder(config) / "launch" / "lock"  # the launcher holds it: it is there
+    witness = RunFolder(run_folder(config)).launch_lock  # the launcher holds it: it is there
     arguments = [f"run={run_folder(config)}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
     path = witness.with_name("probe.sh")
     command = [python(config), "-m", "transpooler.launch.cluster.doctor.probe", *arguments]
