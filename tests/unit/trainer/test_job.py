@@ -3,16 +3,16 @@
 import pytest
 
 from transpooler.common.errors import UserError
-from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.job import check_run_folder
+from transpooler.trainer.run_folder import RunFolder
 
 
 def test_a_run_folder_is_continued_by_its_own_configuration_only(tiny_settings, tmp_path):
     run = tmp_path / "run"
     config = load_config([], tiny_settings)
     check_run_folder(config, run)
-    checkpoint.folder_of(run, 3).mkdir(parents=True)
+    RunFolder(run).checkpoint(3).mkdir(parents=True)
     save_config(config, run / "config.yaml")
     check_run_folder(load_config([], [*tiny_settings, "train.steps=90", "optimizer.learning_rate=1"]), run)
     with pytest.raises(UserError, match=r"other values of seed, model.d_model"):
@@ -23,7 +23,7 @@ def test_a_run_folder_is_continued_by_its_own_configuration_only(tiny_settings, 
 
 def test_settings_of_another_version_matter_only_where_they_decide_what_a_run_learns(tiny_settings, tmp_path):
     path, config = tmp_path / "config.yaml", load_config([], tiny_settings)
-    checkpoint.folder_of(tmp_path, 3).mkdir(parents=True)
+    RunFolder(tmp_path).checkpoint(3).mkdir(parents=True)
     save_config(config, path)
     saved = path.read_text()
     path.write_text(saved.replace("engine:\n", "engine:\n  partition_activations: false\n"))
