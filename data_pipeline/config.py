@@ -37,7 +37,7 @@ class TokenizerConfig:
     vocab_size: int = 32_000
     """Entries of a trained tokenizer, special tokens included."""
     max_training_documents: int = 10_000
-    """Train the tokenizer on the first so many documents."""
+    """The tokenizer is trained on this many documents from the start of the sources."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
@@ -47,7 +47,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """Cleaning and filtering, in this order. Every document that goes is counted under the step's name."""
+    """Cleaning and filtering, in this order. Every document that is dropped is counted under the step's name."""
 
     unicode_form: str | None = one_of(UNICODE_FORMS, "NFC")
     """Normal form of all text: NFC, NFKC, NFD, NFKD, or null."""
@@ -60,21 +60,21 @@ class CleanConfig:
     max_target_source_ratio: float | None = positive(None)
     """Longest summary as a share of its document, in characters; null sets no limit."""
     quality: bool = False
-    """Drop what is no prose, by the four settings below; knows no language."""
+    """Drop what is not prose, by the four settings below, which depend on no language."""
     min_letter_share: float = between(0, 1, 0.5)
-    """quality: letters among the characters that are no spaces."""
+    """quality: least share of letters among the characters that are not spaces."""
     max_mean_word_characters: float = 15.0
-    """quality: mean length of words (of texts in ASCII)."""
+    """quality: greatest mean length of words (of texts in ASCII)."""
     max_repeated_line_share: float = between(0, 1, 0.3)
-    """quality: characters in lines that stood before."""
+    """quality: greatest share of characters in lines that repeat an earlier line."""
     max_repeated_words_share: float = between(0, 1, 0.2)
-    """quality: characters in sequences of five words that stood before."""
+    """quality: greatest share of characters in sequences of five words that repeat an earlier one."""
     held_out_overlap: float | None = positive(0.5)
     """Drop train and pretrain documents that hold this share of a validation or test document; null keeps them."""
     exact_duplicates: bool = True
-    """Drop documents of a split that stood before (case and spacing do not count)."""
+    """Drop documents that repeat an earlier one of the split (ignoring case and spacing)."""
     near_duplicates: bool = False
-    """Drop documents of a split that are like one before (MinHash of 5-word shingles, similarity about 0.7)."""
+    """Drop documents that resemble an earlier one of the split (MinHash of 5-word shingles, similarity about 0.7)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
@@ -114,7 +114,7 @@ class PrepareConfig:
     license: str | None = None
     """Licence of the documents, for the dataset card: an identifier of the Hugging Face hub, such as cc-by-4.0."""
     task_mib: float = positive(8.0)
-    """Input of one task, the unit that is done again after a kill."""
+    """Input of one task; after a kill, unfinished tasks are done again."""
     workers: int = at_least(0, 0)
     """Tokenizing processes; 0 uses all cores. Output bytes do not depend on it."""
     executor: str = one_of(EXECUTORS, "processes")
@@ -133,7 +133,7 @@ class CorpusConfig:
     """One corpus of a mixture."""
 
     name: str
-    """Stands before the document keys, as name/key."""
+    """Prefix of the document keys, as in name/key."""
     shards: str
     """Folder or URL written by `transpooler prepare`, with the tokenizer of data.shards."""
     split: str | None = None
@@ -170,7 +170,7 @@ class DataConfig:
     shuffle_shards: int | None = at_least(1, None)
     """Shards whose documents are mixed with each other; null = all. Few keep remote reading local, many mix better."""
     short_first_epochs: int = at_least(0, 0)
-    """Curriculum: in the first so many epochs batches come in order of length, shortest first."""
+    """Curriculum: this many epochs at the start read batches in order of length, shortest first."""
     mask_fraction: float = between(0, 1, 0.3, exclude=(0, 1))
     """denoise: share of tokens inside masked spans."""
     mean_span_tokens: float = at_least(1, 3.0)
@@ -194,11 +194,11 @@ class DataConfig:
     cache_gib: float = positive(64.0)
     """The cache is kept below this size; the shards used least recently go first."""
     fetch_ahead_steps: int = at_least(0, 16)
-    """Shards of the next so many steps are fetched in the background."""
+    """The shards of this many steps ahead are fetched in the background."""
     fetch_retries: int = at_least(0, 5)
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = at_least(0, 0)
-    """Documents that cannot be read are left out and counted, up to so many in a run over all ranks; more end it."""
+    """Documents that cannot be read are left out and counted; more than this, over all ranks, end the run."""
 
     @property
     def chunks_per_step(self) -> int:

@@ -55,7 +55,7 @@ class Job:
         return int(self.engine.module.config.vocab_size)
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it was loaded or written already."""
+        """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.state.step:
             return
         settings = self.config.train
@@ -78,13 +78,16 @@ class Job:
             self.watchdog.mark(self.state.step, phase, self.state.ledger)
 
     def check_stop(self, phase: str) -> None:
-        """`mark`, and raise Stopped on all ranks if any is asked to stop. A collective: for evaluation, generation."""
+        """`mark` the phase, then raise Stopped on all ranks if any is asked to stop. A collective."""
         self.mark(phase)
         self.stop.check(self.engine.device)
 
 
 def prepare_job(config: Config, stop: Stop | None = None) -> Job:
-    """Check everything that can be checked, join the other ranks, build or resume."""
+    """Check all that can be checked beforehand, join the other ranks, build the engine, resume where there is a run.
+
+    Raises UserError on all ranks, before anything is written.
+    """
     check_machine(config.engine)
     check_wandb(config.train.wandb_project)
     run = Path(config.run)
@@ -92,7 +95,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     rank, world_size = init_distributed(config.engine)
     if rank:
         set_quiet(True)
-    loader, validation = run_on_all_ranks(lambda: _loaders(config, rank, world_size))
+    loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
     check_fragment(settings)
     step = checkpoint.agreed_newest_valid(run)
@@ -112,7 +115,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     else:
         state = checkpoint.load(engine, run, step, facts, seed=_rank_seed(config.seed, rank, step))
         say(f"{run}: resumed at step {step}")
-    torch.distributed.barrier()  # nobody reads config.yaml any more
+    torch.distributed.barrier()  # every rank has read config.yaml, which rank 0 now writes
     metrics = None
     if rank == 0:
         save_config(config, RunFolder(run).config)
@@ -146,13 +149,13 @@ def _rank_seed(seed: int, rank: int, step: int) -> int:
     return (seed * RANK_SEED_STRIDE + rank + (step << 32)) % 2**63
 
 
-def _loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
+def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
     evaluates = config.train.evaluate_every_steps and config.data.validation_split
-    validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
-    return _loader(config, config.data.train_split, rank, world_size), validation
+    validation = _open_loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
+    return _open_loader(config, config.data.train_split, rank, world_size), validation
 
 
-def _loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
+def _open_loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
     return Loader(
         config.data,
         split=split,

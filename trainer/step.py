@@ -53,7 +53,10 @@ class StepResult:
 
 
 def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
-    """Forward, backward, update on one global batch; None, and nothing done, if any rank was asked to stop."""
+    """Train on one global batch; if any rank was asked to stop, do nothing on any rank and return None.
+
+    Raises UserError on all ranks where one of them could not read its documents.
+    """
     engine, device, settings = job.engine, job.engine.device, job.config.guards
     counts = _count_over_ranks(job, step, stop)
     if counts.stops:
@@ -64,12 +67,12 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     set_learning_rate(engine.optimizer.param_groups, rate)
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
-        loss = engine(**_to(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
+        loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
         loss_share += loss.detach()
         if number == len(step.micro_batches):
             torch.distributed.all_reduce(loss_share)
             if settings.skip_spikes and is_spike(job.state, float(loss_share), settings.spike_threshold):
-                loss = loss * float("nan")  # every rank does so; what is not finite makes no update at any stage
+                loss = loss * float("nan")  # on every rank; a loss that is not finite makes no update at any ZeRO stage
         # DeepSpeed averages gradients over ranks; the loss is a share of the global mean, so they must be summed.
         engine.backward(loss * job.world_size, scale_wrt_gas=False)
         engine.step()
@@ -86,7 +89,8 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
 def held_out_loss(job: Job) -> tuple[float, int]:
     """Mean loss per target token over the validation documents, and the number of these tokens.
 
-    Raises Stopped, on all ranks together, when any rank is asked to stop meanwhile.
+    Raises Stopped on all ranks if any of them is asked to stop meanwhile, and UserError on all ranks if any of them
+    could not read its documents.
     """
     assert job.validation is not None
     device, engine = job.engine.device, job.engine
@@ -97,7 +101,7 @@ def held_out_loss(job: Job) -> tuple[float, int]:
         job.check_stop("evaluation")
         error = error or step.error
         for batch in step.micro_batches:
-            totals[0] += engine(**_to(batch, device), num_items_in_batch=1).loss
+            totals[0] += engine(**_move(batch, device), num_items_in_batch=1).loss
             totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
     engine.train()
     totals[2] = error is not None
@@ -121,5 +125,5 @@ def _count_over_ranks(job: Job, step: Step, stop: bool) -> BatchCounts:
     return BatchCounts(*map(int, sum_over_ranks(astuple(own), job.engine.device)))
 
 
-def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def _move(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

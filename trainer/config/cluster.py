@@ -25,7 +25,7 @@ class SlurmConfig:
     such as D-HH:MM:SS, goes to sbatch as it is."""
     gpus_per_node: int | None = None
     signal_before_end_s: int = at_least(1, 120)
-    """The job is signalled so long before its time limit: finish the step, save, requeue."""
+    """The job gets a signal this long before its time limit, to finish the step, save and requeue."""
     requeue: str = one_of(REQUEUE_WAYS, "scontrol")
     """How a job that has to go on later comes back: scontrol (the job requeues itself), exit_code (it ends with 75,
     and the site's RequeueExit=75 does it), or none."""
@@ -107,21 +107,21 @@ class ClusterConfig:
     environment: dict[str, str] = field(default_factory=dict)
     """More variables for the ranks; these win."""
     elastic: bool = False
-    """Go on with fewer hosts at the same data.batch_size when a host had to be left out."""
+    """Continue with fewer hosts, at the same data.batch_size, when a host had to be left out."""
     min_nodes: int = at_least(1, 1)
-    """The fewest hosts that an elastic job goes on with."""
+    """The fewest hosts with which an elastic job continues."""
     max_restarts: int = at_least(0, 10)
     """Restarts in a row without a new checkpoint in between; then the launcher gives up."""
     restart_delay_s: float = at_least(0, 5.0)
     """Wait before the first restart; doubles with each further one without progress."""
     max_restart_delay_s: float = at_least(0, 300.0)
     host_failures: int = at_least(1, 2)
-    """A host that failed so often is left out."""
+    """A host that failed this often is left out."""
     hang_timeout_s: float = at_least(0, 2400.0)
-    """A job without a sign of progress (metrics, output) for so long is restarted; 0 = never. Above
+    """A job without a sign of progress (metrics, output) for this long is restarted; 0 = never. Above
     engine.collective_timeout_s, so that ranks can still tell what they waited for."""
     heartbeat_timeout_s: float = at_least(5, 120.0)
-    """A rank that gave no sign of life, or was found stopped, for so long counts as lost."""
+    """A rank that gives no sign of life, or is found stopped, for this long counts as lost."""
     stop_grace_s: float = at_least(0, 300.0)
     """How long ranks may take to save after a signal before they are killed."""
     mpirun: str | None = None

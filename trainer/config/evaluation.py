@@ -33,4 +33,4 @@ class EvaluationConfig:
 
     split: str = one_of(SPLITS, "test")
     max_documents: int | None = at_least(1, None)
-    """Evaluate the first so many documents; null = all."""
+    """Evaluate this many documents from the start of the split; null = all."""

@@ -26,15 +26,15 @@ def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one line per problem, each naming the key, its value and the remedy.
     """
-    return config_from_dict(_merged(parts, overrides))
+    return config_from_dict(_merge(parts, overrides))
 
 
 def load_saved_config(path: Path) -> tuple[Config, list[str]]:
-    """A run's config.yaml, also of another version: the configuration, and the keys in it that this version lacks.
+    """The configuration in a run's config.yaml, also of another version, and the keys in it that this version lacks.
 
     Raises UserError with one line per problem, each naming the file.
     """
-    values = _merged([path], ())
+    values = _merge([path], ())
     unknown = list(_unknown_keys(values, Config, ""))
     for each in unknown:
         del each.mapping[each.key]
@@ -74,7 +74,7 @@ def save_config(config: Config, path: Path) -> None:
         file.write(config_to_yaml(config))
 
 
-def _merged(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
+def _merge(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -9,7 +9,7 @@ from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.optimizer import OptimizerConfig
 
 NO_CLIPPING = 1e30
-"""As a bound on the gradient norm it never binds, but DeepSpeed computes the norm, which metrics show."""
+"""A bound on the gradient norm that never binds; with it DeepSpeed computes the norm, which metrics show."""
 
 OWNED = {
     "train_batch_size": "data.batch_size",
@@ -38,9 +38,9 @@ def deepspeed_config(
         "train_batch_size": engine.micro_batch_size * num_micro_batches * world_size,
         "train_micro_batch_size_per_gpu": engine.micro_batch_size,
         "gradient_accumulation_steps": num_micro_batches,
-        # At stage 0 our optimizer clips: DeepSpeed would not tell the norm.
+        # At stage 0 our own optimizer clips, because DeepSpeed would not tell the norm.
         "gradient_clipping": (optimizer.max_grad_norm or NO_CLIPPING) if engine.shards_states else 0.0,
-        "zero_optimization": {"stage": engine.zero_stage, **_offload(engine)},
+        "zero_optimization": {"stage": engine.zero_stage, **_offload_settings(engine)},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
@@ -49,7 +49,7 @@ def deepspeed_config(
         ours["zero_optimization"]["reduce_scatter"] = False
     if engine.activation_checkpointing == "deepspeed":
         ours["activation_checkpointing"] = {
-            # Without a GPU they are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
+            # Without a GPU the inputs are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
             "cpu_checkpointing": engine.checkpoint_in_cpu and torch.cuda.is_available(),
         }
     if engine.precision == "bf16":
@@ -59,10 +59,10 @@ def deepspeed_config(
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     elif engine.precision == "fp16":
         ours["fp16"] = {"enabled": True}
-    return _merged(ours, engine.deepspeed, "")
+    return _merge(ours, engine.deepspeed, "")
 
 
-def _offload(engine: EngineConfig) -> dict[str, Any]:
+def _offload_settings(engine: EngineConfig) -> dict[str, Any]:
     places = {"offload_optimizer": engine.offload_optimizer, "offload_param": engine.offload_parameters}
     return {
         name: {"device": place, **({"nvme_path": engine.nvme_path} if place == "nvme" else {})}
@@ -71,7 +71,7 @@ def _offload(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _merge(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
     merged = dict(ours)
     for key, value in fragment.items():
         path = f"{prefix}{key}"
@@ -79,7 +79,7 @@ def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict
             raise UserError(f"engine.deepspeed.{path} is set by {OWNED[path]}; remove it here")
         if isinstance(value, dict):
             inner = ours.get(key)
-            merged[key] = _merged(inner if isinstance(inner, dict) else {}, value, f"{path}.")
+            merged[key] = _merge(inner if isinstance(inner, dict) else {}, value, f"{path}.")
             continue
         if inside := [owned for owned in OWNED if owned.startswith(f"{path}.")]:
             raise UserError(
