@@ -1,9 +1,8 @@
-"""The optimizers: how each is built and how it groups the parameters; the learning rate as a function of the step."""
+"""The optimizers and how each is built; their parameter groups; the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +11,53 @@ from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.optimizer import OptimizerConfig
 from transpooler.trainer.engine.compiled_ops import load_operator
 
-Group = dict[str, Any]
-NamedParameters = dict[str, Tensor]
-
 
 def build_optimizer(model: nn.Module, settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
     """The optimizer that is asked for, over `parameter_groups`; compiles DeepSpeed's operator where it needs one."""
-    method = _method(settings, engine)
-    if method.operator is not None:
-        load_operator(method.operator)
-    return method.build(parameter_groups(model, settings), settings, engine)
+    if operator := operator_of(settings, engine):
+        load_operator(operator)
+    groups = parameter_groups(model, settings)
+    return METHODS[settings.name, engine.offloads_optimizer].build(groups, settings, engine)
 
 
 def operator_of(settings: OptimizerConfig, engine: EngineConfig) -> str | None:
-    """Name of the DeepSpeed operator that the optimizer is compiled from, or None."""
-    return _method(settings, engine).operator
+    """Name of the DeepSpeed operator that must be compiled for the optimizer, or None."""
+    return METHODS[settings.name, engine.offloads_optimizer].operator
 
 
-def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[Group]:
+def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups for the optimizer: matrices decay; norms, biases and embeddings do not; scorers have a learning rate of
     their own; with Muon, so do the matrices of the layers.
 
     Each group carries `lr_scale`, its learning rate as a multiple of the schedule's; with Muon, each group and each
     parameter `use_muon`.
     """
+    muon = settings.traits.whole_matrices
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    kinds: dict[str, NamedParameters] = {"decay": {}, "no_decay": {}, "scorer": {}}
+    groups: dict[str, list[Tensor]] = {"decay": [], "no_decay": [], "scorer": [], "muon": []}
     for name, parameter in model.named_parameters():
         # Under zero.Init a rank's part has no shape of its own; DeepSpeed remembers the whole one.
         plain = len(getattr(parameter, "ds_shape", parameter.shape)) < 2 or id(parameter) in embeddings
-        kinds["scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"][name] = parameter
-    groups = METHODS[settings.name].group(settings, **kinds)
-    return [group for group in groups if group["params"]]
+        kind = "scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"
+        if kind == "decay" and muon and not name.startswith("lm_head"):
+            kind = "muon"
+        setattr(parameter, "use_muon", kind == "muon")  # noqa: B010  # where ZeRO looks for what to orthogonalize
+        groups[kind].append(parameter)
+    scales = {
+        "scorer": settings.scorer_learning_rate_scale,
+        "muon": settings.muon_learning_rate / settings.learning_rate,
+    }
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if kind in ("decay", "muon") else 0.0,
+            "lr": settings.learning_rate * scales.get(kind, 1.0),
+            "lr_scale": scales.get(kind, 1.0),
+            **({"use_muon": kind == "muon"} if muon else {}),
+        }
+        for kind, parameters in groups.items()
+        if parameters
+    ]
 
 
 def learning_rate(step: int, settings: OptimizerConfig, total_steps: int) -> float:
@@ -60,7 +74,7 @@ def learning_rate(step: int, settings: OptimizerConfig, total_steps: int) -> flo
     return settings.learning_rate * (floor + (1 - floor) * left)
 
 
-def set_learning_rate(groups: Iterable[Group], value: float) -> None:
+def set_learning_rate(groups: Iterable[dict[str, Any]], value: float) -> None:
     """Give every group its multiple of `value`."""
     for group in groups:
         group["lr"] = value * group["lr_scale"]
@@ -90,98 +104,53 @@ class GuardedAdamW(torch.optim.AdamW):
             super().step(closure)
 
 
-def _group(
-    settings: OptimizerConfig, parameters: NamedParameters, *, decays: bool = False, scale: float = 1.0
-) -> Group:
-    return {
-        "params": list(parameters.values()),
-        "weight_decay": settings.weight_decay if decays else 0.0,
-        "lr": settings.learning_rate * scale,
-        "lr_scale": scale,
-    }
+Builder = Callable[[list[dict[str, Any]], OptimizerConfig, EngineConfig], torch.optim.Optimizer]
 
 
-def _group_for_adam(
-    settings: OptimizerConfig, decay: NamedParameters, no_decay: NamedParameters, scorer: NamedParameters
-) -> list[Group]:
-    return [
-        _group(settings, decay, decays=True),
-        _group(settings, no_decay),
-        _group(settings, scorer, scale=settings.scorer_learning_rate_scale),
-    ]
-
-
-def _group_for_muon(
-    settings: OptimizerConfig, decay: NamedParameters, no_decay: NamedParameters, scorer: NamedParameters
-) -> list[Group]:
-    """Muon takes the matrices of the layers. It finds `use_muon` at each group, ZeRO at each parameter."""
-    matrices = {name: parameter for name, parameter in decay.items() if not name.startswith("lm_head")}
-    others = {name: parameter for name, parameter in decay.items() if name not in matrices}
-    muon = _group(settings, matrices, decays=True, scale=settings.muon_learning_rate / settings.learning_rate)
-    groups = [
-        *({**group, "use_muon": False} for group in _group_for_adam(settings, others, no_decay, scorer)),
-        {**muon, "use_muon": True},
-    ]
-    for group in groups:
-        for parameter in group["params"]:
-            parameter.use_muon = group["use_muon"]
-    return groups
-
-
-def _adam_arguments(settings: OptimizerConfig) -> dict[str, Any]:
-    return {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
-
-
-def _build_adamw(groups: list[Group], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
-    arguments = _adam_arguments(settings)
+def _build_adamw(
+    groups: list[dict[str, Any]], settings: OptimizerConfig, engine: EngineConfig
+) -> torch.optim.Optimizer:
     if not engine.shards_states:
-        return GuardedAdamW(groups, max_grad_norm=settings.max_grad_norm, **arguments)
+        return GuardedAdamW(groups, max_grad_norm=settings.max_grad_norm, **_adam(settings))
     # ZeRO clips and looks for non-finite gradients itself, and knows stock AdamW only.
-    return torch.optim.AdamW(groups, **arguments)
+    return torch.optim.AdamW(groups, **_adam(settings))
 
 
-def _build_cpu_adamw(groups: list[Group], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, **_adam_arguments(settings))
-
-
-def _build_fused_adamw(groups: list[Group], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import FusedAdam
-
-    return FusedAdam(groups, adam_w_mode=True, **_adam_arguments(settings))
-
-
-def _build_muon(groups: list[Group], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
+def _build_muon(groups: list[dict[str, Any]], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
-    muon, adam = {"momentum": settings.muon_momentum}, {"betas": settings.betas, "eps": settings.eps}
+    adam = {"betas": settings.betas, "eps": settings.eps}
+    muon = {"momentum": settings.muon_momentum}
     return MuonWithAuxAdam([{**(muon if group["use_muon"] else adam), **group} for group in groups])
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerMethod:
-    """How to make an optimizer."""
+def _deepspeed(name: str, **options: Any) -> Builder:
+    """Builds one of the Adams in deepspeed.ops.adam."""
 
-    build: Callable[[list[Group], OptimizerConfig, EngineConfig], torch.optim.Optimizer]
-    group: Callable[..., list[Group]] = _group_for_adam
-    """From the settings and the parameters that decay, that do not, and of scorers to the groups."""
+    def build(groups: list[dict[str, Any]], settings: OptimizerConfig, _: EngineConfig) -> torch.optim.Optimizer:
+        from deepspeed.ops import adam
+
+        return getattr(adam, name)(groups, **options, **_adam(settings))
+
+    return build
+
+
+def _adam(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+
+
+class OptimizerMethod(NamedTuple):
+    """How an optimizer is built, and the operator (DeepSpeed's name of it) that must be compiled before."""
+
+    build: Builder
     operator: str | None = None
-    """DeepSpeed's name of the operator that must be compiled for it."""
-    offloaded: "OptimizerMethod | None" = None
-    """What takes its place where engine.offload_optimizer is on."""
 
 
 METHODS = {
-    "adamw": OptimizerMethod(
-        build=_build_adamw, offloaded=OptimizerMethod(build=_build_cpu_adamw, operator="cpu_adam")
-    ),
-    "fused_adamw": OptimizerMethod(build=_build_fused_adamw, operator="fused_adam"),
-    "muon": OptimizerMethod(build=_build_muon, group=_group_for_muon),
+    ("adamw", False): OptimizerMethod(_build_adamw),
+    ("adamw", True): OptimizerMethod(_deepspeed("DeepSpeedCPUAdam", adamw_mode=True), "cpu_adam"),
+    ("fused_adamw", False): OptimizerMethod(_deepspeed("FusedAdam", adam_w_mode=True), "fused_adam"),
+    ("muon", False): OptimizerMethod(_build_muon),
 }
-"""Every optimizer by name. What a configuration has to respect about it: trainer/config/optimizer.py."""
-
-
-def _method(settings: OptimizerConfig, engine: EngineConfig) -> OptimizerMethod:
-    method = METHODS[settings.name]
-    return method.offloaded if engine.offloads_optimizer and method.offloaded is not None else method
+"""Every optimizer by its name and whether its states are offloaded. What a configuration has to respect about each:
+trainer/config/optimizer.py."""
