@@ -86,7 +86,7 @@ class Job:
 def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     """Check all that can be checked beforehand, join the other ranks, build the engine, resume where there is a run.
 
-    Raises UserError on all ranks, before anything is written.
+    Raises UserError before anything is written into the run folder.
     """
     check_machine(config.engine)
     check_wandb(config.train.wandb_project)
