@@ -195,11 +195,7 @@ def memory_mask_of(outputs: ModelOutput, attention_mask: Tensor | None, config: 
         return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device)
     kept_B = attention_mask.bool().sum(1)
     for stage in config.architecture.pooling:
-        if stage.ratio is not None:
-            shrink = round(1 / stage.ratio)
-            kept_B = (kept_B + shrink - 1) // shrink
-        else:
-            kept_B = kept_B.clamp(max=stage.length)
+        kept_B = stage.slots_of_each(kept_B)
     return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
 
 
