@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from transpooler.model.ops.soft_topk.cpp_backend import building
+from transpooler.model.ops.build_lock import lock_build
 from transpooler.trainer.config import Config
 
 BUILDERS = {"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
@@ -22,7 +22,7 @@ def load_operator(name: str) -> Any:
     """Build it where it is not built yet, and load it; one process at a time on all hosts that share the folder."""
     from deepspeed.accelerator import get_accelerator
 
-    with building(name):
+    with lock_build(name):
         return get_accelerator().create_op_builder(BUILDERS[name]).load(verbose=False)
 
 

@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoModelForTextEncoding": f"{ENTRY}.TranspoolerEncoder",
 }
 LEFT_BEHIND = (
+    "transpooler.model.ops.build_lock",
     "transpooler.model.ops.soft_topk.__main__",
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",

@@ -1,9 +1,8 @@
-"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version.
+"""The C++ kernels for CPUs (cpp_backend.cpp and its headers), compiled once per machine type and torch version.
 
 `python -m transpooler.model.ops.soft_topk` compiles them ahead of the first use.
 """
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -18,8 +17,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
-HEADERS = [SOURCE.with_name(name) for name in ("cpu_group_sum.h", "cpu_tournament.h")]
+from transpooler.model.ops.build_lock import lock_build
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+HEADERS = [SOURCE.with_name(name) for name in ("cpp_group_sum.h", "cpp_tournament.h")]
 FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -41,16 +42,16 @@ def extension() -> ModuleType | None:
         return None
 
 
-def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -> tuple[Tensor, ...]:
     """(weights, pooled scores, groups, positions, mask); plays as many rounds as each document needs."""
-    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base, keep_order)
+    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base)
 
 
 def tournament_backward(
-    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float
 ) -> Tensor:
     """Gradient of the scores."""
-    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base, keep_order)
+    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base)
 
 
 def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
@@ -86,7 +87,7 @@ def _load() -> ModuleType:
     flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
     identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
     name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    with building(name) as folder:
+    with lock_build(name) as folder:
         # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
         for file in (SOURCE, *HEADERS):
             if not (folder / file.name).is_file():
@@ -94,23 +95,6 @@ def _load() -> ModuleType:
                 os.replace(folder / f"{file.name}.part", folder / file.name)
         with _own_ninja():
             return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
-
-
-@contextmanager
-def building(name: str) -> Iterator[Path]:
-    """Folder of an extension, for one process at a time on all hosts that share it.
-
-    torch's own lock is a file that outlives a killed process, and the next one waits for it for ever. A lock of the
-    kernel, which ends with its process, goes around it: whoever holds that may remove the file.
-    """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "building", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        yield folder
 
 
 @contextmanager

@@ -21,16 +21,15 @@ def tournament_op(
     slots: int,
     rounds: int,
     base: float,
-    keep_order: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
+    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
 @tournament_op.register_fake
-def _(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order, backend):
+def _(scores_BN, mask_BN, k_B1, slots, rounds, base, backend):
     batch, num_tokens = scores_BN.shape
     integer, width = {"dtype": torch.int64}, min(slots, num_tokens)
     return (
@@ -52,18 +51,15 @@ def tournament_backward_op(
     slots: int,
     rounds: int,
     base: float,
-    keep_order: bool,
     backend: str,
 ) -> Tensor:
     """`tournament.tournament_backward`: gradient of the scores."""
     module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament_backward(
-        grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order
-    )
+    return module.tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
 @tournament_backward_op.register_fake
-def _(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order, backend):
+def _(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, backend):
     return torch.empty_like(scores_BN)
 
 
@@ -74,7 +70,7 @@ def _tournament_setup(ctx, inputs, output):
 
 def _tournament_backward(ctx, grad_weights_BN, grad_scores_BS, grad_groups, grad_positions, grad_mask):
     grad = tournament_backward_op(grad_weights_BN, grad_scores_BS, *ctx.saved_tensors, *ctx.settings)
-    return grad, *[None] * 7
+    return grad, *[None] * 6
 
 
 # Under autocast scores are float32 all the same: base ** score in bfloat16 would lose their order. (float64 stays.)
