@@ -72,11 +72,12 @@ class Architecture:
     pooling_base: float = 20.0
     """Base b of the pair softmax, softmax(b^s) (Successive Halving paper)."""
     pooling_norm: str = "after"
-    """norm=pre: pool the residual stream as it is and normalise later (after), or what the norm makes of it (before).
-    Before is what the paper's post-norm layers do, and what gates need: a norm after the last pooling undoes them."""
+    """For norm=pre. after: pool the residual stream and normalise later; before: pool the normalised tokens. The latter
+    is what the paper's post-norm layers do, and what gates need: a norm after the last pooling would undo them."""
     scorer_init_std: float | None = None
-    """Standard deviation of the scorers' first weights; null = init_std. At 0 pooling begins as plain means, so that
-    no kind of token is dropped before the decoder could use it (not for operator=hard, which would keep the first)."""
+    """Standard deviation of the scorers' initial weights; null = init_std. At 0 pooling starts as plain means, so that
+    no kind of token is dropped before the decoder has learned to use it (not for operator=hard, which would keep the
+    first tokens)."""
     dropout: float = 0.1
     init_std: float = 0.02
 

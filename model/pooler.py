@@ -25,19 +25,19 @@ class Scorer(nn.Linear):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> float32 (B, N) in (0, 1]."""
-        # Shapes alone (the meta device) have no autocast, not even one to turn off.
+        # The meta device has no autocast that could be turned off.
         with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
             logits = F.linear(x_BND.float(), self.weight.float(), self.bias.float())
         return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
 
 
 def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
-    """Whether the stage pools what the encoder's final norm makes, so that no norm follows."""
+    """Whether the stage pools the output of the encoder's final norm, so that no norm follows."""
     return config.norm == "pre" and config.pooling_norm == "before" and stage.after_layer == config.encoder_layers
 
 
 class Pooler(GradientCheckpointingLayer):
-    """Pools what leaves an encoder layer; a document's result depends on that document alone."""
+    """Pools the output of an encoder layer; a document's result depends on that document alone."""
 
     def __init__(self, config: TranspoolerConfig, stage: PoolingStage) -> None:
         super().__init__()

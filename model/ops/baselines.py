@@ -5,8 +5,8 @@ random: k tokens drawn evenly, again at every call in training, always the same 
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 
-All take (embeddings_BND, scores_BN, k, *, mask_BN, slots, keep_order) as `soft_topk` does and raise as it does, though
-not for the values of scores. random and strided_mean read no scores (None will do) and keep the document's order.
+All take (embeddings_BND, scores_BN, k, *, mask_BN, slots) as `soft_topk` does, keep the document's order, and raise as
+it does, though not for the values of scores. random and strided_mean read no scores (None will do).
 """
 
 import torch
@@ -29,7 +29,7 @@ def hard(
     slots: int | None = None,
     keep_order: bool = True,
 ) -> SoftTopK:
-    """The k best tokens as they are; in the backward pass they count as score * token."""
+    """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
     positions, mask = _choose(scores_BN.detach(), k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
@@ -133,7 +133,7 @@ def iterative_softmax(
 
 
 def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Scores in float32 at least (ones, if None), k of each document, slots of the batch, mask."""
+    """Return scores in at least float32 (ones for None), k of each document, slots of the batch, and the mask."""
     if scores_BN is None:
         scores_BN = torch.ones(embeddings_BND.shape[:2], device=embeddings_BND.device)
     mask_BN = check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)

@@ -39,12 +39,12 @@ class ForwardFlops:
 
 
 def forward_flops(model: Architecture, vocab_size: int, source_tokens: int, target_tokens: int) -> ForwardFlops:
-    """One document of `source_tokens`, one summary of `target_tokens`, </s> included in both."""
+    """Count one document of `source_tokens` and its summary of `target_tokens`, </s> included in both."""
     width, ffn = model.d_model, feed_forward_weights(model)
     stages = {stage.after_layer: stage for stage in model.pooling}
     length, encoder = source_tokens, 0.0
     for layer in range(1, model.encoder_layers + 1):
-        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _attended(length, model.block_size)
+        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _count_pairs(length, model.block_size)
         if (stage := stages.get(layer)) is not None:
             operator, slots = OPERATORS[stage.operator], stage.slots(length)
             scorer = 2 * length * width if operator.needs_scores else 0
@@ -81,7 +81,7 @@ def peak_tflops(precision: str, given: float | None) -> float | None:
     return next((peaks.get(precision) for part, peaks in PEAK_TFLOPS.items() if part in name), None)
 
 
-def _attended(length: int, block_size: int | None) -> int:
+def _count_pairs(length: int, block_size: int | None) -> int:
     """Pairs of a query and a key in blockwise self-attention."""
     if block_size is None:
         return length**2

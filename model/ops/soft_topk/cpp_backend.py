@@ -25,12 +25,12 @@ FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-"""By instruction set, not -march=native: the compiled file may lie on a disk that unlike machines share."""
+"""By instruction set, not -march=native: machines of different types may share the disk of the compiled file."""
 
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled kernels. Where they cannot be built, None, and one warning that says why and what it costs."""
+    """The compiled kernels; None, with one warning that says why and what it costs, where they cannot be built."""
     try:
         return _load()
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
@@ -44,26 +44,26 @@ def extension() -> ModuleType | None:
 
 def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -> tuple[Tensor, ...]:
     """(weights, pooled scores, groups, positions, mask); plays as many rounds as each document needs."""
-    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base)
+    return _require_extension().tournament(scores_BN, mask_BN, k_B1, slots, base)
 
 
 def tournament_backward(
     grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float
 ) -> Tensor:
     """Gradient of the scores."""
-    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base)
+    return _require_extension().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base)
 
 
 def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
     """out_j = sum of w_i e_i over the inputs i of group j; every embedding is read once."""
-    return _built().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
+    return _require_extension().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
 
 
 def group_sum_backward(
     grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>, in one pass."""
-    return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
+    return _require_extension().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
 
 
 def release() -> None:
@@ -73,14 +73,14 @@ def release() -> None:
         module.release()
 
 
-def _built() -> ModuleType:
+def _require_extension() -> ModuleType:
     module = extension()
-    assert module is not None  # backends.kernels
+    assert module is not None  # backends.choose_kernels
     return module
 
 
 def _load() -> ModuleType:
-    """Build if need be, import."""
+    """Build the extension if needed, and import it."""
     from torch.utils.cpp_extension import load
 
     capability = torch.backends.cpu.get_cpu_capability()
@@ -93,13 +93,13 @@ def _load() -> ModuleType:
             if not (folder / file.name).is_file():
                 shutil.copyfile(file, folder / f"{file.name}.part")
                 os.replace(folder / f"{file.name}.part", folder / file.name)
-        with _own_ninja():
+        with _prefer_own_ninja():
             return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
 
 
 @contextmanager
-def _own_ninja() -> Iterator[None]:
-    """The `ninja` package's program first on the path: there may be none, or another, whose log makes it build anew."""
+def _prefer_own_ninja() -> Iterator[None]:
+    """Put the `ninja` package's program first on PATH: there may be none, or another, whose log forces a rebuild."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
     try:

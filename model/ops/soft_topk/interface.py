@@ -1,4 +1,4 @@
-"""The public function: arguments checked, dtypes settled, backend chosen."""
+"""The public function: it checks arguments, settles dtypes and chooses the backend."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The operators behind soft_topk, registered with torch.library: opaque, deterministic, cheap to save for.
+"""The operators behind soft_topk, registered with torch.library: opaque, deterministic, and cheap in memory.
 
 `transpooler::tournament` turns scores into a plan; `transpooler::group_sum` reads the embeddings once. autograd saves
 the embeddings and O(N) numbers a document, nothing else. `backend` names the kernels (`backends.py`).
@@ -10,7 +10,7 @@ are and returns their dtype.
 import torch
 from torch import Tensor
 
-from transpooler.model.ops.soft_topk.backends import kernels
+from transpooler.model.ops.soft_topk.backends import choose_kernels
 
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
@@ -24,7 +24,7 @@ def tournament_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
-    module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
+    module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
     return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
@@ -54,7 +54,7 @@ def tournament_backward_op(
     backend: str,
 ) -> Tensor:
     """`tournament.tournament_backward`: gradient of the scores."""
-    module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
+    module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
     return module.tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
@@ -83,7 +83,7 @@ tournament_op.register_autograd(_tournament_backward, setup_context=_tournament_
 @torch.library.custom_op("transpooler::group_sum", mutates_args=())
 def group_sum_op(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int, backend: str) -> Tensor:
     """out_j = sum of w_i e_i over the inputs i of group j, accumulated in float32 (float64), in the dtype of e."""
-    module = kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
+    module = choose_kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
     return module.group_sum(embeddings_BND, weights_BN, groups_BN, slots)
 
 
@@ -97,7 +97,7 @@ def group_sum_backward_op(
     grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>; exactly zero where masked."""
-    module = kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
+    module = choose_kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
     return module.group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
 
 

@@ -87,7 +87,7 @@ def play_tournament(
         # After its first round a document's survivors fill k * 2^r slots exactly.
         size_B1 = _padded_size(count_B1, k_B1, rounds - round_)
         played = _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width, base)
-        scores, slot_BN, weights_BN = _outcome(played)
+        scores, slot_BN, weights_BN = _merge_pairs(played)
         positions = positions.gather(1, played.order_BW.gather(1, played.back_BW))
         count_B1 = torch.minimum(count_B1, size_B1 // 2)
         if tape is not None:
@@ -127,7 +127,7 @@ def _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width: int, ba
     width = scores.shape[1]
     filled = torch.arange(width, device=scores.device) < count_B1
     order = torch.where(filled, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    rank = _inverse(order)
+    rank = _invert(order)
     partner = size_B1 - 1 - torch.arange(next_width, device=scores.device)
     alone = partner >= count_B1  # the partner is an empty slot
     partner = partner.clamp(0, width - 1)
@@ -143,12 +143,12 @@ def _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width: int, ba
     return _Round(rank, order[:, :next_width], back, partner, alone, winner, loser, p, slot_BN, won_BN, weights_BN)
 
 
-def _outcome(played: _Round) -> tuple[Tensor, Tensor, Tensor]:
+def _merge_pairs(played: _Round) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 4 and 5: merged scores in document order, and each input's new slot and weight."""
     p, winner, slot_BN = played.p_BW, played.winner_BW, played.slot_BN
     merged = torch.where(played.alone_BW, winner, p * winner + (1 - p) * played.loser_BW)
     weights_BN = played.weights_BN * _shares(played)
-    slot_BN = _inverse(played.back_BW).gather(1, slot_BN)
+    slot_BN = _invert(played.back_BW).gather(1, slot_BN)
     return merged.gather(1, played.back_BW), slot_BN, weights_BN
 
 
@@ -160,7 +160,7 @@ def _shares(played: _Round) -> Tensor:
 
 def _round_backward(played: _Round, grad_merged: Tensor, grad_weights: Tensor, base: float) -> tuple[Tensor, Tensor]:
     """Gradients of a round's inputs (survivors' scores, weights) from those of its outputs."""
-    grad_merged = grad_merged.gather(1, _inverse(played.back_BW))
+    grad_merged = grad_merged.gather(1, _invert(played.back_BW))
     p, winner, loser, alone = played.p_BW, played.winner_BW, played.loser_BW, played.alone_BW
     # w' = w f, with f = p for the winner's inputs and 1 - p for the loser's.
     grad_shares = grad_weights * played.weights_BN
@@ -187,10 +187,10 @@ def _padded_size(count_B1: Tensor, k_B1: Tensor, rounds: int) -> Tensor:
 def _ranks(last_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Stable order that puts flagged columns last: (rank of each column, column at each rank)."""
     order = last_BN.to(torch.uint8).sort(dim=1, stable=True).indices
-    return _inverse(order), order
+    return _invert(order), order
 
 
-def _inverse(order: Tensor) -> Tensor:
+def _invert(order: Tensor) -> Tensor:
     """Inverse of the permutation in each row."""
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, ranks)

@@ -82,7 +82,7 @@ def _play_round(
 
 @triton.jit
 def _capacity(num_tokens, slots, ROUNDS: tl.constexpr, r: tl.constexpr):
-    """Entries of level r at most."""
+    """Upper bound of the number of entries of level r."""
     return num_tokens if r == 0 else tl.minimum(num_tokens, slots << (ROUNDS - r))
 
 
@@ -106,7 +106,7 @@ def _play(
     tl.debug_barrier()
     at = 0
     for r in tl.static_range(ROUNDS):
-        # "Any n and k": the next k * 2^r that holds `count`. Who is down to k already wins alone.
+        # "Any n and k": the next k * 2^r that holds `count`. Documents with at most k survivors have no more pairs.
         size = k
         for _ in tl.static_range(ROUNDS - r):
             size = tl.where(size < count, 2 * size, size)
@@ -243,7 +243,7 @@ def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -
     groups = torch.full_like(scores_BN, -1, dtype=torch.int64)
     positions = torch.zeros_like(pooled, dtype=torch.int64)
     filled = torch.zeros_like(pooled, dtype=torch.bool)
-    levels, arguments = _levels(scores_BN, slots, rounds)
+    levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_kernel[(batch,)](
         scores_BN.contiguous(), mask_BN.contiguous(), k_B1.contiguous(), *levels, weights, pooled, groups, positions,
         filled, num_tokens, slots, width, math.log2(base), levels[0].shape[2], **arguments,
@@ -261,7 +261,7 @@ def tournament_backward(
             grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base
         )
     grad = torch.zeros_like(scores_BN, memory_format=torch.contiguous_format)
-    levels, arguments = _levels(scores_BN, slots, rounds)
+    levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_backward_kernel[(batch,)](
         grad_weights_BN.contiguous(), grad_scores_BS.contiguous(), scores_BN.contiguous(), mask_BN.contiguous(),
         k_B1.contiguous(), *levels, grad, num_tokens, slots, min(slots, num_tokens), math.log2(base),
@@ -284,7 +284,7 @@ def _capacities(num_tokens: int, slots: int, rounds: int) -> list[int]:
     return [num_tokens, *(min(num_tokens, slots << (rounds - r)) for r in range(1, rounds + 1))]
 
 
-def _levels(scores_BN: Tensor, slots: int, rounds: int) -> tuple[tuple[Tensor, Tensor], dict]:
+def _allocate_levels(scores_BN: Tensor, slots: int, rounds: int) -> tuple[tuple[Tensor, Tensor], dict]:
     """Scratch for all levels, and the kernels' compile-time arguments."""
     batch, num_tokens = scores_BN.shape
     blocks, total = level_blocks(num_tokens, slots, rounds), sum(_capacities(num_tokens, slots, rounds))
