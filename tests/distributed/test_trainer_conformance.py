@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from transpooler.model.architecture import OPERATORS
-from transpooler.model.pooler import SCORED
+from transpooler.model.ops.operators import OPERATORS
 
 KINDS = {
     "none": [],
@@ -90,7 +89,7 @@ def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
             tolerance = 1e-6 if precision == "fp32" else 4e-3
             torch.testing.assert_close(seen["weights"][name], value, atol=tolerance, rtol=0, msg=f"{what}: {name}")
         # Encoder layers, poolers and decoder layers all run a second time, and nothing does without checkpointing.
-        scored = ("Pooler",) if operator in SCORED else ()  # the others have no module inside to watch
+        scored = ("Pooler",) if OPERATORS[operator].needs_scores else ()  # the others have no module inside to watch
         for layer in ("EncoderLayer", *scored, "DecoderLayer"):
             times = 1 if kind == "none" else 2
             assert seen["calls"].count(layer) == times * plain["calls"].count(layer) > 0, f"{what}: {layer}"

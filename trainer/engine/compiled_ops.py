@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from transpooler.model.ops.soft_topk.cpp_backend import building
+from transpooler.model.ops.build_lock import lock_build
 from transpooler.trainer.engine.distributed import choose_accelerator
 
 
@@ -15,7 +15,7 @@ def load_operator(name: str) -> Any:
     choose_accelerator()
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
-    with building(name):
+    with lock_build(name):
         return ALL_OPS[name].load(verbose=False)
 
 
