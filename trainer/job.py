@@ -101,7 +101,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
         set_quiet(True)
     loader, validation = together(lambda: _loaders(config, rank, world_size))
     check_fragment(config, loader.num_micro_batches, world_size)
-    step = checkpoint.agreed_newest_valid(run)
+    step = checkpoint.agree_on_newest_valid(run)
     sharded = sharded_init(config, loader.num_micro_batches, world_size)
     model = build_model(config, loader.tokenizer, sharded)
     if config.train.init_from is not None and step is None:

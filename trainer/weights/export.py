@@ -8,7 +8,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
 from transpooler.trainer.checkpoint import checkpoint
-from transpooler.trainer.checkpoint.consolidate import consolidated_weights
+from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config.root import Config, GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
@@ -26,7 +26,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     chosen = _chosen_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model = build_model(config, tokenizer)
-    model.load_state_dict(consolidated_weights(run, chosen))
+    model.load_state_dict(consolidate_weights(run, chosen))
     export_model(model, tokenizer, output, config, step=chosen)
 
 
