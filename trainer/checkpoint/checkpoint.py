@@ -191,7 +191,7 @@ def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | N
 
 
 def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict[Path, dict[str, Any]]) -> None:
-    """Write the manifest, rename the folder, then move `latest`: on rank 0, once all ranks have `written` their files."""
+    """Write the manifest, rename the folder, then move `latest`: on rank 0, once all have `written` their files."""
     write_json(incomplete / "run.json", {"format": FORMAT, "saved_at": time.time(), **facts})
     files = sorted(path for path in incomplete.rglob("*") if path.is_file())
     entries = {str(path.relative_to(incomplete)): written.get(path) or sync_and_hash(path) for path in files}

@@ -23,7 +23,7 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def weights_only(path: Path) -> Iterator[None]:
-    """Load files below `path` as plain data; a file that holds more, or is damaged, is a UserError that names `path`."""
+    """Load files below `path` as plain data; one that holds more, or is damaged, is a UserError that names `path`."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
