@@ -98,7 +98,7 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     config = _load(settings)
     model, tokenizer = load_model(RunFolder(config.run).export)
     document = ShardDataset(Path(config.data.shards) / config.evaluation.split).read(0)
-    text = tokenizer.decode(document.source, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(document.source, clean_up_tokenization_spaces=False))
     summary = next(summarize_texts(model, tokenizer, [text], config.generation, config.data.max_source_tokens))
     return document.meta["id"], summary.text, document.meta["target_text"]
 

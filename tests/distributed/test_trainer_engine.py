@@ -1,6 +1,7 @@
 """What reaches DeepSpeed, on real ranks: fragments of its configuration, and a model that no rank ever holds whole."""
 
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -48,7 +49,8 @@ def build(settings: list[str]) -> None:
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
     whole = dict(build_model(config, tokenizer).named_parameters())
     init_distributed(config)
-    for name, parameter in build_model(config, tokenizer, sharded_init(config, 1, 2)).named_parameters():
+    sharded: Any = build_model(config, tokenizer, sharded_init(config, 1, 2))
+    for name, parameter in sharded.named_parameters():
         assert parameter.numel() == 0, name
         assert parameter.ds_shape == whole[name].shape
         assert parameter.ds_tensor.numel() == -(-whole[name].numel() // 2)

@@ -99,7 +99,8 @@ def _load_model(
     from transpooler.data_pipeline.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
-    return build_model(config, tokenizer).to(default_device()), tokenizer
+    model: Any = build_model(config, tokenizer)  # the library's annotation of `to` knows no devices
+    return model.to(default_device()), tokenizer
 
 
 def _read_documents(

@@ -1,7 +1,7 @@
 """The first weights of a run from a model on disk: our export, whatever its pooling, or a BART of `transformers`.
 
-Tensors are read one at a time from safetensors, by rank 0 alone where ZeRO 3 spreads the model, so no rank ever holds
-the whole of it. Every tensor that has no counterpart is reported.
+Tensors are read from safetensors one at a time, under ZeRO 3 by rank 0 alone, so no rank ever holds the whole model.
+Every tensor without a counterpart is reported.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.trainer.config import Config
-from transpooler.trainer.weights.models import stored_config
+from transpooler.trainer.weights.models import read_model_config
 
 FREE_TO_CHANGE = (
     *("dropout", "init_std", "block_size", "max_positions"),
@@ -35,14 +35,14 @@ BART_LAYER = {
 }
 """Parts of BART's layers, and ours. The encoder's self-attention is called `attention` here."""
 BART_POSITION_OFFSET = 2
-"""BART's tables of positions begin with two rows that stand for no position."""
+"""BART's tables of positions begin with two rows that belong to no position."""
 
 
 def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
-    """Copy what fits from the model in `folder`; UserError where tokenizer or architecture are not this run's."""
+    """Copy what fits from the model in `folder`; UserError if its tokenizer or architecture is not this run's."""
     from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 
-    values = stored_config(folder)
+    values = read_model_config(folder)
     kind = values.get("model_type")
     if fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint:
         raise UserError(
@@ -54,7 +54,7 @@ def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerp
         raise UserError(f"train.init_from {folder}: holds a {kind!r} model; give one of {', '.join(kinds)}")
     kinds[kind](values, config, folder)
     try:
-        with _stored_tensors(folder) as stored:
+        with _open_tensors(folder) as stored:
             names = {_our_name(name) if kind == "bart" else name: name for name in stored}
             _report(folder, *copy_weights(model, stored, names))
     except UserError:
@@ -81,13 +81,13 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
         used.add(names[name])
         tensor = stored[names[name]]()
         with gathered([parameter]), torch.no_grad():
-            if (problem := _fit(name, parameter, tensor)) is not None:
+            if (problem := _copy_tensor(name, parameter, tensor)) is not None:
                 missing.append(problem)
     return missing, sorted(set(stored) - used)
 
 
-def _fit(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
-    """Copy; what could not be filled, or None. UserError where shapes differ in more than the rows of a table."""
+def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
+    """Copy, and return what was left unfilled, or None. UserError if shapes differ in more than the rows of a table."""
     table = "shared" in name or "embedder.positions" in name
     if tensor.shape[1:] != parameter.shape[1:] or (tensor.shape != parameter.shape and not table):
         raise UserError(f"train.init_from: {name} is {tuple(parameter.shape)} here and {tuple(tensor.shape)} there")
@@ -103,7 +103,7 @@ def _fit(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
 
 
 @contextmanager
-def _stored_tensors(folder: Path) -> Iterator[dict[str, Any]]:
+def _open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
     """Name -> a function that reads the tensor, over all safetensors files of a folder."""
     from safetensors import safe_open
 
@@ -143,7 +143,7 @@ def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
 
 
 def _check_bart(values: dict[str, Any], config: Config, folder: Path) -> None:
-    """Dimensions must be BART's; positions, block size and pooling are free (other positions leave BART's out)."""
+    """UserError unless dimensions are BART's. Positions, block size and pooling are free; other positions drop BART's."""
     expected = {
         "d_model": values["d_model"],
         "encoder_layers": values["encoder_layers"],
