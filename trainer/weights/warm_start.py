@@ -143,7 +143,7 @@ def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
 
 
 def _check_bart(values: dict[str, Any], config: Config, folder: Path) -> None:
-    """UserError unless dimensions are BART's. Positions, block size and pooling are free; other positions drop BART's."""
+    """UserError unless dimensions are BART's. Positions, blocks and pooling are free; other positions drop BART's."""
     expected = {
         "d_model": values["d_model"],
         "encoder_layers": values["encoder_layers"],
