@@ -98,7 +98,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
     check_fragment(settings)
-    step = checkpoint.agreed_newest_valid(run)
+    step = checkpoint.agree_on_newest_valid(run)
     model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)

@@ -11,7 +11,7 @@ from transpooler.common.log import progress
 from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config
-from transpooler.trainer.evaluation.evaluate import derangement
+from transpooler.trainer.evaluation.losses import derangement
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import load_model
 

@@ -45,9 +45,9 @@ def run(parsed: argparse.Namespace) -> int | None:
     if config is None:
         return None
     if parsed.dry_run:
-        from transpooler.trainer.estimate.memory import lines_of, plan_run
+        from transpooler.trainer.estimate.memory import describe, estimate_run
 
-        print("\n".join(lines_of(plan_run(config, parsed.processes), config, parsed.processes)))
+        print(describe(estimate_run(config, parsed.processes), config, parsed.processes))
         return None
     if parsed.processes > 1:
         from transpooler.launch.ranks.local import run_ranks

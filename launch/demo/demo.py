@@ -100,14 +100,14 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     config = _load(settings)
     model, tokenizer = load_model(RunFolder(config.run).export)
     document = ShardDataset(Path(config.data.shards) / config.evaluation.split).read(0)
-    text = tokenizer.decode(document.source, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(document.source, clean_up_tokenization_spaces=False))
     summary = next(summarize_texts(model, tokenizer, [text], config.generation, config.data.max_source_tokens))
     return document.meta["id"], summary.text, document.meta["target_text"]
 
 
 def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict[str, Any]) -> None:
     """Print losses, scores against the baselines and throughput."""
-    from transpooler.trainer.evaluation.evaluate import print_table
+    from transpooler.trainer.evaluation.table import print_evaluations
     from transpooler.trainer.metrics import read_metrics
 
     print()
@@ -122,7 +122,7 @@ def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict
     print(f"held-out loss: untrained {untrained['loss']:.3f}, fine-tuned {trained['loss']:.3f}", end="")
     shuffled = trained["shuffled_loss"]  # None for a single document
     print("" if shuffled is None else f", with the summaries shuffled among the documents {shuffled:.3f}")
-    print_table(trained, untrained)
+    print_evaluations(trained, untrained)
 
 
 def _load(settings: Sequence[str]) -> Config:

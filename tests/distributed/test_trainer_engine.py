@@ -53,7 +53,8 @@ def build(settings: list[str]) -> None:
     whole = dict(build_model(config, tokenizer).named_parameters())
     init_distributed(config.engine)
     sharded = sharded_init(config.engine, deepspeed_config(config.engine, config.optimizer, 1, 2))
-    for name, parameter in build_model(config, tokenizer, sharded).named_parameters():
+    model: Any = build_model(config, tokenizer, sharded)
+    for name, parameter in model.named_parameters():
         assert parameter.numel() == 0, name
         assert parameter.ds_shape == whole[name].shape
         assert parameter.ds_tensor.numel() == -(-whole[name].numel() // 2)

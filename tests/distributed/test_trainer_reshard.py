@@ -78,7 +78,7 @@ def _assert_same_states(folder: Path, expected: Path) -> None:
     names = ours.model["module"].keys() - {"lm_head.weight"} & ours._pieces.keys()
     assert len(names) == len(theirs._pieces) > 60
     for name in names:
-        (states, scalars), (expected_states, expected_scalars) = ours.of(name), theirs.of(name)
+        (states, scalars), (expected_states, expected_scalars) = ours.parameter(name), theirs.parameter(name)
         assert states.keys() == expected_states.keys() == {"fp32", "exp_avg", "exp_avg_sq"}
         assert float(scalars["step"]) == float(expected_scalars["step"]) == SAVED_AT
         for key, value in expected_states.items():
@@ -102,7 +102,7 @@ def _assert_equals_universal(run: Path, folder: Path) -> None:
         ds_to_universal.main(arguments)
         ours = SavedStates(source, None)
         for name in ours._pieces:
-            for key, value in ours.of(name)[0].items():
+            for key, value in ours.parameter(name)[0].items():
                 theirs = torch.load(output / "zero" / name / f"{key}.pt")
                 theirs = theirs["param"] if isinstance(theirs, dict) else theirs  # stages 1 and 2, stage 3
                 assert torch.equal(theirs.flatten(), value), (run.name, name, key)

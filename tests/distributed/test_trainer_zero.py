@@ -144,9 +144,9 @@ def _assert_close(name: str, seen: dict, expected: dict, *, tolerance: float, lo
 
 
 def _assert_exported(name: str, run: Path, expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    from transpooler.trainer.checkpoint.consolidate import consolidated_weights
+    from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 
-    weights = consolidated_weights(run, STEPS)
+    weights = consolidate_weights(run, STEPS)
     for key, value in expected.items():
         assert weights[key].dtype == torch.float32
         torch.testing.assert_close(weights[key], value, atol=tolerance, rtol=0, msg=f"{name}, checkpoint: {key}")

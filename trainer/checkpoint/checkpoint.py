@@ -19,7 +19,7 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
 from transpooler.common.log import say
-from transpooler.trainer.checkpoint.files import RecordingFiles, synced_entry
+from transpooler.trainer.checkpoint.files import RecordingFiles, sync_and_hash
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
 from transpooler.trainer.run_folder import RunFolder
@@ -28,7 +28,7 @@ from transpooler.trainer.state import TrainState
 FORMAT = 2
 INCOMPLETE = ".incomplete"
 RESHARDED = ("world_size", "zero_stage")
-"""Facts in which a resumed run may differ from its checkpoint: states are then dealt out anew."""
+"""Facts in which a resumed run may differ from its checkpoint: its states are then resharded."""
 
 
 def save(
@@ -40,10 +40,11 @@ def save(
     keep_every: int = 0,
     best: int | None = None,
 ) -> None:
-    """Save on all ranks together. Then the `keep_last` newest stay, multiples of `keep_every`, and that of step `best`.
+    """Save a checkpoint (a collective), then remove old ones.
 
+    What stays: the `keep_last` newest, multiples of `keep_every` (0: none), and that of step `best`.
     `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
-    Raises UserError on every rank where one rank cannot write.
+    Raises UserError on every rank if one rank cannot write.
     """
     started, rank = time.monotonic(), torch.distributed.get_rank()
     folder = RunFolder(run).checkpoint(state.step)
@@ -52,7 +53,7 @@ def save(
         shutil.rmtree(incomplete, ignore_errors=True)
         incomplete.mkdir(parents=True)
     torch.distributed.barrier()
-    with _recording(engine) as files:
+    with _record_files(engine) as files:
         engine.save_checkpoint(str(incomplete), tag=tag, client_state=_universal_info(), save_latest=False)
     files.save(_random_state(), incomplete / tag / f"random_rank{rank}.pt")
     written: list[Any] = [None] * torch.distributed.get_world_size()
@@ -65,7 +66,7 @@ def save(
             _publish(incomplete / tag, folder, all_facts, entries)
             _point_to_best(run, best)
             keep = () if best is None else (best,)
-            _remove_old(run, doomed_steps(RunFolder(run).checkpoint_steps(), keep_last, keep_every, keep))
+            _remove_old(run, steps_to_remove(RunFolder(run).checkpoint_steps(), keep_last, keep_every, keep))
         except (OSError, UserError) as error:
             problem = str(error)
     outcome = [problem]
@@ -79,13 +80,13 @@ def save(
 def newest_valid(run: Path) -> int | None:
     """Step of the newest checkpoint whose files are all as its manifest says; None if there is none at all.
 
-    What is broken is named loudly and skipped; if nothing valid is left, a UserError.
+    Broken checkpoints are reported and skipped. Raises UserError if there are some and none is valid.
     """
     return _newest(run, RunFolder(run).checkpoint_steps(), lambda folder: next(problems(folder), None))
 
 
-def agreed_newest_valid(run: Path) -> int | None:
-    """`newest_valid` by all ranks together: rank 0 looks what there is, and each rank hashes its share of the files."""
+def agree_on_newest_valid(run: Path) -> int | None:
+    """`newest_valid` as a collective: rank 0 lists the checkpoints, and each rank hashes its share of the files."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     steps = [RunFolder(run).checkpoint_steps() if rank == 0 else None]
     torch.distributed.broadcast_object_list(steps)
@@ -99,9 +100,9 @@ def agreed_newest_valid(run: Path) -> int | None:
 
 
 def problems(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> Iterator[str]:
-    """What is wrong with a checkpoint's files: missing, other sizes and, with `verify`, other bytes.
+    """Yield what is wrong with a checkpoint's files: missing, of another size or, with `verify`, of other bytes.
 
-    `share` (i, n) looks at every n-th file from the i-th on.
+    `share` (i, n) checks every n-th file, from the i-th on.
     """
     try:
         entries = sorted(read_json(folder / "manifest.json")["files"].items())
@@ -121,11 +122,11 @@ def problems(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 
 
 
 def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) -> TrainState:
-    """Put the checkpoint of `step` into the engine and the random state; returns the run's state.
+    """Load the checkpoint of `step` into the engine and the random state; returns the run's state.
 
-    With the world size and ZeRO stage of the checkpoint everything continues to the bit; with others, weights and
-    optimizer states are dealt out anew, and dropout draws from `seed`. Raises UserError, before anything is loaded,
-    where other `facts` differ or a file is not one of ours.
+    With the world size and ZeRO stage of the checkpoint, training continues to the bit; with others, weights and
+    optimizer states are resharded, and dropout draws from `seed`. Raises UserError, before anything is loaded, if any
+    other of `facts` differs or a file is not one of ours.
     """
     folder, rank = RunFolder(run).checkpoint(step), torch.distributed.get_rank()
     saved = read_json(folder / "run.json")
@@ -137,7 +138,7 @@ def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) ->
             )
     if all(saved.get(key) == facts.get(key) for key in RESHARDED):
         random_state = load_file(folder / f"random_rank{rank}.pt")
-        with _recording(engine), weights_only(folder):
+        with _record_files(engine), weights_only(folder):
             loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed finds no checkpoint of ours in it; remove the folder")
@@ -148,18 +149,18 @@ def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) ->
         changes = ", ".join(
             f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]
         )
-        say(f"{folder}: dealt out anew ({changes})")
+        say(f"{folder}: resharded ({changes})")
     return TrainState(**saved["state"])
 
 
-def doomed_steps(steps: list[int], keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> list[int]:
-    """Which of these checkpoints go: all but the newest, every so many, and those that someone wants kept."""
+def steps_to_remove(steps: list[int], keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> list[int]:
+    """Which of these checkpoints to remove: all but the `keep_last` newest, multiples of `keep_every`, and `keep`."""
     old = steps[:-keep_last]
     return [step for step in old if step not in keep and not (keep_every and step % keep_every == 0)]
 
 
 @contextmanager
-def _recording(engine: Any) -> Iterator[RecordingFiles]:
+def _record_files(engine: Any) -> Iterator[RecordingFiles]:
     inner = engine.checkpoint_engine
     engine.checkpoint_engine = files = RecordingFiles(inner)
     try:
@@ -169,7 +170,7 @@ def _recording(engine: Any) -> Iterator[RecordingFiles]:
 
 
 def _universal_info() -> dict[str, Any]:
-    """What DeepSpeed's ds_to_universal wants to find in a checkpoint of stages 1 and 2."""
+    """What DeepSpeed's ds_to_universal expects in a checkpoint of stages 1 and 2."""
     from deepspeed.checkpoint import constants
 
     version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
@@ -178,22 +179,22 @@ def _universal_info() -> dict[str, Any]:
 
 def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | None]) -> int | None:
     for step in reversed(steps):
-        problem = first_problem(RunFolder(run).checkpoint(step))
+        folder = RunFolder(run).checkpoint(step)
+        problem = first_problem(folder)
         if problem is None:
             return step
-        say(f"WARNING: checkpoint {RunFolder(run).checkpoint(step)} is broken ({problem}); trying the one before it")
+        say(f"WARNING: checkpoint {folder} is broken ({problem}); trying the one before it")
     if steps:
-        raise UserError(
-            f"{RunFolder(run).checkpoints}: none of its checkpoints is valid; remove the folder to start anew"
-        )
+        folder = RunFolder(run).checkpoints
+        raise UserError(f"{folder}: none of its checkpoints is valid; remove the folder to start anew")
     return None
 
 
 def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict[Path, dict[str, Any]]) -> None:
-    """Manifest, rename, then `latest`. Rank 0 alone, when every rank has `written` (synced and hashed) its files."""
+    """Write the manifest, rename the folder, then move `latest`: on rank 0, once all have `written` their files."""
     write_json(incomplete / "run.json", {"format": FORMAT, "saved_at": time.time(), **facts})
     files = sorted(path for path in incomplete.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(incomplete)): written.get(path) or synced_entry(path) for path in files}
+    entries = {str(path.relative_to(incomplete)): written.get(path) or sync_and_hash(path) for path in files}
     write_json(incomplete / "manifest.json", {"format": FORMAT, "files": entries})
     shutil.rmtree(final, ignore_errors=True)  # a broken one of the same step
     os.replace(incomplete, final)
@@ -214,13 +215,13 @@ def _remove_old(run: Path, steps: list[int]) -> None:
     doomed = RunFolder(run).checkpoints / f"{INCOMPLETE}.old"
     shutil.rmtree(doomed, ignore_errors=True)
     for step in steps:
-        # Out of the way first, so that a kill cannot leave half a checkpoint under a good name.
+        # Renamed first, so that a kill cannot leave half a checkpoint under a good name.
         os.replace(RunFolder(run).checkpoint(step), doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _random_state() -> dict[str, Any]:
-    """Dropout's generators; nothing else in training draws from a global one."""
+    """States of the global generators; in training only dropout draws from them."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0, dtype=torch.uint8)
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

@@ -1,6 +1,7 @@
-"""How a checkpoint's files are written and read: synced, hashed and recorded by the rank that writes them."""
+"""A checkpoint's files: what DeepSpeed calls them, and how each rank writes, syncs, hashes and records its own."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from transpooler.trainer.checkpoint.safe_load import load_file
 
 
 class RecordingFiles:
-    """Stands in for DeepSpeed's checkpoint engine: each rank syncs and hashes its own files, and reads weights only.
+    """Replaces DeepSpeed's checkpoint engine: each rank syncs and hashes the files it writes, and reads weights only.
 
-    A write that fails is remembered instead of raised: the other ranks are on their way to a barrier, and all must
-    learn of it together.
+    A failed write is recorded in `problem` instead of raised: the other ranks are on their way to a barrier, and all
+    ranks must learn of the failure together.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -29,7 +30,7 @@ class RecordingFiles:
         """torch.save, fsync, SHA-256."""
         try:
             torch.save(state_dict, path)
-            self.entries[Path(path)] = synced_entry(Path(path))
+            self.entries[Path(path)] = sync_and_hash(Path(path))
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             self.problem = self.problem or str(error).splitlines()[0]
 
@@ -38,8 +39,24 @@ class RecordingFiles:
         return load_file(Path(path))
 
 
-def synced_entry(path: Path) -> dict[str, Any]:
-    """The file's line in the manifest, after its bytes are on the disk."""
+def sync_and_hash(path: Path) -> dict[str, Any]:
+    """Flush the file to disk and return its entry in the manifest."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def optimizer_files(folder: Path) -> list[Path]:
+    """DeepSpeed's files of optimizer states, one a rank, in order of the ranks; none at ZeRO stage 0."""
+    return sorted(folder.glob("*_optim_states.pt"), key=_rank_of)
+
+
+def model_file(folder: Path) -> Path:
+    """DeepSpeed's file of weights and counters; that of rank 0 at ZeRO stage 3, where each rank writes one."""
+    return min(folder.glob("*model_states.pt"), key=_rank_of)
+
+
+def _rank_of(path: Path) -> tuple[int, str]:
+    numbers: Iterable[str] = path.name.partition("pp_rank_")[2].split("_")
+    first = next(iter(numbers), "")
+    return (int(first) if first.isdigit() else 0), path.name

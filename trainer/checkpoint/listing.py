@@ -6,6 +6,7 @@ from pathlib import Path
 from transpooler.common.durations import format_duration
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
+from transpooler.common.tables import align
 from transpooler.trainer.checkpoint.checkpoint import problems
 from transpooler.trainer.run_folder import RunFolder
 
@@ -13,14 +14,12 @@ COLUMNS = ("step", "MiB", "age", "ranks", "ZeRO", "precision", "state")
 
 
 def describe(run: Path, *, verify: bool) -> str:
-    """One line per checkpoint, oldest first; `verify` hashes every file."""
+    """One line per checkpoint, oldest first; `verify` hashes every file. UserError where there is none."""
     steps = RunFolder(run).checkpoint_steps()
     if not steps:
         raise UserError(f"{run}: has no checkpoint yet; train first")
     rows = [COLUMNS, *(_row(run, step, verify) for step in steps)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)) for row in rows]
-    return "\n".join(f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True))
+    return "\n".join(align(rows, right=range(len(COLUMNS) - 1)))
 
 
 def _row(run: Path, step: int, verify: bool) -> tuple[str, ...]:

@@ -1,17 +1,16 @@
 """Resuming with another number of ranks or another ZeRO stage.
 
 DeepSpeed has universal checkpoints for this, but they need a conversion of the whole checkpoint into a folder of small
-files, do not lead from stages 1 and 2 to 3 or back, and are loaded at stage 3 with the settings of the first parameter
-group for all of them (0.19.8: weight decay on norms, one learning rate). Here each rank maps the old ranks' files,
-assembles one parameter at a time (float32 weight and optimizer states), cuts out its own part, and hands DeepSpeed the
-state that this rank would have saved itself. Only what a rank needs is read; nothing is written.
+files, cannot change between stages 1 or 2 and stage 3, and at stage 3 are loaded with the settings of the first
+parameter group for all groups (0.19.8: weight decay on norms, one learning rate). Here each rank maps the old ranks'
+files, assembles one parameter at a time (float32 weight and optimizer states), cuts out its own part, and hands
+DeepSpeed the state that this rank would have saved itself. Each rank reads only what it needs; nothing is written.
 
-A stage-1/2 file holds, per parameter group, one slice of the group's parameters laid end to end; a stage-3 file a slice
-of each parameter, padded to equal size; at stage 0 nothing is cut.
+A stage-1/2 file holds, per parameter group, one slice of the group's concatenated parameters; a stage-3 file holds a
+slice of each parameter, padded to equal size; stage 0 shards nothing.
 """
 
 import math
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from transpooler.common.errors import UserError
+from transpooler.trainer.checkpoint.files import model_file, optimizer_files
 from transpooler.trainer.checkpoint.safe_load import load_file
 
 WEIGHT = "fp32"
@@ -28,7 +28,7 @@ WEIGHT = "fp32"
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of one parameter: start..start+numel of each of `states` (1-D), and what is not per element."""
+    """A slice of one parameter: start..start+numel of each of `states` (1-D); `scalars` are not per element."""
 
     states: dict[str, Tensor]
     scalars: dict[str, Any]
@@ -37,15 +37,14 @@ class _Piece:
 
 
 class SavedStates:
-    """Weights and optimizer states of a checkpoint by parameter name, whatever had cut them."""
+    """Weights and optimizer states of a checkpoint by parameter name, however they were sharded."""
 
     def __init__(self, folder: Path, order: list[str] | None) -> None:
-        """`order`: names of the parameters as the optimizer counts them (stage 0 alone needs it)."""
+        """`order`: names of the parameters in the optimizer's order; only stage 0 needs it."""
         self.folder = folder
         self._pieces: dict[str, list[_Piece]] = {}
-        optimizers = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
-        self.model = load_file(next(iter(sorted(folder.glob("*model_states.pt"), key=_rank_of))), mmap=True)
-        files = [load_file(path, mmap=True)["optimizer_state_dict"] for path in optimizers]
+        self.model = load_file(model_file(folder), mmap=True)
+        files = [load_file(path, mmap=True)["optimizer_state_dict"] for path in optimizer_files(folder)]
         self.loss_scale = {key: files[0][key] for key in ("loss_scaler", "dynamic_loss_scale")} if files else {}
         for rank, states in enumerate(files):
             if "param_slice_mappings" in states:
@@ -55,8 +54,11 @@ class SavedStates:
         if not files:
             self._read_stage_0(order or [])
 
-    def of(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """States of one parameter: by key the whole of it (numel,), float32, and the numbers that it has beside."""
+    def parameter(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, scalars) of one parameter by key: the whole tensors (numel,), float32, and what is not per element.
+
+        Raises UserError where the checkpoint has no such parameter.
+        """
         pieces = self._pieces.get(name)
         if not pieces:
             raise UserError(f"{self.folder}: has no parameter {name}; it is a checkpoint of another model")
@@ -64,7 +66,7 @@ class SavedStates:
             key: torch.cat([piece.states[key][piece.start : piece.start + piece.numel] for piece in pieces]).float()
             for key in pieces[0].states
         }
-        # Copies: parameters that shared a file's step counter would otherwise count each other's steps.
+        # Copied, because parameters of one file share its step counter and would count each other's steps.
         return whole, {key: deepcopy(value) for key, value in pieces[0].scalars.items()}
 
     def _read_stage_1_2(self, states: dict[str, Any]) -> None:
@@ -104,9 +106,9 @@ class SavedStates:
 
 
 def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
-    """Put a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
+    """Load a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
     if any(group.get("use_muon") for group in engine.optimizer.param_groups):
-        # Stages 1 and 2 keep it for whole matrices, also where a rank holds a slice of one.
+        # Stages 1 and 2 keep the momentum of a whole matrix, even on a rank that holds a slice of it.
         raise UserError(
             f"{folder}: Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with "
             f"{facts['world_size']} ranks and engine.zero_stage={facts['zero_stage']}, or start a new run from its "
@@ -129,7 +131,7 @@ def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def optimizer_order(engine: Any) -> list[str] | None:
-    """Names of the parameters as a stage-0 optimizer counts them; None at other stages, whose files tell."""
+    """Names of the parameters in the order of a stage-0 optimizer; None at other stages, whose files hold the names."""
     if engine.zero_optimization_stage():
         return None
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
@@ -140,7 +142,7 @@ def _restore_stage_0(engine: Any, saved: SavedStates, names: dict[int, str]) -> 
     optimizer, states = engine.optimizer, {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(parameters):
-        tensors, scalars = saved.of(names[id(parameter)])
+        tensors, scalars = saved.parameter(names[id(parameter)])
         parameter.data.copy_(tensors.pop(WEIGHT).view_as(parameter))
         if tensors or scalars:
             states[number] = {**scalars, **{key: value.view_as(parameter) for key, value in tensors.items()}}
@@ -155,9 +157,9 @@ def _restore_stage_1_2(engine: Any, saved: SavedStates, names: dict[int, str]) -
         own = _OwnPart(optimizer.single_partition_of_fp32_groups[group].numel())
         for parameter in parameters:
             mapping = parameter._hp_mapping
-            if mapping is not None:  # else other ranks hold all of it
-                to, of = mapping.hp_fragment_address, mapping.lp_fragment_address
-                own.copy(saved, names[id(parameter)], to.start, of.start, to.numel)
+            if mapping is not None:  # otherwise other ranks hold all of the parameter
+                target, source = mapping.hp_fragment_address, mapping.lp_fragment_address
+                own.copy_slice(saved, names[id(parameter)], target.start, source.start, target.numel)
         weights.append(own.states.pop(WEIGHT))
         states[group] = own.states | own.scalars
     ours["single_partition_of_fp32_groups"] = weights
@@ -179,7 +181,7 @@ def _restore_stage_3(engine: Any, saved: SavedStates, names: dict[int, str]) -> 
         for parameter in parameters:
             size = math.ceil(parameter.ds_numel / world_size)
             numel = min(size, max(0, parameter.ds_numel - rank * size))
-            own.copy(saved, names[id(parameter)], start, rank * size, numel)
+            own.copy_slice(saved, names[id(parameter)], start, rank * size, numel)
             start += size
         weights.append(own.states.pop(WEIGHT))
         states[group] = own.states | own.scalars
@@ -193,27 +195,20 @@ def _restore_stage_3(engine: Any, saved: SavedStates, names: dict[int, str]) -> 
 
 
 class _OwnPart:
-    """What one rank holds of a parameter group, being filled: 1-D float32 tensors of equal size."""
+    """One rank's part of a parameter group while it is filled: 1-D float32 tensors of equal size."""
 
     def __init__(self, numel: int) -> None:
         self.numel = numel
         self.states: dict[str, Tensor] = {WEIGHT: torch.zeros(numel)}
         self.scalars: dict[str, Any] = {}
 
-    def copy(self, saved: SavedStates, name: str, to: int, of: int, numel: int) -> None:
-        """Elements of..of+numel of a parameter to to..to+numel."""
-        tensors, scalars = saved.of(name)
-        self.scalars = scalars
+    def copy_slice(self, saved: SavedStates, name: str, target_start: int, source_start: int, numel: int) -> None:
+        """Copy `numel` elements of a saved parameter, from `source_start` on, to `target_start` of this part."""
+        tensors, self.scalars = saved.parameter(name)
         for key, value in tensors.items():
             whole = self.states.setdefault(key, torch.zeros(self.numel))
-            whole[to : to + numel] = value[of : of + numel]
+            whole[target_start : target_start + numel] = value[source_start : source_start + numel]
 
 
 def _is_elementwise(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _rank_of(path: Path) -> tuple[int, str]:
-    numbers: Iterable[str] = path.name.partition("pp_rank_")[2].split("_")
-    first = next(iter(numbers), "")
-    return (int(first) if first.isdigit() else 0), path.name

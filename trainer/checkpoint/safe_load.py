@@ -1,8 +1,9 @@
 """Reading checkpoint files without running anything that is in them.
 
 DeepSpeed reads its files with pickle, which runs whatever code a file asks for, and checksums do not help against
-someone who can write the manifest, too. Inside `weights_only`, torch's restricted unpickler reads every file, whoever
-calls torch.load: tensors, plain containers and four data classes of DeepSpeed pass, the rest is refused before it runs.
+someone who can also write the manifest. Inside `weights_only`, every torch.load uses torch's restricted unpickler,
+whoever calls it: tensors, plain containers and four data classes of DeepSpeed pass, anything else is refused before it
+runs.
 """
 
 import os
@@ -22,7 +23,7 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def weights_only(path: Path) -> Iterator[None]:
-    """Load files below `path` with nothing but data in them; what cannot be read so is a UserError that names it."""
+    """Load files below `path` as plain data; one that holds more, or is damaged, is a UserError that names `path`."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -46,12 +47,12 @@ def weights_only(path: Path) -> Iterator[None]:
 
 
 def load_file(path: Path, *, mmap: bool = False) -> Any:
-    """One file of a checkpoint, on the CPU; with `mmap`, tensors are read only where they are looked at."""
+    """Load one file of a checkpoint onto the CPU; with `mmap`, tensors are read from disk when they are used."""
     with weights_only(path):
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of torch's long explanations."""
+    """The line of torch's long message that names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[0])[:200]

@@ -1,12 +1,12 @@
 """What a run will need, before anything is allocated: `transpooler train CONFIG --dry-run`.
 
 Parameters come from the model on the meta device. Model states of ZeRO 2 and 3 are DeepSpeed's own estimates
-(deepspeed.runtime.zero), those of ZeRO 0 and 1, for which it has none, follow the same accounting: 16 bytes a parameter
-in fp32 (weights, gradients, two moments), 18 with 16-bit weights. Activations are our count, `activation_bytes`.
+(deepspeed.runtime.zero); it has none for ZeRO 0 and 1, where the same accounting gives 16 bytes a parameter in fp32
+(weights, gradients, two moments) and 18 with 16-bit weights. Activations are our count, `activation_bytes`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +15,18 @@ from transpooler.model.architecture import Architecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.estimate.flops import forward_flops
+from transpooler.trainer.weights.models import model_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 GIB = 2**30
 RESERVE = 0.9
-"""Share of the memory that a run may fill by this estimate: the rest is fragmentation, buffers and the libraries."""
+"""Share of the memory that the estimate may fill: the rest is for fragmentation, buffers and libraries."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """All sizes in bytes, of one rank unless said otherwise."""
 
     parameters: int
@@ -41,10 +45,10 @@ class Plan:
     epochs: float
     micro_batches: int
     memory: int
-    """What one rank has: its GPU's memory, or its share of this machine's."""
+    """Memory that one rank has: that of its GPU, or its share of this machine's."""
 
 
-def plan_run(config: Config, world_size: int) -> Plan:
+def estimate_run(config: Config, world_size: int) -> RunEstimate:
     """Estimate a run on `world_size` ranks of one machine. UserError where the shards are missing."""
     from transpooler.data_pipeline.tokenizer import load_tokenizer
 
@@ -53,8 +57,9 @@ def plan_run(config: Config, world_size: int) -> Plan:
     lengths = [cut_lengths(corpus.dataset, data.max_source_tokens) for corpus in corpora]
     sources = np.concatenate(lengths).astype(np.int64)
     targets = _targets(config, np.concatenate([corpus.dataset.target_lengths for corpus in corpora]), sources)
-    vocab_size = len(load_tokenizer(tokenizer_folder(data)))
-    parameters, largest = _parameters(config, vocab_size)
+    tokenizer = load_tokenizer(tokenizer_folder(data))
+    vocab_size = len(tokenizer)
+    parameters, largest = _count_parameters(config, tokenizer)
     num_chunks = sum(order.num_chunks for order in batch_order(data, corpora, config.seed).corpora)
     steps_per_epoch = -(-num_chunks // data.chunks_per_step)
     batch = len(sources) / steps_per_epoch if data.batch_tokens else min(data.batch_size, len(sources))
@@ -67,7 +72,7 @@ def plan_run(config: Config, world_size: int) -> Plan:
     longest = (int(sources.max()), int(targets.max()))
     if data.batch_tokens:
         engine = replace(engine, micro_batch_size=(data.micro_batch_tokens or data.max_source_tokens) // longest[0])
-    return Plan(
+    return RunEstimate(
         parameters=parameters,
         largest_layer=largest,
         states={stage: model_states(parameters, largest, stage, config.engine, world_size) for stage in range(4)},
@@ -111,12 +116,12 @@ def model_states(
 def activation_bytes(
     model: Architecture, vocab_size: int, engine: EngineConfig, source_tokens: int, target_tokens: int
 ) -> int:
-    """What one micro batch of documents of these lengths keeps for its backward pass, with fused attention.
+    """Bytes that one micro batch of documents of these lengths keeps for its backward pass, with fused attention.
 
     A layer keeps eight vectors a token (its input, q, k, v, the attention's output, three more around the two norms)
-    and what the feed-forward network needs of its inner width: once with ReLU, twice with GELU, four times with a gate.
-    Dropout adds masks of a byte per element. With activation checkpointing a layer keeps its input alone, and one
-    layer at a time the rest. The logits are kept twice, once in float32.
+    and the inner width of its feed-forward network: once with ReLU, twice with GELU, four times with a gate. Dropout
+    adds masks of one byte an element. With activation checkpointing a layer keeps only its input; the rest is kept for
+    one layer at a time. The logits are kept twice, once in float32.
     """
     width, size = model.d_model, 4 if engine.precision == "fp32" else 2
     inner = model.ffn_dim * {"relu": 1, "gelu": 2, "swiglu": 4}[model.activation]
@@ -142,54 +147,53 @@ def activation_bytes(
     return engine.micro_batch_size * (kept + logits + embeddings)
 
 
-def lines_of(plan: Plan, config: Config, world_size: int) -> list[str]:
-    """The plan for people; a line that begins with WARNING where it will not fit."""
+def describe(estimate: RunEstimate, config: Config, world_size: int) -> str:
+    """The estimate for people; its last line begins with WARNING where the run will not fit."""
     engine = config.engine
     lines = [
-        f"parameters          {plan.parameters:,} (largest layer {plan.largest_layer:,})",
-        f"documents           {plan.num_documents:,}; {plan.steps_per_epoch:,} steps an epoch, "
-        f"{plan.epochs:.1f} epochs in {config.train.steps:,} steps",
-        f"a step              {_step_size(config)} on {world_size} ranks, {plan.micro_batches} micro "
+        f"parameters          {estimate.parameters:,} (largest layer {estimate.largest_layer:,})",
+        f"documents           {estimate.num_documents:,}; {estimate.steps_per_epoch:,} steps an epoch, "
+        f"{estimate.epochs:.1f} epochs in {config.train.steps:,} steps",
+        f"a step              {_step_size(config)} on {world_size} ranks, {estimate.micro_batches} micro "
         f"batches of {engine.micro_batch_size} on each",
-        f"tokens a step       {plan.source_tokens_per_step:,.0f} source, {plan.target_tokens_per_step:,.0f} target; "
-        f"{plan.tflop_per_step:.4g} TFLOP",
-        f"activations a rank  {_gib(plan.activations)} (longest documents; "
+        f"tokens a step       {estimate.source_tokens_per_step:,.0f} source, "
+        f"{estimate.target_tokens_per_step:,.0f} target; {estimate.tflop_per_step:.4g} TFLOP",
+        f"activations a rank  {_gib(estimate.activations)} (longest documents; "
         f"engine.activation_checkpointing={engine.activation_checkpointing})",
-        f"checkpoint on disk  {_gib(plan.checkpoint)} each",
-        f"memory of a rank    {_gib(plan.memory)}",
+        f"checkpoint on disk  {_gib(estimate.checkpoint)} each",
+        f"memory of a rank    {_gib(estimate.memory)}",
         "model states and activations a rank, by ZeRO stage:",
     ]
-    for stage, (device, host) in plan.states.items():
-        total = device + plan.activations
+    for stage, (device, host) in estimate.states.items():
+        total = device + estimate.activations
         chosen = "  <- engine.zero_stage" if stage == engine.zero_stage else ""
-        fits = "fits" if total <= RESERVE * plan.memory else "does not fit"
+        fits = "fits" if total <= RESERVE * estimate.memory else "does not fit"
         hosts = f", {_gib(host)} on the host" if host else ""
         lines.append(
-            f"  ZeRO {stage}  {_gib(device)} + {_gib(plan.activations)} = {_gib(total)}{hosts}  {fits}{chosen}"
+            f"  ZeRO {stage}  {_gib(device)} + {_gib(estimate.activations)} = {_gib(total)}{hosts}  {fits}{chosen}"
         )
-    needed = plan.states[engine.zero_stage][0] + plan.activations
-    if needed > RESERVE * plan.memory:
+    needed = estimate.states[engine.zero_stage][0] + estimate.activations
+    if needed > RESERVE * estimate.memory:
         lines.append(
-            f"WARNING: this run needs about {_gib(needed)} a rank and has {_gib(plan.memory)}; try a smaller "
+            f"WARNING: this run needs about {_gib(needed)} a rank and has {_gib(estimate.memory)}; try a smaller "
             "engine.micro_batch_size, engine.activation_checkpointing=torch, a higher engine.zero_stage or "
             "engine.offload_optimizer=cpu"
         )
-    return lines
+    return "\n".join(lines)
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _parameters(config: Config, vocab_size: int) -> tuple[int, int]:
+def _count_parameters(config: Config, tokenizer: "PreTrainedTokenizerFast") -> tuple[int, int]:
     """Parameters of the model and of its largest layer, on the meta device."""
     import torch
 
-    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from transpooler.model import TranspoolerForConditionalGeneration
 
-    values = {"vocab_size": vocab_size, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     with torch.device("meta"):
-        model: Any = TranspoolerForConditionalGeneration(TranspoolerConfig.from_architecture(config.model, **values))
+        model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     layers += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
@@ -202,7 +206,7 @@ def _step_size(config: Config) -> str:
 
 
 def _targets(config: Config, summaries: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Lengths of what is generated: of the summaries, else about what the objective takes out of the source."""
+    """Lengths of the targets: of the summaries, or about what the objective takes out of the source."""
     limit = config.data.max_target_tokens
     if config.data.objective == "summarize":
         return np.minimum(summaries, limit - 1).astype(np.int64) + 1

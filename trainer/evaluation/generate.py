@@ -1,14 +1,19 @@
-"""Texts to summaries with a trained model, a batch at a time: memory does not grow with the number of texts."""
+"""Summaries of texts by a trained model, batch by batch: memory does not grow with the number of texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
 from transpooler.trainer.config.evaluation import GenerationConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from transpooler.model import TranspoolerForConditionalGeneration
 
 Item = TypeVar("Item")
 
@@ -19,7 +24,7 @@ class Summary:
 
     text: str
     num_source_tokens: int | None
-    """Tokens of the document; None if it was cut, since the rest is not read."""
+    """Tokens of the document; None if it was cut, because the rest is not read."""
     read_ids: list[int]
     """Token ids that the model read, </s> included."""
 
@@ -30,13 +35,13 @@ class Summary:
 
 
 def summarize(
-    model: Any,
-    tokenizer: Any,
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
     texts: Iterable[str | Head],
     generation: GenerationConfig,
     max_source_tokens: int | None = None,
 ) -> Iterator[Summary]:
-    """Yield one summary per text, in order. `max_source_tokens` None reads as much as the tokenizer says fits."""
+    """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit."""
     limit = source_limit(tokenizer, max_source_tokens)
     for batch in batches(texts, generation.batch_size):
         sources = [
@@ -47,27 +52,28 @@ def summarize(
             yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=cut)
 
 
-def source_limit(tokenizer: Any, max_source_tokens: int | None) -> int:
+def source_limit(tokenizer: "PreTrainedTokenizerFast", max_source_tokens: int | None) -> int:
     """How many tokens of a document are read, </s> included."""
     return max_source_tokens or int(tokenizer.model_max_length)
 
 
 @torch.no_grad()
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
     sources: Sequence[Sequence[int]],
     generation: GenerationConfig,
     *,
     synced: bool = False,
 ) -> list[str]:
-    """Beam search over one batch of token ids (</s> included); the decoded texts.
+    """Decoded results of beam search over one batch of token ids (</s> included).
 
-    `synced`: go on until all ranks have finished, since each forward pass of ZeRO 3 needs all of them.
+    `synced`: continue until all ranks have finished, because each forward pass of ZeRO 3 needs all of them.
     """
     model.eval()
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
-    generated = model.generate(
+    generator: Any = model  # the library annotates `generate` for its own classes alone
+    generated = generator.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         num_beams=generation.num_beams,

@@ -1,22 +1,32 @@
 """Which parts of a document the poolers kept: pieces of text with the weight of each after every stage."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from transpooler.model.architecture import PoolingStage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from transpooler.model import TranspoolerForConditionalGeneration
+
 DIGITS = 3
 
 
-def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int | None) -> dict[str, Any]:
-    """Weights of one document's tokens for a report, which then needs no model.
+def highlight(
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
+    ids: Sequence[int],
+    num_tokens: int | None,
+) -> dict[str, Any]:
+    """Weights of one document's tokens, for a report that then needs no model.
 
-    `ids` is what the model reads, </s> included; `num_tokens` the document's whole length (None: unknown, since it was
-    cut). Returns pieces (their concatenation is the text that was read), one list of weights in 0..1 per stage, and a
-    name per stage.
+    `ids` is what the model reads, </s> included; `num_tokens` is the length of the whole document, None if it is
+    unknown. Returns pieces (their concatenation is the text that was read), one list of weights in 0..1 per stage, and
+    a name per stage.
     """
     input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
     model.eval()
@@ -42,11 +52,11 @@ def stage_names(pooling: Sequence[PoolingStage], num_tokens: int) -> list[str]:
     return names
 
 
-def text_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]:
+def text_pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[tuple[str, int]]:
     """(text, first token) of the shortest runs of tokens that decode to whole characters.
 
-    A token may hold half a character and may decode differently on its own than after another (leading spaces), so
-    each piece is what decoding grows by when its tokens are added to the piece before.
+    A token may hold half a character, and may decode differently after another token than alone (leading spaces), so
+    a piece is the text that decoding gains when its tokens follow those of the piece before.
     """
     pieces: list[tuple[str, int]] = []
     previous = start = 0
@@ -58,5 +68,5 @@ def text_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]:
     return pieces
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def _decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -55,15 +55,15 @@ def line_chart(series: Sequence[Series], label: str, *, from_zero: bool = False)
     for tick in y_ticks:
         y = place(x_ticks[0], tick)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shorten(tick)}</text>')
     for tick in x_ticks:
         x = place(tick, y_ticks[0])[0]
         anchor = "end" if tick == x_ticks[-1] else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{shorten(tick)}</text>')
     for line, points in drawn:
         same = [other for other, _ in drawn if other.points == line.points]
         turn = (same.index(line), len(same))
-        parts.extend(_drawn_line(line, points, [place(*point) for point in points], turn))
+        parts.extend(_draw_line(line, points, [place(*point) for point in points], turn))
     return "".join([*parts, "</svg>"])
 
 
@@ -90,7 +90,7 @@ def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def coinciding(series: Sequence[Series]) -> list[list[str]]:
+def find_coinciding(series: Sequence[Series]) -> list[list[str]]:
     """Names of the series that have the same points, per such set."""
     sets: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for line in series:
@@ -114,7 +114,7 @@ def spread(count: int, wanted: int) -> list[int]:
     return [round(number * (count - 1) / (wanted - 1)) for number in range(wanted)]
 
 
-def short(value: float) -> str:
+def shorten(value: float) -> str:
     """Such as 0.25, 12, 1.5k, 3M."""
     for divisor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= divisor:
@@ -122,7 +122,7 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _drawn_line(
+def _draw_line(
     line: Series, points: Sequence[tuple[float, float]], places: Sequence[tuple[float, float]], turn: tuple[int, int]
 ) -> list[str]:
     number, count = turn

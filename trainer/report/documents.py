@@ -7,25 +7,25 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.trainer.report.charts import short
-from transpooler.trainer.report.samples import Document, points
+from transpooler.common.text import percent
+from transpooler.trainer.report.samples import EvaluatedDocument
 
 LEVELS = 9
 """Shades; level 0 has no background."""
 NUM_TENTHS = 10
 
 
-def marked_text(pieces: Sequence[str], stages: Sequence[Sequence[float]]) -> str:
-    """The text, escaped, its whitespace kept; neighbours of equal shade in all stages share one span.
+def mark_text(pieces: Sequence[str], stages: Sequence[Sequence[float]]) -> str:
+    """The escaped text, whitespace kept; neighbouring pieces with equal shades in all stages share one span.
 
-    A span's classes name its shade per stage: `s0-4 s1-9`; the stylesheet shows those of the stage that is chosen.
+    A span's classes name its shade per stage: `s0-4 s1-9`; the stylesheet shows those of the chosen stage.
     """
     shades = list(zip(*([level(weight) for weight in row] for row in stages), strict=True)) or [()] * len(pieces)
     parts = []
     for shade, group in groupby(zip(shades, pieces, strict=True), key=lambda item: item[0]):
         text = escape("".join(piece for _, piece in group), quote=False)
         classes = " ".join(f"s{stage}-{value}" for stage, value in enumerate(shade) if value)
-        visible = text.lstrip()  # indentation belongs to the token after it, but shading it only draws boxes
+        visible = text.lstrip()  # indentation belongs to the token after it; shading it would only draw boxes
         if classes and visible:
             parts.append(f'{text[: len(text) - len(visible)]}<span class="{classes}">{visible}</span>')
         else:
@@ -46,8 +46,8 @@ def shares_per_tenth(weights: Sequence[float]) -> list[float]:
     return [value / total if total else 0.0 for value in sums]
 
 
-def document_views(documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """Highlighted documents, first those of most runs, with what each run kept of them and wrote."""
+def document_views(documents: Sequence[EvaluatedDocument]) -> list[dict[str, Any]]:
+    """Documents with highlights, those of most runs first, with what each run kept of them and wrote."""
     marked = [document for document in documents if any(outcome.highlight for outcome in document.outcomes)]
     return [
         {
@@ -58,7 +58,7 @@ def document_views(documents: Sequence[Document]) -> list[dict[str, Any]]:
                     outcome.highlight,
                     None if outcome.row is None else outcome.row["generated"],
                     run=outcome.run.name,
-                    score=points(outcome.rouge1),
+                    score=percent(outcome.rouge1),
                     pools=bool(outcome.run.config.model.pooling),
                 )
                 for outcome in document.outcomes
@@ -77,7 +77,7 @@ def arm_view(
         return view
     stages, num_tokens = highlight["stages"], highlight["num_tokens"]
     return view | {
-        "html": Markup(marked_text(highlight["pieces"], stages)),
+        "html": Markup(mark_text(highlight["pieces"], stages)),
         "stages": [
             {"name": stage_name, "tenths": shares_per_tenth(weights)}
             for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
@@ -86,8 +86,3 @@ def arm_view(
         "num_tokens": "" if num_tokens is None else f"{num_tokens + 1:,}",  # </s> is pooled, too
         "num_read_tokens": f"{highlight['num_read_tokens'] + 1:,}",
     }
-
-
-def percent(share: float) -> str:
-    """0.123 as 12.3 %."""
-    return f"{short(round(100 * share, 1))} %"

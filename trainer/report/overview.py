@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.trainer.report.charts import Series, coinciding, line_chart, value_rows
+from transpooler.common.text import percent
+from transpooler.trainer.report.charts import Series, find_coinciding, line_chart, value_rows
 from transpooler.trainer.report.poolers import sharpness
-from transpooler.trainer.report.runs import Evaluation, Run
-from transpooler.trainer.report.samples import points
+from transpooler.trainer.report.runs import Evaluation, ReportedRun
 
 CHARTS = (
     ("loss", "Loss per target token", "nats"),
@@ -24,14 +24,14 @@ FROM_ZERO = ("source_tokens_per_s", "peak_memory_mib", "rouge1")
 ROUGE_COLUMNS = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"), ("rougeLsum", "ROUGE-Lsum"))
 
 
-def headline(run: Run) -> list[dict[str, str]]:
+def headline(run: ReportedRun) -> list[dict[str, str]]:
     """The few numbers that stand on top of the report of one run."""
     numbers = _scores_in_short(run, run.trained[0]) if run.trained else []
     numbers += [
         {"value": f"{value:{form}}", "name": name, "note": note}
         for name, form, note, value in (
             ("validation loss", ".3f", f"step {last_step(run, 'validation'):,.0f}", last(run, "validation", "loss")),
-            ("source tokens/s", ",.0f", "median over training", typical(run, "source_tokens_per_s")),
+            ("source tokens/s", ",.0f", "median over training", median_value(run, "source_tokens_per_s")),
             ("peak memory, MiB", ",.0f", "rank 0", last(run, "train", "peak_memory_mib")),
         )
         if value is not None
@@ -39,24 +39,24 @@ def headline(run: Run) -> list[dict[str, str]]:
     return numbers
 
 
-def _scores_in_short(run: Run, trained: Evaluation) -> list[dict[str, str]]:
+def _scores_in_short(run: ReportedRun, trained: Evaluation) -> list[dict[str, str]]:
     metrics = trained.metrics
     untrained = next((item.metrics for item in run.evaluations if not item.metrics["trained"]), None)
-    beside = [f"lead-{metrics['lead_words']} {points(metrics['lead_rouge']['rouge1']['mean'])}"]
+    beside = [f"lead-{metrics['lead_words']} {percent(metrics['lead_rouge']['rouge1']['mean'])}"]
     losses = []
     if untrained is not None:
-        beside.append(f"untrained {points(untrained['rouge']['rouge1']['mean'])}")
+        beside.append(f"untrained {percent(untrained['rouge']['rouge1']['mean'])}")
         losses.append(f"untrained {untrained['loss']:.3f}")
     if metrics.get("shuffled_loss") is not None:
         losses.append(f"wrong summaries {metrics['shuffled_loss']:.3f}")
     documents = f"{metrics['num_documents']:,} {metrics['split']} documents"
     return [
-        {"value": points(metrics["rouge"]["rouge1"]["mean"]), "name": "ROUGE-1", "note": ", ".join(beside)},
+        {"value": percent(metrics["rouge"]["rouge1"]["mean"]), "name": "ROUGE-1", "note": ", ".join(beside)},
         {"value": f"{metrics['loss']:.3f}", "name": f"loss, {documents}", "note": ", ".join(losses)},
     ]
 
 
-def overview(runs: Sequence[Run]) -> list[dict[str, str]]:
+def overview(runs: Sequence[ReportedRun]) -> list[dict[str, str]]:
     """One row of numbers per run; "–" where a run has none."""
     rows = []
     for run in runs:
@@ -65,10 +65,10 @@ def overview(runs: Sequence[Run]) -> list[dict[str, str]]:
             {
                 "name": run.name,
                 "documents": f"{metrics['num_documents']:,} {metrics['split']}" if metrics else "–",
-                "rouge1": points(metrics["rouge"]["rouge1"]["mean"]) if metrics else "–",
+                "rouge1": percent(metrics["rouge"]["rouge1"]["mean"]) if metrics else "–",
                 "loss": _number(metrics["loss"] if metrics else None, ".3f"),
                 "validation_loss": _number(last(run, "validation", "loss"), ".3f"),
-                "speed": _number(typical(run, "source_tokens_per_s"), ",.0f"),
+                "speed": _number(median_value(run, "source_tokens_per_s"), ",.0f"),
                 "memory": _number(last(run, "train", "peak_memory_mib"), ",.0f"),
                 "steps": _number(last_step(run, "train") or None, ",.0f"),
             }
@@ -80,25 +80,25 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-def last(run: Run, split: str, key: str) -> float | None:
+def last(run: ReportedRun, split: str, key: str) -> float | None:
     """The newest value of a metric."""
     curve = run.curve(split, key)
     return curve[-1][1] if curve else None
 
 
-def last_step(run: Run, split: str) -> float:
+def last_step(run: ReportedRun, split: str) -> float:
     """The step of the newest loss; 0 before the first."""
     curve = run.curve(split, "loss")
     return curve[-1][0] if curve else 0
 
 
-def typical(run: Run, key: str) -> float | None:
+def median_value(run: ReportedRun, key: str) -> float | None:
     """Median over training."""
     values = [value for _, value in run.curve("train", key)]
     return median(values) if values else None
 
 
-def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One chart per metric that any run has, all runs in it."""
     drawn = []
     for key, title, unit in CHARTS:
@@ -118,13 +118,13 @@ def chart(series: Sequence[Series], title: str, unit: str, *, from_zero: bool = 
     svg = line_chart(series, f"{title} over optimizer steps", from_zero=from_zero)
     if not svg:
         return []
-    same = "; ".join(f"{', '.join(names[:-1])} and {names[-1]} coincide" for names in coinciding(series))
+    same = "; ".join(f"{', '.join(names[:-1])} and {names[-1]} coincide" for names in find_coinciding(series))
     return [
         {"title": title, "unit": unit, "svg": Markup(svg), "series": series, "same": same, "rows": value_rows(series)}
     ]
 
 
-def score_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def score_rows(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Rows of the ROUGE table, by split: the models of all runs, then lead-n, once where runs agree on it."""
     rows: list[dict[str, Any]] = []
     items = [(run, item.metrics) for run in runs for item in run.evaluations]
@@ -141,7 +141,7 @@ def score_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _model_row(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+def _model_row(run: ReportedRun, metrics: dict[str, Any]) -> dict[str, Any]:
     shuffled = metrics.get("shuffled_loss")
     name = run.name if metrics["trained"] else f"{run.name}, untrained"
     row = _row(name, metrics, "generated")
@@ -162,4 +162,4 @@ def _row(name: str, metrics: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _cell(interval: dict[str, float]) -> dict[str, str]:
-    return {"mean": points(interval["mean"]), "interval": f"{points(interval['low'])}–{points(interval['high'])}"}
+    return {"mean": percent(interval["mean"]), "interval": f"{percent(interval['low'])}–{percent(interval['high'])}"}

@@ -7,16 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
+from transpooler.common.text import percent
+from transpooler.trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, shorten, ticks
 from transpooler.trainer.report.documents import NUM_TENTHS
-from transpooler.trainer.report.runs import Run
+from transpooler.trainer.report.runs import ReportedRun
 
 ROW_HEIGHT = 14
 MAX_COLUMNS = 60
 EVEN = 1 / NUM_TENTHS
 
 
-def num_poolers(run: Run) -> int:
+def num_poolers(run: ReportedRun) -> int:
     """Pooling stages that the run's metrics speak of."""
     count = 0
     while run.curve("train", f"pool{count}_share_tenth0"):
@@ -24,7 +25,7 @@ def num_poolers(run: Run) -> int:
     return count
 
 
-def sharpness(runs: Sequence[Run]) -> list[Series]:
+def sharpness(runs: Sequence[ReportedRun]) -> list[Series]:
     """Mean top weight of every stage that scores, of every run: 1 = each slot holds one token as it was."""
     return [
         Series(
@@ -39,14 +40,14 @@ def sharpness(runs: Sequence[Run]) -> list[Series]:
     ]
 
 
-def stage_name(run: Run, stage: int) -> str:
+def stage_name(run: ReportedRun, stage: int) -> str:
     """Such as "after layer 2"."""
     stages = run.config.model.pooling
     return f"after layer {stages[stage].after_layer}" if stage < len(stages) else f"stage {stage + 1}"
 
 
-def absent(runs: Sequence[Run], documents: Sequence[dict[str, Any]] | None = None) -> list[str]:
-    """A line for each run that the strips, or these documents, do not show: why."""
+def explain_absence(runs: Sequence[ReportedRun], documents: Sequence[dict[str, Any]] | None = None) -> list[str]:
+    """A line for each run that the strips (or, if given, these documents) do not show: why."""
     shown = {arm["run"] for view in documents or () for arm in view["arms"]}
     lines = []
     for run in runs:
@@ -61,7 +62,7 @@ def absent(runs: Sequence[Run], documents: Sequence[dict[str, Any]] | None = Non
     return lines
 
 
-def strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def strips(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Per run and stage, a picture of the share of kept tokens in each tenth of the documents over training."""
     views = []
     for run in runs:
@@ -73,9 +74,9 @@ def strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
-    """An SVG: steps to the right, the document from top to bottom, the darker the larger the share of what was kept.
+    """An SVG: steps to the right, the document from top to bottom; the darker, the larger the share of kept tokens.
 
-    Full colour means three times an even share, so that even shares look alike at every length of training.
+    Full colour means three times an even share, so that even shares look alike however long the training is.
     """
     steps = [step for step, _ in tenths[0]]
     columns = _columns(len(steps))
@@ -95,7 +96,7 @@ def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
         for tenth, curve in enumerate(tenths):
             share = math.fsum(value for _, value in curve[first:last]) / (last - first)
             top = TOP + tenth * ROW_HEIGHT
-            title = f"steps to {short(steps[last - 1])}, tenth {tenth + 1}: {100 * share:.1f} %"
+            title = f"steps to {shorten(steps[last - 1])}, tenth {tenth + 1}: {percent(share)} %"
             parts.append(
                 f'<rect class="heat" x="{left:.1f}" y="{top}" width="{width + 0.3:.1f}" height="{ROW_HEIGHT}" '
                 f'style="--share:{min(1.0, share / (3 * EVEN)):.2f}"><title>{title}</title></rect>'
@@ -106,7 +107,7 @@ def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
     for tick in x_ticks:
         anchor = "end" if tick == x_ticks[-1] else "middle"
         parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{height - 8}" text-anchor="{anchor}">{short(tick)}</text>'
+            f'<text class="tick" x="{place(tick):.1f}" y="{height - 8}" text-anchor="{anchor}">{shorten(tick)}</text>'
         )
     return "".join([*parts, "</svg>"])
 

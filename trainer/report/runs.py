@@ -29,11 +29,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class RunCorpus:
     """A shards folder that a run read."""
 
     folder: str
-    """Where it lies, as far as that can be told."""
+    """Where it lies, if that can be told."""
     splits: dict[str, dict[str, Any]] | None
     """The `splits` of its report.json; None where that cannot be reached."""
     role: str = ""
@@ -41,7 +41,7 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportedRun:
     """One run folder, read."""
 
     name: str
@@ -50,7 +50,7 @@ class Run:
     """Keys of config.yaml that this version does not know."""
     metrics: list[dict[str, Any]]
     evaluations: list[Evaluation]
-    corpora: list[Corpus]
+    corpora: list[RunCorpus]
 
     @property
     def trained(self) -> list[Evaluation]:
@@ -63,7 +63,7 @@ class Run:
         return [(line["step"], line[key]) for line in lines]
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
     """Read run folders (UserError if one is none, is given twice, or holds a broken file)."""
     seen: dict[Path, Path] = {}
     for folder in folders:
@@ -73,14 +73,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
     from transpooler.trainer.config.load import load_saved_config
     from transpooler.trainer.metrics import read_metrics
 
     require_run(folder)
     config, unknown_keys = load_saved_config(RunFolder(folder).config)
-    return Run(
+    return ReportedRun(
         name=name,
         config=config,
         unknown_keys=unknown_keys,
@@ -105,14 +105,14 @@ def started_in(folder: Path, run: str) -> Path:
     return Path(*parts[: -len(end)]) if end and parts[-len(end) :] == end else Path()
 
 
-def _read_corpora(config: Config, start: Path) -> list[Corpus]:
+def _read_corpora(config: Config, start: Path) -> list[RunCorpus]:
     mixture = [(entry.shards, f"{entry.name}, weight {entry.weight:g}") for entry in config.data.mixture]
     corpora = []
     for shards, role in [(config.data.shards, "validation and tokenizer" if mixture else ""), *mixture]:
         folder = shards if "://" in shards else str(start / Path(shards).expanduser())
         report = Path(folder) / "report.json"
         splits = read_json(report).get("splits") if report.is_file() else None
-        corpora.append(Corpus(folder=folder, splits=splits, role=role))
+        corpora.append(RunCorpus(folder=folder, splits=splits, role=role))
     return corpora
 
 

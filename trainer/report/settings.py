@@ -1,20 +1,20 @@
-"""Configurations of runs: what differs between them, readable; and what is known of the corpora that they read."""
+"""Configurations of runs: what differs between them; and what is known of the corpora that they read."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from transpooler.trainer.report.charts import short
-from transpooler.trainer.report.runs import Corpus, Run
+from transpooler.trainer.report.charts import shorten
+from transpooler.trainer.report.runs import ReportedRun, RunCorpus
 
 
-def settings(runs: Sequence[Run]) -> dict[str, Any]:
+def settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """Settings that differ between runs as a table, and each run's whole configuration as YAML."""
     from transpooler.trainer.config.load import config_to_yaml
 
     flat = [flatten(asdict(run.config)) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key != "run")
-    rows = [(key, [readable(key, values.get(key)) for values in flat]) for key in keys]
+    rows = [(key, [format_setting(key, values.get(key)) for values in flat]) for key in keys]
     return {
         "differing": [(key, values) for key, values in rows if len(set(values)) > 1],
         "whole": [(run.name, config_to_yaml(run.config)) for run in runs],
@@ -22,8 +22,8 @@ def settings(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def readable(key: str, value: Any) -> str:
-    """A setting as one would write it: `none`, YAML, and pooling as `after layer 2 → 512, successive_halving`."""
+def format_setting(key: str, value: Any) -> str:
+    """A setting as a user writes it: `none`, YAML, and pooling as `after layer 2 → 512, successive_halving`."""
     from yaml import safe_dump
 
     if value is None or value in ((), []):
@@ -44,7 +44,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def corpora(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def corpora(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Per shards folder and split: documents, tokens, and what was dropped why."""
     seen = {(corpus.folder, corpus.role): corpus for run in runs for corpus in run.corpora}
     return [
@@ -53,13 +53,13 @@ def corpora(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _splits(corpus: Corpus) -> list[dict[str, str]]:
+def _splits(corpus: RunCorpus) -> list[dict[str, str]]:
     return [
         {
             "split": split,
             "documents": f"{counts['documents']:,}",
-            "source_tokens": short(float(f"{counts['source_tokens']:.3g}")),
-            "target_tokens": short(float(f"{counts['target_tokens']:.3g}")),
+            "source_tokens": shorten(float(f"{counts['source_tokens']:.3g}")),
+            "target_tokens": shorten(float(f"{counts['target_tokens']:.3g}")),
             "dropped": ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in sorted(counts["dropped"].items())),
         }
         for split, counts in (corpus.splits or {}).items()

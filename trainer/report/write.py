@@ -1,4 +1,4 @@
-"""Gathers what runs left behind and fills the template. The file needs nothing else to be read."""
+"""Fills the template with what runs left behind. The page needs no other file."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from transpooler.common.files import atomic_write
 from transpooler.common.log import say
-from transpooler.trainer.report.documents import LEVELS, arm_view, document_views, percent
+from transpooler.common.text import percent
+from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
 from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
-from transpooler.trainer.report.poolers import absent, strips
+from transpooler.trainer.report.poolers import explain_absence, strips
 from transpooler.trainer.report.runs import read_runs
-from transpooler.trainer.report.samples import evaluated_documents, samples
+from transpooler.trainer.report.samples import collect_documents, samples
 from transpooler.trainer.report.settings import corpora, settings
 
 EMPTY: dict[str, Any] = dict.fromkeys(
@@ -34,7 +35,7 @@ def write_report(runs: list[Path], output: Path) -> None:
         for corpus in run.corpora:
             if corpus.splits is None:
                 say(f"{run.name}: data: no report.json in {corpus.folder}")
-    evaluated = evaluated_documents(read)
+    evaluated = collect_documents(read)
     several = len(read) > 1
     marked, pictures = document_views(evaluated), strips(read)
     _write_page(
@@ -42,13 +43,13 @@ def write_report(runs: list[Path], output: Path) -> None:
         max((len(arm.get("stages", ())) for view in marked for arm in view["arms"]), default=0),
         title=" · ".join(run.name for run in read),
         documents=marked,
-        unmarked=absent(read, marked) if marked or several else (),
+        unmarked=explain_absence(read, marked) if marked or several else (),
         runs=read,
         headline=() if several else headline(read[0]),
         overview=overview(read) if several else (),
         charts=charts(read),
         strips=pictures,
-        unpooled=absent(read) if pictures or several else (),
+        unpooled=explain_absence(read) if pictures or several else (),
         samples=samples(evaluated),
         scores=score_rows(read),
         corpora=corpora(read),
@@ -57,9 +58,9 @@ def write_report(runs: list[Path], output: Path) -> None:
 
 
 def write_documents(highlighted: Iterable[dict[str, Any]], output: Path, num_documents: int) -> None:
-    """Write one such file about documents alone: `highlighted` are results of `highlight` with name and generated.
+    """Write such a file about documents alone: `highlighted` are results of `highlight` with name and generated.
 
-    They are taken and written one by one: memory does not grow with their number.
+    They are read and written one by one: memory does not grow with their number.
     """
     views = (
         {"name": entry["name"], "reference": None, "arms": [arm_view(entry, entry["generated"])]}
@@ -90,7 +91,7 @@ def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
 
 
 def shade_rules(num_stages: int) -> str:
-    """CSS: a document that shows stage i shows that stage's tenths, and gives class s<i>-<level> its background."""
+    """CSS: a document that shows stage i shows the tenths of that stage, and its s<i>-<level> have their background."""
     rules = [f'[data-stage="{stage}"] > [data-for="{stage}"]{{display:grid}}' for stage in range(num_stages)]
     for level in range(1, LEVELS + 1):
         names = ",".join(f'[data-stage="{stage}"] .s{stage}-{level}' for stage in range(num_stages))

@@ -3,17 +3,23 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
 from transpooler.trainer.checkpoint import checkpoint
-from transpooler.trainer.checkpoint.consolidate import consolidated_weights
+from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig as ModelGenerationConfig
+    from transformers import PreTrainedTokenizerFast
+
+    from transpooler.model import TranspoolerForConditionalGeneration
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -24,17 +30,24 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     from transpooler.trainer.weights.models import build_model
 
     config = load_config([RunFolder(run).config])
-    chosen = _chosen_step(run, step)
+    chosen = _choose_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model = build_model(config, tokenizer)
-    model.load_state_dict(consolidated_weights(run, chosen))
+    model.load_state_dict(consolidate_weights(run, chosen))
     export_model(model, tokenizer, output, config, step=chosen)
 
 
-def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, step: int) -> None:
-    """Write model, tokenizer and model card; the folder appears complete or not at all.
+def export_model(
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
+    folder: Path,
+    config: Config,
+    *,
+    step: int,
+) -> None:
+    """Write model, tokenizer, code and model card; the folder appears complete or not at all.
 
-    An export that is there already is replaced; any other folder that is not empty is a UserError.
+    An earlier export is replaced; UserError for any other folder that is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
@@ -62,8 +75,8 @@ def export_model(model: Any, tokenizer: Any, folder: Path, config: Config, *, st
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 
 
-def _set_generation(target: Any, settings: GenerationConfig) -> None:
-    """What `model.generate` does where its caller says nothing: as the run's `generation` section says."""
+def _set_generation(target: "ModelGenerationConfig", settings: GenerationConfig) -> None:
+    """Make the run's `generation` section the defaults of `model.generate`."""
     target.num_beams = settings.num_beams
     target.max_new_tokens = settings.max_new_tokens
     target.min_new_tokens = settings.min_new_tokens or None
@@ -71,7 +84,7 @@ def _set_generation(target: Any, settings: GenerationConfig) -> None:
     target.no_repeat_ngram_size = settings.no_repeat_ngram_size
 
 
-def _chosen_step(run: Path, step: int | None) -> int:
+def _choose_step(run: Path, step: int | None) -> int:
     steps = RunFolder(run).checkpoint_steps()
     if step is None:
         newest = checkpoint.newest_valid(run)

@@ -1,10 +1,14 @@
 """The README.md of an export: what the model is, what it was trained on, how well it does."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transpooler.common.text import percent
 from transpooler.trainer.config import Config
 from transpooler.trainer.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from transpooler.model import TranspoolerForConditionalGeneration
 
 CARD = """---
 library_name: transformers
@@ -25,7 +29,8 @@ ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_
 print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
 ```
 
-`import model.modeling` of the transpooler package instead of `trust_remote_code` brings its compiled kernels.
+With the transpooler package, `import transpooler.model.modeling` instead of `trust_remote_code` brings its compiled
+kernels.
 
 ## Data
 {data}
@@ -38,7 +43,7 @@ print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_targ
 """
 
 
-def model_card(model: Any, config: Config, step: int) -> str:
+def model_card(model: "TranspoolerForConditionalGeneration", config: Config, step: int) -> str:
     """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
     stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
     rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
@@ -89,6 +94,6 @@ def _results(config: Config, rows: list[dict[str, Any]]) -> str:
     lines = []
     if held_out := [row for row in rows if row["split"] == "validation"]:
         row = held_out[-1]
-        scores = "".join(f", {name} {100 * row[name]:.1f}" for name in row if name.startswith("rouge"))
+        scores = "".join(f", {name} {percent(row[name])}" for name in row if name.startswith("rouge"))
         lines.append(f"Split `{config.data.validation_split}` at step {row['step']:,}: loss {row['loss']:.3f}{scores}.")
     return "\n".join(lines) or "None yet; `transpooler evaluate` measures ROUGE on a held-out split."

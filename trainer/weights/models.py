@@ -4,19 +4,26 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager | None = None) -> Any:
+    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+
+
+def build_model(
+    config: Config, tokenizer: "PreTrainedTokenizerFast", sharded: AbstractContextManager | None = None
+) -> "TranspoolerForConditionalGeneration":
     """A model of `config.model` over the tokenizer's vocabulary, weights seeded by `config.seed`.
 
-    Each module's weights depend on the seed and its name alone, so they are the same whatever the ranks, and whether or
-    not the model is built in the context `sharded` (engine.sharded_init), where no rank ever holds it whole.
+    Each module's weights depend only on the seed and its name, so they are the same for any number of ranks, whether or
+    not the model is built in the context `sharded` (trainer.engine.sharded_init), where no rank ever holds it whole.
     The global random state is left as it was.
     """
     import torch
@@ -40,8 +47,8 @@ def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager 
         return model.train()
 
 
-def model_config(config: Config, tokenizer: Any) -> Any:
-    """The `TranspoolerConfig` of a run."""
+def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "TranspoolerConfig":
+    """The model of a run as `transformers` configures it: its architecture, and ids of the tokenizer."""
     from transpooler.model import TranspoolerConfig
 
     return TranspoolerConfig.from_architecture(
@@ -55,11 +62,11 @@ def model_config(config: Config, tokenizer: Any) -> Any:
 
 def require_model(folder: Path) -> None:
     """UserError unless `folder` looks like an exported model of ours; reads config.json alone."""
-    if (kind := stored_config(folder).get("model_type")) != "transpooler":
+    if (kind := read_model_config(folder).get("model_type")) != "transpooler":
         raise UserError(f"{folder}: holds a {kind!r} model, not one of transpooler; give a folder that it exported")
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder; UserError if there is none."""
     if not (folder / "config.json").is_file():
         if RunFolder(folder).export_config.is_file():
@@ -69,10 +76,10 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def load_model(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of an exported folder, in evaluation mode and on the GPU where there is one.
+def load_model(folder: Path) -> tuple["TranspoolerForConditionalGeneration", "PreTrainedTokenizerFast"]:
+    """Load model and tokenizer of an exported folder, in evaluation mode, onto the GPU where there is one.
 
-    UserError unless all weights are there and fit.
+    Raises UserError unless all weights are there and fit.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -81,10 +88,10 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     from transpooler.model import TranspoolerForConditionalGeneration
 
     require_model(folder)
-    # One small file loads at once: its progress bar would only be in the way of ours.
+    # The weights load at once, and a progress bar of theirs would be in the way of ours.
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what does not fit is said below, in one line
+    logging.set_verbosity_error()  # weights that do not fit are reported below, in one line
     try:
         loaded: Any = TranspoolerForConditionalGeneration.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True
@@ -94,7 +101,7 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     finally:
         logging.set_verbosity(verbosity)
     model, found = loaded
-    if problems := list(_unfit(found)):
+    if problems := list(_loading_problems(found)):
         raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
@@ -110,8 +117,8 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _unfit(found: dict[str, Any]) -> Iterator[str]:
-    """What `from_pretrained` filled with random weights or left out; weights that are tied to others are neither."""
+def _loading_problems(found: dict[str, Any]) -> Iterator[str]:
+    """Weights that `from_pretrained` made at random or left out; weights that are tied to others are neither."""
     for kind in ("missing", "unexpected", "mismatched"):
         # A mismatched weight comes with its two shapes.
         names = sorted(item if isinstance(item, str) else item[0] for item in found[f"{kind}_keys"])

@@ -51,10 +51,10 @@ def test_durations():
 
 def test_which_checkpoints_go():
     steps = [2, 4, 6, 8, 10, 12]
-    assert checkpoint.doomed_steps(steps, 2) == [2, 4, 6, 8]
-    assert checkpoint.doomed_steps(steps, 2, keep_every=4) == [2, 6]
-    assert checkpoint.doomed_steps(steps, 1, keep=[10]) == [2, 4, 6, 8]
-    assert checkpoint.doomed_steps([2], 1) == []
+    assert checkpoint.steps_to_remove(steps, 2) == [2, 4, 6, 8]
+    assert checkpoint.steps_to_remove(steps, 2, keep_every=4) == [2, 6]
+    assert checkpoint.steps_to_remove(steps, 1, keep=[10]) == [2, 4, 6, 8]
+    assert checkpoint.steps_to_remove([2], 1) == []
 
 
 class Evil:

@@ -12,7 +12,7 @@ from tests.paths import ROOT
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.engine.engine import estimate_states
-from transpooler.trainer.estimate.memory import activation_bytes, lines_of, model_states, plan_run
+from transpooler.trainer.estimate.memory import activation_bytes, describe, estimate_run, model_states
 from transpooler.trainer.weights.models import build_model
 
 SIZES = {
@@ -60,22 +60,22 @@ def max_layer(config) -> int:
     return one - none
 
 
-def test_the_plan_counts_what_is_there(tiny_settings):
+def test_the_estimate_counts_what_is_there(tiny_settings):
     config = load_config([], [*tiny_settings, "engine.zero_stage=2", "engine.precision=bf16"])
-    plan = plan_run(config, 2)
+    estimate = estimate_run(config, 2)
     model = build_model(config, load_tokenizer(Path(config.data.shards) / "tokenizer"))
-    assert plan.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert (plan.num_documents, plan.steps_per_epoch, plan.micro_batches) == (24, 5, 2)
-    assert 5 * 30 < plan.source_tokens_per_step < 5 * 96
-    assert plan.states[2][0] == estimate_states(plan.parameters, plan.largest_layer, 2, 2, False, False)[0]
-    assert plan.states[0][0] == 18 * plan.parameters
-    assert plan.states[1][0] > plan.states[2][0] > plan.states[3][0]
+    assert estimate.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (estimate.num_documents, estimate.steps_per_epoch, estimate.micro_batches) == (24, 5, 2)
+    assert 5 * 30 < estimate.source_tokens_per_step < 5 * 96
+    assert estimate.states[2][0] == estimate_states(estimate.parameters, estimate.largest_layer, 2, 2, False, False)[0]
+    assert estimate.states[0][0] == 18 * estimate.parameters
+    assert estimate.states[1][0] > estimate.states[2][0] > estimate.states[3][0]
     fp32 = load_config([], [*tiny_settings, "engine.offload_optimizer=cpu"]).engine
     assert model_states(1000, 10, 1, fp32, 4) == (8000, 8000)
     assert model_states(1000, 10, 3, fp32, 4) == (4000 + 40, 0)
-    assert not [line for line in lines_of(plan, config, 2) if line.startswith("WARNING")]
-    small = replace(plan, memory=plan.states[2][0])
-    (warning,) = [line for line in lines_of(small, config, 2) if line.startswith("WARNING")]
+    assert not [line for line in describe(estimate, config, 2).splitlines() if line.startswith("WARNING")]
+    small = replace(estimate, memory=estimate.states[2][0])
+    (warning,) = [line for line in describe(small, config, 2).splitlines() if line.startswith("WARNING")]
     assert "engine.activation_checkpointing=torch" in warning
 
 

@@ -16,9 +16,11 @@ from transpooler.model.architecture import PoolingStage
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict
-from transpooler.trainer.evaluation.evaluate import derangement, evaluate, print_table
+from transpooler.trainer.evaluation.evaluate import evaluate
 from transpooler.trainer.evaluation.generate import batches, summarize
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
+from transpooler.trainer.evaluation.losses import derangement
+from transpooler.trainer.evaluation.table import print_evaluations
 
 NUM_DOCUMENTS = 11
 TEXT = "the naïve café — 😀 serves {tea}\n    and\tcake number"
@@ -122,7 +124,7 @@ def test_evaluation_writes_texts_numbers_and_highlights(
     assert "".join(marks[0]["pieces"]).startswith(TEXT[:30])
     assert len(marks[0]["stages"]) == len(marks[0]["stage_names"]) == 2
     assert model.batch_sizes == [4, 4, 3]
-    print_table(results)
+    print_evaluations(results)
     assert "lead-3" in capsys.readouterr().out
 
 
@@ -170,7 +172,7 @@ def test_pieces_are_whole_characters_and_make_the_text(shards: Path) -> None:
     assert text_pieces(tokenizer, []) == []
 
 
-def test_a_piece_has_the_largest_weight_of_its_tokens(shards: Path, model: EchoModel) -> None:
+def test_a_piece_has_the_largest_weight_of_its_tokens(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     ids = [*tokenizer("a 漢 b", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     found = highlight(model, tokenizer, ids, 1000)
@@ -191,7 +193,7 @@ def test_a_ratio_is_that_of_what_the_stage_before_kept() -> None:
     assert stage_names(stages, 40) == ["after layer 1: 20 of 40 tokens", "after layer 2: 5 of 40 tokens"]
 
 
-def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: EchoModel) -> None:
+def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     texts = [f"text {number} </s> ends" for number in range(5)]
     found = list(summarize(model, tokenizer, texts, GenerationConfig(batch_size=2, max_new_tokens=6), 8))
@@ -203,7 +205,7 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Echo
     assert model.batch_sizes == [2, 2, 1, 1]
 
 
-def test_a_document_cannot_write_special_tokens(shards: Path, model: EchoModel) -> None:
+def test_a_document_cannot_write_special_tokens(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     tokenizer.split_special_tokens = False  # as a tokenizer that was not made here
     list(summarize(model, tokenizer, ["a </s> b <mask> c"], GenerationConfig()))
@@ -216,7 +218,7 @@ def test_batches_are_lazy() -> None:
     assert list(batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_the_length_penalty_is_for_beams(shards: Path, model: EchoModel) -> None:
+def test_the_length_penalty_is_for_beams(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     for num_beams, expected in ((1, 1.0), (2, 0.5)):  # generate warns of a penalty that it does not use
         list(summarize(model, tokenizer, ["a"], GenerationConfig(num_beams=num_beams, length_penalty=0.5)))

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transpooler.trainer.report.charts import Series, coinciding, line_chart, short, spread, thin, ticks, value_rows
-from transpooler.trainer.report.documents import LEVELS, level, marked_text, shares_per_tenth
+from transpooler.trainer.report.charts import (
+    Series,
+    find_coinciding,
+    line_chart,
+    shorten,
+    spread,
+    thin,
+    ticks,
+    value_rows,
+)
+from transpooler.trainer.report.documents import LEVELS, level, mark_text, shares_per_tenth
 from transpooler.trainer.report.poolers import strip
 from transpooler.trainer.report.runs import run_names, started_in
 
@@ -33,7 +42,7 @@ def test_ticks_are_round_and_whole_for_steps() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [short(value) for value in (0.25, 12, 1500, 3e6, 0)] == ["0.25", "12", "1.5k", "3M", "0"]
+    assert [shorten(value) for value in (0.25, 12, 1500, 3e6, 0)] == ["0.25", "12", "1.5k", "3M", "0"]
 
 
 def test_a_chart_places_points_and_escapes_names() -> None:
@@ -51,7 +60,7 @@ def test_coinciding_lines_are_drawn_in_turns() -> None:
     points = [(0, 1.0), (10, 2.0)]
     lines = [Series(name=name, points=points, colour=number) for number, name in enumerate("abc")]
     other = Series(name="d", points=[(0, 3.0), (10, 2.0)], colour=3)
-    assert coinciding([*lines, other]) == [["a", "b", "c"]]
+    assert find_coinciding([*lines, other]) == [["a", "b", "c"]]
     svg = line_chart([*lines, other], "learning rate")
     assert re.findall(r"stroke-dasharray:14 28;stroke-dashoffset:(-?\d+)", svg) == ["0", "-14", "-28"]
     assert svg.count("stroke-dasharray") == 3
@@ -97,13 +106,13 @@ def text_of(html: str) -> str:
 def test_marked_text_keeps_every_character(items: list[tuple[str, float, float]]) -> None:
     pieces = [text for text, _, _ in items]
     stages = [[first for _, first, _ in items], [second for _, _, second in items]]
-    assert text_of(marked_text(pieces, stages)) == "".join(pieces)
+    assert text_of(mark_text(pieces, stages)) == "".join(pieces)
 
 
 def test_marked_text_escapes_merges_and_names_shades() -> None:
-    html = marked_text(["</script>", "<b>", "  x", " y", "z"], [[0.0, 0.0, 1.0, 0.99, 0.5], [0, 0, 0, 0, 1]])
+    html = mark_text(["</script>", "<b>", "  x", " y", "z"], [[0.0, 0.0, 1.0, 0.99, 0.5], [0, 0, 0, 0, 1]])
     assert html == f'&lt;/script&gt;&lt;b&gt;  <span class="s0-9">x y</span><span class="s0-{level(0.5)} s1-9">z</span>'
-    assert marked_text(["a", "b"], []) == "ab"
+    assert mark_text(["a", "b"], []) == "ab"
 
 
 def test_shades_grow_with_weight() -> None:
