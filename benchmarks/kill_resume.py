@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file
 
 from transpooler.trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 MODEL = "{d_model: 48, num_heads: 2, ffn_dim: 96, block_size: 64, encoder_layers: 2, decoder_layers: 1}"
 
@@ -118,7 +119,7 @@ def _killed_run(options: argparse.Namespace, settings: list[str]) -> list[dict[s
 
 def _last_step(run: Path) -> int:
     """Step of the last whole line of metrics; read from the end, since it is asked often."""
-    path = run / "metrics.jsonl"
+    path = RunFolder(run).metrics
     if not path.is_file():
         return 0
     with open(path, "rb") as file:
@@ -143,7 +144,9 @@ def _differences(run: Path, expected: Path) -> list[str]:
         for ours, theirs in zip(rows, expected_rows, strict=False)
         if ours != theirs
     ]
-    weights, expected_weights = (load_file(folder / "export" / "model.safetensors") for folder in (run, expected))
+    weights, expected_weights = (
+        load_file(RunFolder(folder).export / "model.safetensors") for folder in (run, expected)
+    )
     return found[:5] + [name for name, value in expected_weights.items() if not torch.equal(weights[name], value)]
 
 

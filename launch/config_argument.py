@@ -23,12 +23,6 @@ def checked_config(parsed: argparse.Namespace) -> Config | None:
     return None
 
 
-def require_run(folder: Path) -> None:
-    """UserError unless `folder` is a run folder."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")
-
-
 def require_targets(targets: Mapping[str, Path | None], inputs: Iterable[str]) -> None:
     """UserError unless these files can be written (option -> file), and none of them is an input or another one."""
     taken = {os.path.realpath(path): "an input" for path in inputs}

@@ -23,6 +23,7 @@ from transpooler.trainer.engine.engine import (
 from transpooler.trainer.guards.stop import Stop
 from transpooler.trainer.guards.watchdog import Watchdog
 from transpooler.trainer.metrics import MetricsWriter, check_wandb
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 from transpooler.trainer.weights.models import build_model
 from transpooler.trainer.weights.warm_start import start_from
@@ -121,7 +122,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     torch.distributed.barrier()  # nobody reads config.yaml any more
     metrics = None
     if rank == 0:
-        save_config(config, run / "config.yaml")
+        save_config(config, RunFolder(run).config)
         metrics = MetricsWriter(
             run,
             step=state.step,
@@ -134,16 +135,16 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
 
 def check_run_folder(config: Config, run: Path) -> None:
     """UserError where the folder holds a run that this configuration must not continue."""
-    if not checkpoint.checkpoint_steps(run):
+    if not RunFolder(run).checkpoint_steps():
         return
     if not config.train.resume:
         raise UserError(f"{run}: holds a run already, and train.resume is false; choose another folder (run=...)")
-    before = load_config([run / "config.yaml"])
+    before = load_config([RunFolder(run).config])
     changed = [key for key, old, new in _fixed_differences(before, config) if old != new]
     if changed:
         raise UserError(
             f"{run}: holds a run with other values of {', '.join(changed)}; choose another folder (run=...) "
-            f"or the values in {run / 'config.yaml'}"
+            f"or the values in {RunFolder(run).config}"
         )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write
+from transpooler.trainer.run_folder import RunFolder
 
-FILE_NAME = "metrics.jsonl"
 TIMED = frozenset(
     {"step_time_s", "source_tokens_per_s", "model_tflops_per_s", "mfu", "data_wait_share", "peak_memory_mib"}
 )
@@ -21,7 +21,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
     Raises UserError for a broken line elsewhere.
     """
-    path = run / FILE_NAME
+    path = RunFolder(run).metrics
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -52,14 +52,15 @@ class MetricsWriter:
         `settings`, the whole configuration, goes to Weights & Biases with the run.
         """
         kept = [row for row in read_metrics(run) if row["step"] <= step]
-        with atomic_write(run / FILE_NAME) as file:
+        path = RunFolder(run).metrics
+        with atomic_write(path) as file:
             file.writelines(_line(row) for row in kept)
-        self._file = open(run / FILE_NAME, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
         self._tensorboard: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._tensorboard = SummaryWriter(str(RunFolder(run).tensorboard), purge_step=step + 1)
         self._wandb: Any = None if wandb_project is None else _wandb_run(run, wandb_project, settings or {})
 
     def write(self, row: dict[str, Any]) -> None:

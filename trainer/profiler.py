@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from transpooler.common.log import say
 from transpooler.trainer.config.root import TrainConfig
+from transpooler.trainer.run_folder import RunFolder
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def profiling(run: Path, settings: TrainConfig, rank: int, first_step: int) -> I
     schedule = torch.profiler.schedule(
         skip_first=settings.profile_start_step, wait=0, warmup=0, active=settings.profile_steps, repeat=1
     )
-    path = run / "profile" / f"step{first_step + settings.profile_start_step}.json"
+    path = RunFolder(run).profile / f"step{first_step + settings.profile_start_step}.json"
 
     def write(recorded: profile) -> None:
         path.parent.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transpooler.trainer.guards.stop import Stop, Stopped
 from transpooler.trainer.guards.watchdog import is_lost_connection, watchdog
 from transpooler.trainer.job import Job, prepare_job
 from transpooler.trainer.profiler import profiling
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.step import StepResult, train_step
 from transpooler.trainer.validation import evaluate_in_loop, is_complete
 from transpooler.trainer.weights.export import export_run
@@ -38,7 +38,7 @@ def train(config: Config) -> None:
     stop = Stop(config.train.max_time)
     with stop.listening():
         job = prepare_job(config, stop)
-        if is_complete(job) and (job.run / "export" / "config.json").is_file():
+        if is_complete(job) and RunFolder(job.run).export_config.is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
         elif _watched_loop(job):
             _finish(job)
@@ -170,9 +170,9 @@ def _finish(job: Job) -> None:
     job.save()
     if job.rank == 0:
         step = job.state.best_step if job.config.train.export_best else None
-        export_run(job.run, job.run / "export", step)
+        export_run(job.run, RunFolder(job.run).export, step)
         what = f"model of step {step or job.state.step}"
-        say(f"{job.run}: done, {job.state.step} steps; {what} in {Path(job.run) / 'export'}")
+        say(f"{job.run}: done, {job.state.step} steps; {what} in {RunFolder(job.run).export}")
 
 
 def _peak_memory_mib() -> float:

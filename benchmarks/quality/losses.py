@@ -12,6 +12,7 @@ from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config
 from transpooler.trainer.evaluation.evaluate import derangement
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import load_model
 
 FILE_NAME = "losses.json"
@@ -22,7 +23,7 @@ NOISE_SEED = 0
 
 def exported(run: Path) -> Path:
     """The file that a run has once its model is trained."""
-    return run / "export" / "config.json"
+    return RunFolder(run).export_config
 
 
 def is_current(path: Path, run: Path) -> bool:
@@ -35,7 +36,7 @@ def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
 
     (N,) float64 each; remembered in the run.
     """
-    path = run / "evaluation" / config.evaluation.split / FILE_NAME
+    path = RunFolder(run).evaluation(config.evaluation.split).root / FILE_NAME
     stored = read_json(path) if is_current(path, run) else {}
     if set(stored) != MEASURED:  # an older version wrote less
         stored = _measure(run, config)
@@ -45,7 +46,7 @@ def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def _measure(run: Path, config: Config) -> dict[str, list[Any]]:
-    model, tokenizer = load_model(run / "export")
+    model, tokenizer = load_model(RunFolder(run).export)
     dataset = ShardDataset(Path(config.data.shards) / config.evaluation.split)
     count = min(len(dataset), config.evaluation.max_documents or len(dataset))
     maker = ExampleMaker(config.data, tokenizer, NOISE_SEED)

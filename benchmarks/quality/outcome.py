@@ -14,6 +14,7 @@ from transpooler.benchmarks.quality.statistics import Estimate, difference, esti
 from transpooler.benchmarks.quality.study import Study
 from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 UNDECIDED = "undecided"
@@ -42,7 +43,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
     losses, shuffled, scores, recalled, facts = [], [], [], [], []
     for run in runs.values():
-        config = load_config([run / "config.yaml"])
+        config = load_config([RunFolder(run).config])
         measured = document_losses(run, config)
         tokens_N = measured["target_tokens"]
         losses.append(measured["loss_sum"] / tokens_N)
@@ -50,7 +51,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         facts.append(_facts(run))
         if config.data.objective != "summarize":
             continue
-        generated = run / "evaluation" / config.evaluation.split / "generated.jsonl"
+        generated = RunFolder(run).evaluation(config.evaluation.split).generated
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
@@ -79,9 +80,9 @@ def _facts(run: Path) -> dict[str, float]:
 
 def parts(run: Path) -> list[Path]:
     """The folders of a run in order of time: that of the arm it began as, and its own."""
-    start = load_config([run / "config.yaml"]).train.init_from
+    start = load_config([RunFolder(run).config]).train.init_from
     beginning = [] if start is None else [run.parent / Path(start).parent.name]
-    return [*(folder for folder in beginning if (folder / "metrics.jsonl").is_file()), run]
+    return [*(folder for folder in beginning if RunFolder(folder).metrics.is_file()), run]
 
 
 def seconds_at(history: list[dict[str, Any]]) -> list[float]:

@@ -20,6 +20,7 @@ from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.evaluation.evaluate import evaluate
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
@@ -63,7 +64,7 @@ class Run:
         """Whether what was trained, its start included, has these settings."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        return _what_decides(load_config([self.folder / "config.yaml"])) == _what_decides(self.config)
+        return _what_decides(load_config([RunFolder(self.folder).config])) == _what_decides(self.config)
 
 
 def check(place: Workplace) -> None:
@@ -124,7 +125,7 @@ def train(place: Workplace, run: Run) -> Path:
 
 def _record_environment(run: Path) -> None:
     """Add commit, versions and machine to those that the run was trained with so far: each start may have others."""
-    before = environments(run) if (run / "config.yaml").is_file() else []
+    before = environments(run) if RunFolder(run).config.is_file() else []
     write_json(run / ENVIRONMENT_FILE, [*before, harness.environment()])
 
 
@@ -140,16 +141,17 @@ def is_evaluated(run: Path) -> bool:
 
     Runs of other objectives write no summaries: their losses are all there is to compare.
     """
-    config = load_config([run / "config.yaml"])
-    results = run / "evaluation" / config.evaluation.split / "metrics.json"
+    config = load_config([RunFolder(run).config])
+    results = RunFolder(run).evaluation(config.evaluation.split).metrics
     return config.data.objective != "summarize" or is_current(results, run)
 
 
 def evaluate_run(run: Path) -> None:
     """What `transpooler evaluate` does, for a trained run, unless that is done."""
     if not is_evaluated(run):
-        config = load_config([run / "config.yaml"])
-        evaluate(config, model_folder=run / "export", output=run / "evaluation" / config.evaluation.split)
+        config = load_config([RunFolder(run).config])
+        output = RunFolder(run).evaluation(config.evaluation.split).root
+        evaluate(config, model_folder=RunFolder(run).export, output=output)
 
 
 def finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
@@ -204,7 +206,7 @@ def _config(
     more: dict[str, Any] | None = None,
 ) -> Config:
     """What a run of `arm` is trained with; `who` is named where that is wrong."""
-    train = {"steps": steps, "init_from": None if start is None else str(start.folder / "export")}
+    train = {"steps": steps, "init_from": None if start is None else str(RunFolder(start.folder).export)}
     values = {"run": str(folder), "seed": seed, "train": train}
     return resolve(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
 

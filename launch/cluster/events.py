@@ -12,8 +12,8 @@ from transpooler.common.log import say
 class Events:
     """Appends decisions to RUN/events.jsonl and logs them."""
 
-    def __init__(self, run: Path) -> None:
-        self.path = run / "events.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def write(self, event: str, text: str, **facts: Any) -> None:
         """Record a decision: `event` is its name, `text` is for people, `facts` are for programs."""

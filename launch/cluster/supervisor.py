@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
@@ -24,8 +23,7 @@ from transpooler.launch.cluster.events import Events
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
-
-ATTEMPT_FOLDER = "attempt-"
+from transpooler.trainer.run_folder import RunFolder
 
 
 class Supervisor:
@@ -34,7 +32,7 @@ class Supervisor:
     def __init__(self, target: Target, config: Config, settings: Sequence[str]) -> None:
         self.target, self.config, self.settings = target, config, tuple(settings)
         self.hosts, self.folder = target.hosts(config), run_folder(config)
-        self.events, self.history = Events(self.folder), History(step=newest_step(run_folder(config)))
+        self.events, self.history = Events(self.folder.events), History(step=newest_step(self.folder))
         self.stop, self.stop_signal = threading.Event(), ""
         self.attempt: Attempt | None = None
 
@@ -100,7 +98,7 @@ class Supervisor:
             ranks=num_ranks(self.hosts),
             step=newest_step(self.folder),
         )
-        folder = attempt_folder(self.folder, number)
+        folder = self.folder.attempt(number)
         self.attempt = Attempt(plan, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
         if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
@@ -129,7 +127,7 @@ class Supervisor:
             settings=self.settings,
             hosts=tuple(self.hosts),
             master=self.target.master(self.config, self.hosts, answers),
-            folder=attempt_folder(self.folder, number),
+            folder=self.folder.attempt(number),
             variables=rank_variables(self.config, os.environ),
         )
         return self.target.plan(request)
@@ -189,34 +187,27 @@ class Supervisor:
             self.events.write("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
 
 
-def newest_step(run: Path) -> int:
+def newest_step(run: RunFolder) -> int:
     """Step of the newest checkpoint folder; 0 if there is none."""
-    steps = [path.name.removeprefix("global_step") for path in (run / "checkpoints").glob("global_step*")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    return max(run.checkpoint_steps(), default=0)
 
 
-def attempt_folder(run: Path, number: int) -> Path:
-    """Folder of an attempt."""
-    return run / "launch" / f"{ATTEMPT_FOLDER}{number}"
-
-
-def next_attempt(run: Path) -> int:
+def next_attempt(run: RunFolder) -> int:
     """Number of the next attempt; they count from 1 over the life of a run."""
-    numbers = [path.name.removeprefix(ATTEMPT_FOLDER) for path in (run / "launch").glob(f"{ATTEMPT_FOLDER}*")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0) + 1
+    return max(run.attempts(), default=0) + 1
 
 
 @contextmanager
-def _one_launcher(run: Path) -> Iterator[None]:
+def _one_launcher(run: RunFolder) -> Iterator[None]:
     """Hold the run's lock, or raise UserError; ranks that a killed launcher left behind are ended."""
-    (run / "launch").mkdir(parents=True, exist_ok=True)
-    with open(run / "launch" / "lock", "w", encoding="utf-8") as file:
+    run.launch.mkdir(parents=True, exist_ok=True)
+    with open(run.launch_lock, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{run}: another launcher runs this run already; stop it first, or choose run=..."
+                f"{run.root}: another launcher runs this run already; stop it first, or choose run=..."
             ) from None
-        for folder in (run / "launch").glob(f"{ATTEMPT_FOLDER}*"):
-            (folder / "kill").touch()
+        for number in run.attempts():
+            (run.attempt(number) / "kill").touch()
         yield

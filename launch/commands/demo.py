@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from transpooler.launch.arguments import add_command, positive
+from transpooler.common.errors import UserError
+from transpooler.launch.arguments import add_command, positive, split_settings
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,6 +26,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("build/demo"), metavar="FOLDER", help="(default build/demo)"
     )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings for both trainings, such as train.steps=20"
+    )
     parser.add_argument("--processes", type=positive, default=2, metavar="N", help="training ranks (default 2)")
 
 
@@ -32,4 +36,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler demo`."""
     from transpooler.launch.demo.demo import run_demo
 
-    return run_demo(parsed.data, parsed.output, processes=parsed.processes, quiet=parsed.quiet)
+    files, overrides = split_settings(parsed.settings)
+    if files:
+        raise UserError(f"{files[0]}: the demo has its own presets; give single settings such as train.steps=20")
+    return run_demo(parsed.data, parsed.output, processes=parsed.processes, overrides=overrides, quiet=parsed.quiet)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
 from transpooler.launch.config_argument import checked_config
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import require_model
 
 UNTRAINED = "untrained"
@@ -50,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     if config is None:
         return None
     untrained = parsed.model == UNTRAINED
-    model = None if untrained else Path(parsed.model or Path(config.run) / "export")
+    model = None if untrained else Path(parsed.model or RunFolder(config.run).export)
     if model is not None:
         require_model(model)
     if parsed.processes > 1:
@@ -65,7 +66,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
     from transpooler.trainer.evaluation.evaluate import print_table
 
-    output = parsed.output or Path(config.run) / "evaluation" / name
+    output = parsed.output or RunFolder(config.run).evaluation(name).root
     results = evaluate_model(config, model_folder=model, output=output)
     if os.environ.get("RANK", "0") == "0":
         print_table(results)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from transpooler.launch.arguments import add_command, positive
-from transpooler.launch.config_argument import require_run
+from transpooler.trainer.run_folder import require_run
 
 
 def add(commands: argparse._SubParsersAction) -> None:

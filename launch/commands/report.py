@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from transpooler.launch.arguments import add_command
-from transpooler.launch.config_argument import require_run
+from transpooler.trainer.run_folder import RunFolder, require_run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,6 +25,6 @@ def run(parsed: argparse.Namespace) -> None:
         require_run(run)
     from transpooler.trainer.report import write_report
 
-    output = parsed.output or parsed.runs[-1] / "report.html"
+    output = parsed.output or RunFolder(parsed.runs[-1]).report
     write_report(parsed.runs, output)
     print(output)

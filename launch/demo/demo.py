@@ -1,6 +1,5 @@
 """The main job, from documents to a report: what `make demo` runs. Reads like the commands a user would give."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +10,25 @@ from transpooler.common.files import atomic_write, read_json
 from transpooler.common.log import say
 from transpooler.launch.demo.corpus import demo_sources
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 PRESETS = ("demo", "demo_pretrain", "demo_finetune")
 
 
-def run_demo(data: Path | None, output: Path, *, processes: int = 2, quiet: bool = False) -> int | None:
+def run_demo(
+    data: Path | None, output: Path, *, processes: int = 2, overrides: Sequence[str] = (), quiet: bool = False
+) -> int | None:
     """Prepare, pretrain, fine-tune, evaluate, summarize, report; what is done already is skipped.
 
+    `overrides`: key=value settings for both trainings, over the presets.
     Returns the exit code of a training run that did not finish (75: preempted, run me again), else None.
     """
     shared, pretrain, finetune = PRESETS
     shards, runs = output / "shards", {name: output / name for name in ("pretrain", "finetune")}
     paths = [f"prepare.output={shards}", f"data.shards={shards}"]
-    pretraining = [shared, pretrain, *paths, f"run={runs['pretrain']}"]
-    finetuning = [shared, finetune, *paths, f"run={runs['finetune']}", f"train.init_from={runs['pretrain'] / 'export'}"]
+    pretraining = [shared, pretrain, *overrides, *paths, f"run={runs['pretrain']}"]
+    weights = f"train.init_from={RunFolder(runs['pretrain']).export}"
+    finetuning = [shared, finetune, *overrides, *paths, f"run={runs['finetune']}", weights]
 
     _stage("documents to shards")
     sources = demo_sources(data, output / "corpus")
@@ -35,7 +39,7 @@ def run_demo(data: Path | None, output: Path, *, processes: int = 2, quiet: bool
             return code
     _stage("evaluation: untrained model, then the fine-tuned one")
     untrained = evaluate(finetuning, None)
-    trained = evaluate(finetuning, runs["finetune"] / "export")
+    trained = evaluate(finetuning, RunFolder(runs["finetune"]).export)
     _stage("summary of one held-out document")
     name, summary, reference = summarize(finetuning)
     with atomic_write(output / "summary.txt") as file:
@@ -66,9 +70,9 @@ def train(settings: Sequence[str], processes: int, quiet: bool) -> int:
     from transpooler.launch.ranks.local import run_ranks
 
     config = _load(settings)
-    run = Path(config.run)
-    if (run / "export" / "config.json").is_file() and _load([str(run / "config.yaml")]) == config:
-        say(f"{run}: trained already")
+    run = RunFolder(config.run)
+    if run.export_config.is_file() and _load([str(run.config)]) == config:
+        say(f"{run.root}: trained already")
         return 0
     return run_ranks(processes, [*settings, *(["--quiet"] if quiet else [])])
 
@@ -77,15 +81,14 @@ def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, An
     """`transpooler evaluate`, unless its results are newer than the model."""
     config = _load(settings)
     name = config.evaluation.split if model_folder else f"{config.evaluation.split}-untrained"
-    output = Path(config.run) / "evaluation" / name
-    model = Path(config.run) / "export" / "config.json"
-    results = output / "metrics.json"
-    if results.is_file() and results.stat().st_mtime_ns > model.stat().st_mtime_ns:
-        say(f"{output}: evaluated already")
-        return read_json(results)
+    output = RunFolder(config.run).evaluation(name)
+    model = RunFolder(config.run).export_config
+    if output.metrics.is_file() and output.metrics.stat().st_mtime_ns > model.stat().st_mtime_ns:
+        say(f"{output.root}: evaluated already")
+        return read_json(output.metrics)
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
 
-    return evaluate_model(config, model_folder=model_folder, output=output)
+    return evaluate_model(config, model_folder=model_folder, output=output.root)
 
 
 def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
@@ -95,7 +98,7 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     from transpooler.trainer.weights.models import load_model
 
     config = _load(settings)
-    model, tokenizer = load_model(Path(config.run) / "export")
+    model, tokenizer = load_model(RunFolder(config.run).export)
     document = ShardDataset(Path(config.data.shards) / config.evaluation.split).read(0)
     text = tokenizer.decode(document.source, clean_up_tokenization_spaces=False)
     summary = next(summarize_texts(model, tokenizer, [text], config.generation, config.data.max_source_tokens))
@@ -130,4 +133,4 @@ def _load(settings: Sequence[str]) -> Config:
 
 
 def _stage(name: str) -> None:
-    say(f"[{time.strftime('%H:%M:%S')}] {name}")
+    say(f"== {name}")

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from tests.paths import ROOT
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 DEADLINE_S = 300
 IN_LOOP = [
@@ -37,7 +37,7 @@ def test_evaluation_in_the_loop_and_the_best_checkpoint(stage, tiny_settings, tm
     assert rows[2][0]["rouge1"] == pytest.approx(rows[1][0]["rouge1"], abs=1e-6)
     best = min(rows[2], key=lambda row: row["loss"])["step"]
     assert best < 4
-    assert checkpoint_steps(run) == [best, 4]
+    assert RunFolder(run).checkpoint_steps() == [best, 4]
     assert (run / "checkpoints" / "best").read_text() == f"global_step{best}"
     assert f"trained for {best} steps" in (run / "export" / "README.md").read_text(encoding="utf-8")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from transpooler.common.exit_codes import STALLED
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of
 from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 QUICK = ["guards.watchdog_timeout_s=6", "guards.silent_rank_s=8", "engine.zero_stage=2", "train.log_every_steps=1"]
 
@@ -62,7 +62,7 @@ def test_a_hung_rank_is_found_and_named(settings, tmp_path):
     assert stacks.keys() == {"step6-rank0.txt", "step6-rank1.txt"}
     assert "hanging" in stacks["step6-rank1.txt"]
     assert "ledger" in stacks["step6-rank1.txt"]
-    assert checkpoint_steps(run) == [5]
+    assert RunFolder(run).checkpoint_steps() == [5]
 
 
 def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
@@ -71,8 +71,8 @@ def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
     settings = [*settings, "train.evaluate_every_steps=6", "train.steps=12", f"run={run}"]
     job = forked.train(2, settings, log, partial(signal_in_evaluation, 1, signal.SIGUSR1))
     assert job.codes() == [75, 75], job.output()
-    assert checkpoint_steps(run) == [5, 6]
-    assert json.loads((folder_of(run, 6) / "run.json").read_text())["state"]["evaluation_pending"]
+    assert RunFolder(run).checkpoint_steps() == [5, 6]
+    assert json.loads((RunFolder(run).checkpoint(6) / "run.json").read_text())["state"]["evaluation_pending"]
     assert [row["split"] for row in read_metrics(run)] == ["train"] * 6
     assert forked.train(2, settings, log).codes() == [0, 0], log.read_text()
     assert [row["step"] for row in read_metrics(run) if row["split"] == "validation"] == [6, 12]
@@ -84,7 +84,7 @@ def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
     assert time.monotonic() - started > 4
     assert "train.max_time of 4 s is over: saved step" in job.output()
     rows = read_metrics(tmp_path / "timed")
-    assert checkpoint_steps(tmp_path / "timed")[-1] == (rows[-1]["step"] if rows else 0)
+    assert RunFolder(tmp_path / "timed").checkpoint_steps()[-1] == (rows[-1]["step"] if rows else 0)
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
 from transpooler.trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 KILLS = ((1, 14), (2, 8))
 """Ranks of the run, and how often it is killed."""
@@ -65,7 +65,7 @@ def test_a_kill_at_every_boundary_of_writing(settings, tmp_path):
         if code == 0:
             break
         assert code == -signal.SIGKILL, job.output()
-        survivors[max(checkpoint_steps(run), default=0)] += 1
+        survivors[max(RunFolder(run).checkpoint_steps(), default=0)] += 1
         assert forked.train(1, [*settings, f"run={run}"], log).codes() == [0], log.read_text()
         assert_same(run, expected)
         shutil.rmtree(run)

@@ -8,11 +8,11 @@ import forked
 import pytest
 import torch
 
-from transpooler.trainer.checkpoint.checkpoint import folder_of
 from transpooler.trainer.checkpoint.reshard import SavedStates
 from transpooler.trainer.checkpoint.safe_load import weights_only
 from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 STAGES = (0, 1, 2, 3)
 STEPS, SAVED_AT = 8, 6
@@ -63,7 +63,7 @@ def _train_each(each: list[list[str]], sources: list[Path | None]) -> None:
             job.saved_step = None
             job.save()  # what was dealt out, gathered again
             if job.rank == 0:
-                _assert_same_states(folder_of(job.run, SAVED_AT), folder_of(source, SAVED_AT))
+                _assert_same_states(RunFolder(job.run).checkpoint(SAVED_AT), RunFolder(source).checkpoint(SAVED_AT))
             torch.distributed.barrier()
         assert _loop(job)
         assert job.engine.global_steps == STEPS
@@ -89,7 +89,7 @@ def _assert_equals_universal(run: Path, folder: Path) -> None:
     """DeepSpeed's own conversion of the checkpoint has the same numbers."""
     from deepspeed.checkpoint import ds_to_universal
 
-    source = folder_of(run, STEPS)
+    source = RunFolder(run).checkpoint(STEPS)
     if not list(source.glob("*_optim_states.pt")):
         return  # stage 0, which it does not convert
     output = folder / "universal"

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.paths import ROOT
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of
 from transpooler.trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 DEADLINE_S = 120
 
@@ -33,7 +33,7 @@ def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, t
     _wait_for_step(killed, 19)
     _ranks_below(launcher)[-1].kill()
     assert launcher.wait(DEADLINE_S) not in (0, 2)
-    assert checkpoint_steps(killed)[-1] in (16, 24, 32)
+    assert RunFolder(killed).checkpoint_steps()[-1] in (16, 24, 32)
     # What was being written when the power went: neither is taken for good.
     (killed / "checkpoints" / ".incomplete" / "global_step40").mkdir(parents=True, exist_ok=True)
     with open(killed / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -46,12 +46,12 @@ def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, t
     _wait_for_step(preempted, 10)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(DEADLINE_S) == 75
-    stopped_at = checkpoint_steps(preempted)[-1]
+    stopped_at = RunFolder(preempted).checkpoint_steps()[-1]
     assert 10 <= stopped_at < 40
     assert read_metrics(preempted)[-1]["step"] == stopped_at
     # The newest checkpoint loses a byte: the one before it serves.
-    assert len(checkpoint_steps(preempted)) == 2
-    path = folder_of(preempted, stopped_at) / "mp_rank_00_model_states.pt"
+    assert len(RunFolder(preempted).checkpoint_steps()) == 2
+    path = RunFolder(preempted).checkpoint(stopped_at) / "mp_rank_00_model_states.pt"
     os.truncate(path, path.stat().st_size - 1)
     resumed = _start(settings, preempted)
     _, errors = resumed.communicate(timeout=DEADLINE_S)

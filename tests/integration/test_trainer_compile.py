@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps
 from transpooler.trainer.metrics import TIMED, read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 SETTINGS = [
     "data.batch_size=4",
@@ -42,7 +42,7 @@ def test_a_compiled_run_equals_the_eager_one_and_survives_a_kill(tiny_settings, 
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert checkpoint_steps(killed)[-1] in (4, 8)
+    assert RunFolder(killed).checkpoint_steps()[-1] in (4, 8)
     _finish(settings, killed)
     rows, expected_rows = (
         [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(run)]

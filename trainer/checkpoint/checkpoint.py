@@ -22,24 +22,13 @@ from transpooler.common.log import say
 from transpooler.trainer.checkpoint.files import RecordingFiles, synced_entry
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 
 FORMAT = 2
 INCOMPLETE = ".incomplete"
-PREFIX = "global_step"
 RESHARDED = ("world_size", "zero_stage")
 """Facts in which a resumed run may differ from its checkpoint: states are then dealt out anew."""
-
-
-def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, oldest first (whether valid or not)."""
-    names = [path.name.removeprefix(PREFIX) for path in (run / "checkpoints").glob(f"{PREFIX}*")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def folder_of(run: Path, step: int) -> Path:
-    """Folder of the checkpoint of `step`."""
-    return run / "checkpoints" / f"{PREFIX}{step}"
 
 
 def save(
@@ -57,7 +46,8 @@ def save(
     Raises UserError on every rank where one rank cannot write.
     """
     started, rank = time.monotonic(), torch.distributed.get_rank()
-    incomplete, tag = run / "checkpoints" / INCOMPLETE, f"{PREFIX}{state.step}"
+    folder = RunFolder(run).checkpoint(state.step)
+    incomplete, tag = folder.parent / INCOMPLETE, folder.name
     if rank == 0:
         shutil.rmtree(incomplete, ignore_errors=True)
         incomplete.mkdir(parents=True)
@@ -72,18 +62,16 @@ def save(
         entries = {path: entry for _, each in written for path, entry in each.items()}
         all_facts = {**facts, "optimizer_order": optimizer_order(engine), "state": state.as_dict()}
         try:
-            _publish(incomplete / tag, folder_of(run, state.step), all_facts, entries)
+            _publish(incomplete / tag, folder, all_facts, entries)
             _point_to_best(run, best)
             keep = () if best is None else (best,)
-            _remove_old(run, doomed_steps(checkpoint_steps(run), keep_last, keep_every, keep))
+            _remove_old(run, doomed_steps(RunFolder(run).checkpoint_steps(), keep_last, keep_every, keep))
         except (OSError, UserError) as error:
             problem = str(error)
     outcome = [problem]
     torch.distributed.broadcast_object_list(outcome)
     if outcome[0]:
-        raise UserError(
-            f"{folder_of(run, state.step)}: cannot write the checkpoint: {outcome[0]}; free space and rerun"
-        )
+        raise UserError(f"{folder}: cannot write the checkpoint: {outcome[0]}; free space and rerun")
     size_mib = sum(entry["size_bytes"] for _, each in written for entry in each.values()) / 2**20
     say(f"step {state.step}: checkpoint of {size_mib:.0f} MiB in {time.monotonic() - started:.1f} s")
 
@@ -93,13 +81,13 @@ def newest_valid(run: Path) -> int | None:
 
     What is broken is named loudly and skipped; if nothing valid is left, a UserError.
     """
-    return _newest(run, checkpoint_steps(run), lambda folder: next(problems(folder), None))
+    return _newest(run, RunFolder(run).checkpoint_steps(), lambda folder: next(problems(folder), None))
 
 
 def agreed_newest_valid(run: Path) -> int | None:
     """`newest_valid` by all ranks together: rank 0 looks what there is, and each rank hashes its share of the files."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    steps = [checkpoint_steps(run) if rank == 0 else None]
+    steps = [RunFolder(run).checkpoint_steps() if rank == 0 else None]
     torch.distributed.broadcast_object_list(steps)
 
     def first_problem(folder: Path) -> str | None:
@@ -139,7 +127,7 @@ def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) ->
     optimizer states are dealt out anew, and dropout draws from `seed`. Raises UserError, before anything is loaded,
     where other `facts` differ or a file is not one of ours.
     """
-    folder, rank = folder_of(run, step), torch.distributed.get_rank()
+    folder, rank = RunFolder(run).checkpoint(step), torch.distributed.get_rank()
     saved = read_json(folder / "run.json")
     for key, value in facts.items():
         if key not in RESHARDED and saved.get(key) != value:
@@ -150,7 +138,7 @@ def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) ->
     if all(saved.get(key) == facts.get(key) for key in RESHARDED):
         random_state = load_file(folder / f"random_rank{rank}.pt")
         with _recording(engine), weights_only(folder):
-            loaded, _ = engine.load_checkpoint(str(run / "checkpoints"), tag=folder.name)
+            loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed finds no checkpoint of ours in it; remove the folder")
         _set_random_state(random_state)
@@ -190,12 +178,14 @@ def _universal_info() -> dict[str, Any]:
 
 def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | None]) -> int | None:
     for step in reversed(steps):
-        problem = first_problem(folder_of(run, step))
+        problem = first_problem(RunFolder(run).checkpoint(step))
         if problem is None:
             return step
-        say(f"WARNING: checkpoint {folder_of(run, step)} is broken ({problem}); trying the one before it")
+        say(f"WARNING: checkpoint {RunFolder(run).checkpoint(step)} is broken ({problem}); trying the one before it")
     if steps:
-        raise UserError(f"{run / 'checkpoints'}: none of its checkpoints is valid; remove the folder to start anew")
+        raise UserError(
+            f"{RunFolder(run).checkpoints}: none of its checkpoints is valid; remove the folder to start anew"
+        )
     return None
 
 
@@ -209,23 +199,23 @@ def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict
     os.replace(incomplete, final)
     fsync_folder(final.parent)
     shutil.rmtree(incomplete.parent, ignore_errors=True)
-    with atomic_write(final.parent / "latest") as file:
+    with atomic_write(RunFolder(final.parents[1]).latest) as file:
         file.write(final.name)
 
 
 def _point_to_best(run: Path, best: int | None) -> None:
     """Write the name of the best checkpoint into `best`."""
-    if best in checkpoint_steps(run):
-        with atomic_write(run / "checkpoints" / "best") as file:
-            file.write(f"{PREFIX}{best}")
+    if best in RunFolder(run).checkpoint_steps():
+        with atomic_write(RunFolder(run).best) as file:
+            file.write(RunFolder(run).checkpoint(best).name)
 
 
 def _remove_old(run: Path, steps: list[int]) -> None:
-    doomed = run / "checkpoints" / f"{INCOMPLETE}.old"
+    doomed = RunFolder(run).checkpoints / f"{INCOMPLETE}.old"
     shutil.rmtree(doomed, ignore_errors=True)
     for step in steps:
         # Out of the way first, so that a kill cannot leave half a checkpoint under a good name.
-        os.replace(folder_of(run, step), doomed)
+        os.replace(RunFolder(run).checkpoint(step), doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -5,15 +5,15 @@ import io
 from pathlib import Path
 from typing import Any
 
-from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.run_folder import RunFolder
 
 
 def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
     """The checkpoint's weights by name, in float32: of ZeRO's shards, or as they were where nothing was sharded."""
     from transpooler.trainer.engine.engine import choose_accelerator
 
-    folder = checkpoint.folder_of(run, step)
+    folder = RunFolder(run).checkpoint(step)
     choose_accelerator()
     if not list(folder.glob("*_optim_states.pt")):
         # Stage 0 trains in float32 alone: nothing is sharded.

@@ -6,14 +6,15 @@ from pathlib import Path
 from transpooler.common.durations import format_duration
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
-from transpooler.trainer.checkpoint.checkpoint import checkpoint_steps, folder_of, problems
+from transpooler.trainer.checkpoint.checkpoint import problems
+from transpooler.trainer.run_folder import RunFolder
 
 COLUMNS = ("step", "MiB", "age", "ranks", "ZeRO", "precision", "state")
 
 
 def describe(run: Path, *, verify: bool) -> str:
     """One line per checkpoint, oldest first; `verify` hashes every file."""
-    steps = checkpoint_steps(run)
+    steps = RunFolder(run).checkpoint_steps()
     if not steps:
         raise UserError(f"{run}: has no checkpoint yet; train first")
     rows = [COLUMNS, *(_row(run, step, verify) for step in steps)]
@@ -23,7 +24,7 @@ def describe(run: Path, *, verify: bool) -> str:
 
 
 def _row(run: Path, step: int, verify: bool) -> tuple[str, ...]:
-    folder = folder_of(run, step)
+    folder, latest = RunFolder(run).checkpoint(step), RunFolder(run).latest
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     problem = next(problems(folder, verify=verify), None)
     state = f"broken: {problem}" if problem else "valid" if verify else "complete"
@@ -31,7 +32,7 @@ def _row(run: Path, step: int, verify: bool) -> tuple[str, ...]:
         facts = read_json(folder / "run.json")
     except UserError:
         facts = {}
-    if (run / "checkpoints" / "latest").is_file() and (run / "checkpoints" / "latest").read_text() == folder.name:
+    if latest.is_file() and latest.read_text() == folder.name:
         state += " (latest)"
     age = format_duration(max(0.0, time.time() - facts.get("saved_at", folder.stat().st_mtime)))
     return (

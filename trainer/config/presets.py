@@ -3,6 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
+from transpooler.trainer.run_folder import RunFolder
+
 _FOLDER = "configs"
 
 
@@ -19,9 +21,9 @@ def find_config(name: str | Path) -> Path:
     goes before a preset of the same name.
     """
     path = Path(name)
-    if is_preset(name) and not path.is_file() and not (path / "config.yaml").is_file():
+    if is_preset(name) and not path.is_file() and not RunFolder(path).config.is_file():
         return _preset_folder() / f"{name}.yaml"
-    return path / "config.yaml" if path.is_dir() else path
+    return RunFolder(path).config if path.is_dir() else path
 
 
 def is_preset(name: str | Path) -> bool:

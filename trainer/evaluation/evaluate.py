@@ -23,6 +23,7 @@ from transpooler.trainer.engine.sharing import ALONE, Ranks, ranks_of_environmen
 from transpooler.trainer.evaluation.generate import batches, generate, pad_batch
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
+from transpooler.trainer.run_folder import EvaluationFolder
 
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
@@ -61,11 +62,12 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     }
     if ranks.rank:
         return results
-    with atomic_write(output / "generated.jsonl") as file:
+    files = EvaluationFolder(output)
+    with atomic_write(files.generated) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with atomic_write(output / "highlights.json") as file:
+    with atomic_write(files.highlights) as file:
         json.dump(_highlights(model, tokenizer, documents, config), file, ensure_ascii=False)
-    write_json(output / "metrics.json", results)
+    write_json(files.metrics, results)
     return results
 
 

@@ -29,6 +29,7 @@ import torch
 
 from transpooler.common.exit_codes import STALLED
 from transpooler.trainer.config.guards import GuardsConfig
+from transpooler.trainer.run_folder import RunFolder
 
 BEAT_EVERY_S = 2.0
 GRACE_S = 5.0
@@ -171,8 +172,8 @@ class Watchdog:
             odd = odd_ranks(positions)
             hint = f"; odd one out: {odd}" if odd else ""
             print(
-                f"transpooler: watchdog: {reason}{hint}; stacks in {self.run / 'stacks'}; ending with code {STALLED}, "
-                "start the same command again to continue from the newest checkpoint",
+                f"transpooler: watchdog: {reason}{hint}; stacks in {RunFolder(self.run).stacks}; ending with code "
+                f"{STALLED}, start the same command again to continue from the newest checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -190,7 +191,7 @@ class Watchdog:
             faulthandler.dump_traceback(file=file, all_threads=True)
 
     def _stack_file(self, what: str) -> Any:
-        folder = self.run / "stacks"
+        folder = RunFolder(self.run).stacks
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / f"{what}-rank{self.rank}.txt", "w", encoding="utf-8")
 

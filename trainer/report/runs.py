@@ -9,6 +9,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import EvaluationFolder, RunFolder, require_run
 
 REQUIRED_METRICS = ("split", "num_documents", "rouge", "lead_rouge", "loss", "trained", "lead_words", "mean_words")
 REQUIRED_TEXTS = ("key", "generated", "reference")
@@ -77,15 +78,14 @@ def read_run(folder: Path, name: str) -> Run:
     from transpooler.trainer.config.load import load_saved_config
     from transpooler.trainer.metrics import read_metrics
 
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")
-    config, unknown_keys = load_saved_config(folder / "config.yaml")
+    require_run(folder)
+    config, unknown_keys = load_saved_config(RunFolder(folder).config)
     return Run(
         name=name,
         config=config,
         unknown_keys=unknown_keys,
         metrics=read_metrics(folder),
-        evaluations=[_read_evaluation(path.parent) for path in sorted(folder.glob("evaluation/*/metrics.json"))],
+        evaluations=[_read_evaluation(part) for part in RunFolder(folder).finished_evaluations()],
         corpora=_read_corpora(config, started_in(folder, config.run)),
     )
 
@@ -116,17 +116,16 @@ def _read_corpora(config: Config, start: Path) -> list[Corpus]:
     return corpora
 
 
-def _read_evaluation(folder: Path) -> Evaluation:
-    metrics = read_json(folder / "metrics.json")
-    _require(REQUIRED_METRICS, metrics, folder / "metrics.json")
-    highlights = folder / "highlights.json"
-    entries = read_json(highlights) if highlights.is_file() else []
+def _read_evaluation(folder: EvaluationFolder) -> Evaluation:
+    metrics = read_json(folder.metrics)
+    _require(REQUIRED_METRICS, metrics, folder.metrics)
+    entries = read_json(folder.highlights) if folder.highlights.is_file() else []
     for number, entry in enumerate(entries, 1):
-        _require(REQUIRED_HIGHLIGHTS, entry, f"{highlights}: entry {number}")
+        _require(REQUIRED_HIGHLIGHTS, entry, f"{folder.highlights}: entry {number}")
     return Evaluation(
-        name=folder.name,
+        name=folder.root.name,
         metrics=metrics,
-        rows={row["key"]: row for row in _read_lines(folder / "generated.jsonl")},
+        rows={row["key"]: row for row in _read_lines(folder.generated)},
         highlights={entry["key"]: entry for entry in entries},
     )
 

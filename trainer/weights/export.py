@@ -10,6 +10,7 @@ from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidated_weights
 from transpooler.trainer.config.root import Config, GenerationConfig
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card
 
@@ -21,7 +22,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     from transpooler.trainer.config import load_config
     from transpooler.trainer.weights.models import build_model
 
-    config = load_config([run / "config.yaml"])
+    config = load_config([RunFolder(run).config])
     chosen = _chosen_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model = build_model(config, tokenizer)
@@ -70,7 +71,7 @@ def _set_generation(target: Any, settings: GenerationConfig) -> None:
 
 
 def _chosen_step(run: Path, step: int | None) -> int:
-    steps = checkpoint.checkpoint_steps(run)
+    steps = RunFolder(run).checkpoint_steps()
     if step is None:
         newest = checkpoint.newest_valid(run)
         if newest is None:
@@ -78,6 +79,7 @@ def _chosen_step(run: Path, step: int | None) -> int:
         return newest
     if step not in steps:
         raise UserError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
-    for problem in checkpoint.problems(checkpoint.folder_of(run, step)):
-        raise UserError(f"{checkpoint.folder_of(run, step)}: {problem}; choose another step of {steps}")
+    folder = RunFolder(run).checkpoint(step)
+    for problem in checkpoint.problems(folder):
+        raise UserError(f"{folder}: {problem}; choose another step of {steps}")
     return step

@@ -9,6 +9,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.trainer.config import Config
+from transpooler.trainer.run_folder import RunFolder
 
 
 def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager | None = None) -> Any:
@@ -61,8 +62,8 @@ def require_model(folder: Path) -> None:
 def stored_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder; UserError if there is none."""
     if not (folder / "config.json").is_file():
-        if (folder / "export" / "config.json").is_file():
-            raise UserError(f"{folder}: a run folder, not an exported model; use {folder / 'export'}")
+        if RunFolder(folder).export_config.is_file():
+            raise UserError(f"{folder}: a run folder, not an exported model; use {RunFolder(folder).export}")
         raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
     values = read_json(folder / "config.json")
     return values if isinstance(values, dict) else {}

@@ -47,8 +47,8 @@ def ask_hosts(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Ask all hosts over ssh: what each says of itself (probe.facts), and what is wrong with the silent ones."""
     run = run_folder(config)
-    witness = run / "launch" / f"witness-{uuid.uuid4().hex[:8]}"
-    arguments = {"run": str(run), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
+    witness = run.launch / f"witness-{uuid.uuid4().hex[:8]}"
+    arguments = {"run": str(run.root), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
     command = [
         python(config),
         "-m",
@@ -61,7 +61,7 @@ def ask_hosts(
         witness.parent.mkdir(parents=True, exist_ok=True)
         witness.touch()
     except OSError as error:
-        raise UserError(f"{run}: cannot write the run folder: {error.strerror}; choose another one (run=...)") from None
+        raise UserError(f"{run.root}: cannot write the run folder: {error.strerror}; choose another run=...") from None
     try:
         answers = on_all(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts)
     finally:
@@ -82,7 +82,7 @@ def unreachable(hosts: Sequence[str]) -> dict[str, str]:
 
 def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What keeps these hosts from training together, a line each that names the host and the remedy."""
-    first = hosts[0].name
+    first, run = hosts[0].name, run_folder(config).root
     for key, what in _agreements(answers):
         values = {name: key(answer) for name, answer in answers.items()}
         count = Counter(values.values())
@@ -103,11 +103,10 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
             yield f"{host.name}: {host.slots} slots, but {answer['gpus']} GPUs; lower slots or processes_per_node"
         if answer["witness"] is False:
             yield (
-                f"{host.name}: does not see {run_folder(config)} of this host; put the run folder on a shared file "
-                "system (run=...)"
+                f"{host.name}: does not see {run} of this host; put the run folder on a shared file system (run=...)"
             )
         elif not answer["writable"]:
-            yield f"{host.name}: may not write {run_folder(config)}; mend its permissions"
+            yield f"{host.name}: may not write {run}; mend its permissions"
     if answers[first]["port_free"] is False:
         port = config.cluster.master_port
         yield f"{first}: port {port} is in use; choose another (cluster.master_port=...) or null for a free one"

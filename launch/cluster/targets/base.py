@@ -95,7 +95,7 @@ class Target:
         """The plan of an engine started by `command`; `variables` are added to those of the ranks."""
         config = request.config
         everything = {**request.variables, **(variables or {})}
-        everything |= {ATTEMPT: str(request.folder), LOGS: str(run_folder(config) / "logs")}
+        everything |= {ATTEMPT: str(request.folder), LOGS: str(run_folder(config).logs)}
         if config.cluster.bind_cores:
             everything[BIND_CORES] = "1"
         watcher = [python(config), "-u", "-m", "transpooler.launch.ranks.watcher", *request.settings]

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
-from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.job import check_run_folder
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export import export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
 from transpooler.trainer.weights.warm_start import start_from
@@ -129,7 +129,7 @@ def test_a_run_folder_is_continued_by_its_own_configuration_only(tiny_settings, 
     run = tmp_path / "run"
     config = load_config([], tiny_settings)
     check_run_folder(config, run)
-    checkpoint.folder_of(run, 3).mkdir(parents=True)
+    RunFolder(run).checkpoint(3).mkdir(parents=True)
     save_config(config, run / "config.yaml")
     check_run_folder(load_config([], [*tiny_settings, "train.steps=90", "optimizer.learning_rate=1"]), run)
     with pytest.raises(UserError, match=r"other values of seed, model.d_model"):

@@ -13,6 +13,7 @@ from transpooler.trainer.engine.engine import check_machine
 from transpooler.trainer.engine.optimizer import GuardedAdamW, learning_rate, parameter_groups
 from transpooler.trainer.engine.settings import NO_CLIPPING, deepspeed_config
 from transpooler.trainer.metrics import MetricsWriter, read_metrics
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 
 
@@ -97,14 +98,14 @@ def test_a_damaged_checkpoint_is_found_out(tmp_path):
         folder = tmp_path / "checkpoints" / ".incomplete" / f"global_step{step}"
         folder.mkdir(parents=True)
         (folder / "weights.pt").write_bytes(b"12345678")
-        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), {"state": {"step": step}}, {})
+        checkpoint._publish(folder, RunFolder(tmp_path).checkpoint(step), {"state": {"step": step}}, {})
     assert checkpoint.newest_valid(tmp_path) == 2
     assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step2"
-    weights = checkpoint.folder_of(tmp_path, 2) / "weights.pt"
+    weights = RunFolder(tmp_path).checkpoint(2) / "weights.pt"
     weights.write_bytes(b"12345679")
     assert list(checkpoint.problems(weights.parent)) == ["weights.pt has changed"]
     assert checkpoint.newest_valid(tmp_path) == 1
-    (checkpoint.folder_of(tmp_path, 1) / "manifest.json").unlink()
+    (RunFolder(tmp_path).checkpoint(1) / "manifest.json").unlink()
     with pytest.raises(UserError, match="none of its checkpoints is valid"):
         checkpoint.newest_valid(tmp_path)
 

@@ -20,6 +20,7 @@ from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config.cluster import ClusterConfig
+from transpooler.trainer.run_folder import RunFolder
 
 WRAPPER = (
     "import sys, transpooler.launch.ranks.watcher as rank\n"
@@ -62,7 +63,7 @@ class Job:
             engine_variables=variables,
         )
         limits = {"heartbeat_timeout_s": 2.0, "hang_timeout_s": 30.0, "stop_grace_s": 10.0} | cluster
-        self.attempt = Attempt(plan, attempt, self.run, ClusterConfig(**limits))  # type: ignore[arg-type]
+        self.attempt = Attempt(plan, attempt, RunFolder(self.run), ClusterConfig(**limits))  # type: ignore[arg-type]
 
     def outcome(self, meanwhile=lambda job: None) -> Outcome:
         """Run to the end; `meanwhile` acts when both ranks have started."""

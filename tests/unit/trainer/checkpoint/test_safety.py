@@ -13,6 +13,7 @@ from transpooler.trainer.checkpoint.safe_load import load_file
 from transpooler.trainer.config import load_config
 from transpooler.trainer.guards.loss_spikes import MIN_HISTORY, is_spike, note_loss
 from transpooler.trainer.guards.watchdog import odd_ranks
+from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 
 
@@ -94,9 +95,9 @@ def test_the_list_of_checkpoints(tmp_path):
         folder.mkdir(parents=True)
         (folder / "weights.pt").write_bytes(bytes(2**20))
         facts = {"world_size": 4, "zero_stage": 2, "precision": "bf16", "state": {"step": step}}
-        checkpoint._publish(folder, checkpoint.folder_of(tmp_path, step), facts, {})
-    (checkpoint.folder_of(tmp_path, 8) / "weights.pt").write_bytes(bytes(5))
-    (checkpoint.folder_of(tmp_path, 16) / "weights.pt").write_bytes(b"1" + bytes(2**20 - 1))
+        checkpoint._publish(folder, RunFolder(tmp_path).checkpoint(step), facts, {})
+    (RunFolder(tmp_path).checkpoint(8) / "weights.pt").write_bytes(bytes(5))
+    (RunFolder(tmp_path).checkpoint(16) / "weights.pt").write_bytes(b"1" + bytes(2**20 - 1))
     lines = [line.split(maxsplit=7) for line in describe(tmp_path, verify=False).splitlines()]
     assert lines[0] == ["step", "MiB", "age", "ranks", "ZeRO", "precision", "state"]
     assert [line[0] for line in lines[1:]] == ["8", "16", "24"]
@@ -106,5 +107,5 @@ def test_the_list_of_checkpoints(tmp_path):
     verified = describe(tmp_path, verify=True).splitlines()
     assert verified[2].endswith("broken: weights.pt has changed")
     assert verified[3].endswith("valid (latest)")
-    (checkpoint.folder_of(tmp_path, 24) / "manifest.json").write_text("[]")
+    (RunFolder(tmp_path).checkpoint(24) / "manifest.json").write_text("[]")
     assert "manifest.json or run.json is not one of ours" in describe(tmp_path, verify=False)

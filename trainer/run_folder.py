@@ -1,0 +1,91 @@
+"""Where a run's files lie: the one place that knows the layout of RUN, the folder that `run=...` names. No torch here.
+
+What is inside a checkpoint is known to trainer/checkpoint/ alone.
+"""
+
+from pathlib import Path
+
+from transpooler.common.errors import UserError
+
+_CHECKPOINT, _ATTEMPT = "global_step", "attempt-"
+
+
+class RunFolder:
+    """The paths of a run. Nothing is created and, but for the listings, nothing is read."""
+
+    def __init__(self, root: str | Path) -> None:
+        """`root`: the run folder, there or not."""
+        self.root = root = Path(root)
+        self.config = root / "config.yaml"
+        """The whole configuration of the latest start; a folder that has it is a run folder."""
+        self.metrics = root / "metrics.jsonl"
+        self.tensorboard = root / "tensorboard"
+        self.profile = root / "profile"
+        """Traces, step<N>.json."""
+        self.stacks = root / "stacks"
+        """What each rank was doing when the watchdog ended it."""
+        self.checkpoints = root / "checkpoints"
+        self.latest, self.best = self.checkpoints / "latest", self.checkpoints / "best"
+        """Text files that hold the name of a checkpoint's folder."""
+        self.export = root / "export"
+        """The trained model, as `transformers` loads it."""
+        self.export_config = self.export / "config.json"
+        """There once the run is trained and exported: an export is whole or absent."""
+        self.evaluations = root / "evaluation"
+        self.report = root / "report.html"
+        self.logs = root / "logs"
+        """What ranks printed, one file each, and all.log."""
+        self.events = root / "events.jsonl"
+        """Decisions of the launcher."""
+        self.launch = root / "launch"
+        self.launch_lock = self.launch / "lock"
+        """Locked by the launcher as long as it lives."""
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint of `step`."""
+        return self.checkpoints / f"{_CHECKPOINT}{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, valid or not, in ascending order."""
+        return _numbers(self.checkpoints, _CHECKPOINT)
+
+    def evaluation(self, name: str) -> "EvaluationFolder":
+        """Results of one evaluation; `name` is the split, or SPLIT-untrained."""
+        return EvaluationFolder(self.evaluations / name)
+
+    def finished_evaluations(self) -> list["EvaluationFolder"]:
+        """Those that have their numbers, by name."""
+        return [EvaluationFolder(path.parent) for path in sorted(self.evaluations.glob("*/metrics.json"))]
+
+    def attempt(self, number: int) -> Path:
+        """Folder of the launcher's attempt: its plan, and the ranks' signs of life."""
+        return self.launch / f"{_ATTEMPT}{number}"
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts that were made, in ascending order, from 1 over the life of the run."""
+        return _numbers(self.launch, _ATTEMPT)
+
+
+class EvaluationFolder:
+    """The paths of what `transpooler evaluate` writes."""
+
+    def __init__(self, root: str | Path) -> None:
+        """`root`: below a run, or wherever the user wants it (--output)."""
+        self.root = root = Path(root)
+        self.metrics = root / "metrics.json"
+        """All numbers; written last."""
+        self.generated = root / "generated.jsonl"
+        """A line a document: its texts and scores."""
+        self.highlights = root / "highlights.json"
+        """What the poolers kept of the first documents."""
+
+
+def require_run(folder: Path) -> None:
+    """UserError unless `folder` is a run folder."""
+    if not RunFolder(folder).config.is_file():
+        raise UserError(f"{folder}: not a run folder (no config.yaml); give the folder that `transpooler train` wrote")
+
+
+def _numbers(folder: Path, prefix: str) -> list[int]:
+    names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return sorted(int(name) for name in names if name.isdigit())
