@@ -45,7 +45,7 @@ def read_hostfile(path: Path) -> list[Host]:
     return [Host(name, slots) for name, slots in hosts.items()]
 
 
-def chosen_hosts(cluster: ClusterConfig) -> list[Host]:
+def choose_hosts(cluster: ClusterConfig) -> list[Host]:
     """Hosts of the hostfile after include, exclude and processes_per_node. UserError names a wrong setting."""
     if cluster.hostfile is None:
         raise UserError("cluster.hostfile is not set; give a file of lines `host slots=N` (cluster.hostfile=HOSTS)")

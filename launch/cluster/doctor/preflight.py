@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from transpooler.common.errors import UserError
@@ -112,12 +111,12 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
         yield f"{first}: port {port} is in use; choose another (cluster.master_port=...) or null for a free one"
 
 
-def with_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
+def fill_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
     """Hosts with their final slots: one a GPU, or one, where the hostfile says none."""
     return [Host(host.name, host.slots or max(1, answers[host.name]["gpus"])) for host in hosts]
 
 
-def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
+def choose_master(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
     """Address and port of the rendezvous on the first host: as configured, else from what the host said of itself."""
     answer, cluster = answers[first], config.cluster
     port = cluster.master_port or answer["a_free_port"]
@@ -190,8 +189,3 @@ def run_command(host: str, command: Sequence[str], script: str, timeout_s: float
 
 def _last(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
-
-
-def folder_problem(path: Path) -> str | None:
-    """What is wrong with the folder in which ranks start; None if nothing is."""
-    return None if path.is_dir() else f"cluster.working_directory {path}: no such folder here"

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -177,6 +178,16 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     left: list[psutil.Process] = []
     job.outcome(lambda job: left.append(job.process(0)))
     assert not left[0].is_running()
+
+
+def test_signs_of_life_that_cannot_be_written_do_not_end_the_rank(tmp_path: Path) -> None:
+    (tmp_path / "stub_rank.py").write_text("import time; time.sleep(0.5); print('done')")
+    (tmp_path / "file").touch()
+    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TRANSPOOLER_ATTEMPT": str(tmp_path / "file" / "x")}
+    command = [sys.executable, "-c", WRAPPER]
+    finished = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.endswith("] done\n")
 
 
 def _watcher(job: Job, rank: int) -> psutil.Process:
