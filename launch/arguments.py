@@ -1,4 +1,4 @@
-"""What the parsers of several commands share. Imports nothing heavy."""
+"""What the parsers of several commands share. It imports nothing heavy."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ over all files. A RUN folder's config.yaml is such a file, too. --print-config s
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as every other mistake is told; `--help` shows the usage."""
+    """Prints a mistake as one line, like all other mistakes; `--help` shows the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a command with --quiet; `text` is its help, `example` the lines below it."""
     parser = commands.add_parser(
         name,
         help=text,
@@ -32,24 +33,28 @@ def add_command(commands: argparse._SubParsersAction, name: str, text: str, exam
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add configuration files, key=value and --print-config."""
     parser.description = f"{parser.description}\n\n{CONFIGURATION}"
     parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value", help="YAML files and single settings")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 
 def positive(text: str) -> int:
+    """An option's whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
 def whole(text: str) -> int:
+    """An option's whole number, 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def finite(text: str) -> float:
+    """An option's number, not infinite or NaN."""
     try:
         value = float(text)
     except ValueError:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from transpooler import __version__
 from transpooler.launch.arguments import Parser
-from transpooler.launch.exits import guarded
+from transpooler.launch.exits import run_guarded
 
 COMMANDS = (
     "prepare",
@@ -38,7 +38,7 @@ _EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = parse(arguments)
-    return guarded(lambda: _run(parsed))
+    return run_guarded(lambda: _run(parsed))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

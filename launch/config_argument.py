@@ -12,8 +12,8 @@ from transpooler.launch.arguments import config_settings, split_settings
 from transpooler.trainer.config import Config
 
 
-def checked_config(parsed: argparse.Namespace) -> Config | None:
-    """The checked configuration, or None when it was only to be printed."""
+def load_checked_config(parsed: argparse.Namespace) -> Config | None:
+    """The configuration, checked; None after printing it (--print-config). UserError lists all that is wrong."""
     from transpooler.trainer.config.load import config_to_yaml, load_config
 
     config = load_config(*split_settings(config_settings(parsed.settings)))
@@ -24,7 +24,7 @@ def checked_config(parsed: argparse.Namespace) -> Config | None:
 
 
 def require_targets(targets: Mapping[str, Path | None], inputs: Iterable[str]) -> None:
-    """UserError unless these files can be written (option -> file), and none of them is an input or another one."""
+    """UserError unless all these files (option -> file) can be written and differ from each other and the inputs."""
     taken = {os.path.realpath(path): "an input" for path in inputs}
     for option, path in targets.items():
         if path is None:

@@ -1,4 +1,4 @@
-"""The one place that turns exceptions into exit codes."""
+"""Turns exceptions into exit codes."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import DONE, INTERRUPTED, USER_ERROR
 
 
-def guarded(action: Callable[[], int | None]) -> int:
-    """Run `action`; its exit code, with a user's mistakes printed as one line each. Bugs keep their traceback."""
+def run_guarded(action: Callable[[], int | None]) -> int:
+    """Run `action` and return its exit code. A user's mistakes are printed, a line each; bugs keep their traceback."""
     try:
         return action() or DONE
     except UserError as error:
@@ -19,8 +19,8 @@ def guarded(action: Callable[[], int | None]) -> int:
         print("transpooler: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our standard output (head, less) went away: not an error. Point stdout elsewhere, so that
-        # the interpreter's flush at exit does not complain either.
+        # The reader of standard output (head, less) has ended, which is no error. Point stdout elsewhere, so that the
+        # interpreter's flush at exit does not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
 

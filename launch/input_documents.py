@@ -21,7 +21,7 @@ from transpooler.data_pipeline.tokenizer import Head, head_of
 
 STDIN = "-"
 _LOOKED_AT_BYTES = 1 << 20
-"""How much of a text is checked before anything is generated; more is read where a model wants more."""
+"""How much of a text is checked before anything is generated; more is read if the model takes more."""
 _PAGE_BREAK = "\f"
 _HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\n(?=[a-zß-öø-ÿ])")
 _LONGEST_WORD = 80
@@ -29,8 +29,8 @@ _JSON = re.compile(r'\s*\[?\s*\{\s*"[^"\n]*"\s*:')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """One file, under the name that messages call it by."""
+class InputFile:
+    """One file, and the name that messages give it."""
 
     name: str
     path: str
@@ -38,22 +38,22 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
-    """One document: `head(n)` gives its first n characters or more, fewer only if it ends."""
+class InputDocument:
+    """One document: `head(n)` gives its first n characters or more, fewer only if the document is shorter."""
 
     name: str
     head: Head
     id: Any = None
-    """The row's own, as it stands there."""
+    """The row's own id, unchanged; None for texts."""
 
 
-def find_inputs(files: Sequence[str], json_input: bool) -> list[Input]:
-    """The files of the command line; globs and URLs are resolved where the names say JSON Lines.
+def find_inputs(files: Sequence[str], json_input: bool) -> list[InputFile]:
+    """The files named on the command line; globs and URLs are resolved if the name is one of JSON Lines.
 
-    Raises UserError for what is not there; nothing is read yet.
+    Raises UserError for missing files. Nothing is read yet.
     """
     if files.count(STDIN) > 1:
-        raise UserError(f"{STDIN}: given twice; standard input can be read but once")
+        raise UserError(f"{STDIN}: given twice; standard input can be read only once")
     found = []
     for file in files:
         if os.path.isdir(file):
@@ -61,13 +61,13 @@ def find_inputs(files: Sequence[str], json_input: bool) -> list[Input]:
         named_json = file.endswith(JSON_SUFFIXES)
         for path in resolve_paths([file], "") if named_json and not _is_stream(file) else [file]:
             name = "standard input" if file == STDIN else path
-            found.append(Input(name=name, path=path, is_json=json_input or named_json))
+            found.append(InputFile(name=name, path=path, is_json=json_input or named_json))
     return found
 
 
 @contextmanager
-def spooled(inputs: Sequence[Input]) -> Iterator[list[Input]]:
-    """The inputs, with standard input and pipes put into temporary files: they are read twice, first to check them."""
+def spool_streams(inputs: Sequence[InputFile]) -> Iterator[list[InputFile]]:
+    """Copy standard input and pipes into temporary files, because inputs are read twice: first to check them."""
     with TemporaryDirectory() as folder:
         yield [
             replace(entry, path=_spool(entry, Path(folder) / f"{number}-{Path(entry.path).name}"))
@@ -77,27 +77,27 @@ def spooled(inputs: Sequence[Input]) -> Iterator[list[Input]]:
         ]
 
 
-def count_documents(inputs: Sequence[Input], column: str | None) -> int:
-    """Read all files once, so that a mistake is found before hours of work; how many documents they hold.
+def count_documents(inputs: Sequence[InputFile], column: str | None) -> int:
+    """Count the documents by reading all files once, so that a mistake is found before hours of work.
 
-    Raises UserError naming file and line: what was asked for by name is never skipped.
+    Raises UserError naming file and line: no document of a named file is skipped.
     """
     return sum(1 for _ in read_documents(inputs, column))
 
 
-def read_documents(inputs: Sequence[Input], column: str | None) -> Iterator[Document]:
+def read_documents(inputs: Sequence[InputFile], column: str | None) -> Iterator[InputDocument]:
     """Every document, one at a time."""
     for entry in inputs:
         if entry.is_json:
-            yield from _rows(entry, column)
+            yield from _read_rows(entry, column)
         else:
-            yield _text(entry)
+            yield _read_text(entry)
 
 
-def extracted(text: str) -> str:
-    """Text from pdftotext, whose pages end in form feeds: words hyphenated over lines are joined, page breaks go.
+def join_hyphenated(text: str) -> str:
+    """Clean text from pdftotext, whose pages end in form feeds: join words hyphenated over lines, drop page breaks.
 
-    A word that holds another hyphen (state-of-the-art) keeps the one at the line's end, too.
+    A word that holds another hyphen (state-of-the-art) keeps the one at the line's end.
     """
     text = text.replace(_PAGE_BREAK, "\n")
 
@@ -110,14 +110,14 @@ def extracted(text: str) -> str:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether this can be read but once: standard input, a pipe, a device."""
+    """Whether this can be read only once: standard input, a pipe, a device."""
     try:
         return path == STDIN or not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
 
 
-def _spool(entry: Input, path: Path) -> str:
+def _spool(entry: InputFile, path: Path) -> str:
     try:
         with open(path, "wb") as file:
             if entry.path == STDIN:
@@ -132,7 +132,7 @@ def _spool(entry: Input, path: Path) -> str:
     return str(path)
 
 
-def _rows(entry: Input, column: str | None) -> Iterator[Document]:
+def _read_rows(entry: InputFile, column: str | None) -> Iterator[InputDocument]:
     from transpooler.data_pipeline.sources.documents import Dropped, parse
     from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, lines
 
@@ -140,18 +140,18 @@ def _rows(entry: Input, column: str | None) -> Iterator[Document]:
     number = 0
     for _, number, data in lines(entry.path):
         where = f"{entry.name}:{number}"
-        value = _object(where, data)
+        value = _parse_object(where, data)
         row = parse((entry.path, number, value), columns)
         if isinstance(row, Dropped):
-            raise UserError(f"{where}: {_reason(row.reason, value, columns.sources)}")
+            raise UserError(f"{where}: {_explain(row.reason, value, columns.sources)}")
         name = next((value[key] for key in ID_KEYS if value.get(key) is not None), None)
-        yield Document(name=where, head=head_of(row.source), id=name)
+        yield InputDocument(name=where, head=head_of(row.source), id=name)
     if not number:
         raise UserError(f"{entry.name}: holds no documents, only blank lines")
 
 
-def _object(where: str, data: bytes) -> dict[str, Any]:
-    """The JSON object of one line."""
+def _parse_object(where: str, data: bytes) -> dict[str, Any]:
+    """The JSON object of one line; UserError names the line."""
     try:
         value = json.loads(data.decode("utf-8").rstrip())
     except UnicodeDecodeError:
@@ -164,7 +164,7 @@ def _object(where: str, data: bytes) -> dict[str, Any]:
     return value
 
 
-def _reason(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
+def _explain(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
     """Why a row holds no document, and the remedy."""
     key = next((key for key in keys if row.get(key) is not None), None)
     if key is None:
@@ -176,22 +176,22 @@ def _reason(reason: str, row: dict[str, Any], keys: Sequence[str]) -> str:
     }.get(reason, f"{key!r} is empty; remove the line")
 
 
-def _text(entry: Input) -> Document:
-    """A file as one document, its beginning checked."""
-    start = _head(entry, 0)
+def _read_text(entry: InputFile) -> InputDocument:
+    """A file as one document; UserError unless its beginning is text."""
+    start = _read_head(entry, 0)
     if _JSON.match(start):
         raise UserError(f"{entry.name}: looks like JSON, not text; --json-input takes one document from every line")
-    if not start.strip() and not _head(entry, os.path.getsize(entry.path)).strip():
+    if not start.strip() and not _read_head(entry, os.path.getsize(entry.path)).strip():
         raise UserError(f"{entry.name}: empty document; nothing to summarize")
-    return Document(name=entry.name, head=partial(_head, entry))
+    return InputDocument(name=entry.name, head=partial(_read_head, entry))
 
 
-def _head(entry: Input, num_characters: int) -> str:
-    """The file's first characters, at least so many unless it ends, words joined where it was extracted from PDF."""
+def _read_head(entry: InputFile, num_characters: int) -> str:
+    """The file's first `num_characters` or more, fewer if it is shorter; text from pdftotext is cleaned."""
     try:
         with open(entry.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            # 4 bytes hold one character or more, also of what is left of them ("ß-\n" becomes "ß"); 3 may mark UTF-8.
+            # 4 bytes give at least one character, even after joining ("ß-\n" becomes "ß"); 4 more cover a UTF-8 mark.
             wanted = max(_LOOKED_AT_BYTES, 4 * (num_characters + 1))
             data = file.read(min(wanted, size))
     except OSError as error:
@@ -203,4 +203,4 @@ def _head(entry: Input, num_characters: int) -> str:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=len(data) == size)
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.name}: not UTF-8 at byte {error.start}; convert it first (iconv -t UTF-8)") from None
-    return extracted(text) if _PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text
+    return join_hyphenated(text) if _PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text

@@ -1,8 +1,7 @@
 """What each training rank runs: `python -m transpooler.launch.train CONFIG... key=value...`.
 
-`deepspeed --hostfile HOSTS --module transpooler.launch.train CONFIG`, `torchrun -m transpooler.launch.train CONFIG` and
-`srun python -m transpooler.launch.train CONFIG` start it on several hosts. An engine that can start a program starts
-`transpooler train CONFIG` instead, which finds out by itself that it is a rank and calls `train_as_rank`.
+`deepspeed --hostfile HOSTS --module transpooler.launch.train CONFIG` starts it on several hosts. An engine that can
+start a program starts `transpooler train CONFIG` instead, which finds out that it is a rank and calls `train_as_rank`.
 """
 
 import os
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from transpooler.common.errors import UserError
 from transpooler.launch.arguments import Parser, split_settings
-from transpooler.launch.exits import guarded
+from transpooler.launch.exits import run_guarded
 
 OTHER_RANKS_WAIT_S = 5.0
 
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; LOCAL_RANK counts")
     parsed = parser.parse_args(arguments)
-    return guarded(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
+    return run_guarded(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
@@ -35,7 +34,7 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 
 def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
-    """Train as the rank that the environment names; a mistake that all ranks see is told by rank 0."""
+    """Train as the rank that the environment names; rank 0 alone reports a mistake that all ranks see."""
     from transpooler.common.log import set_quiet
     from transpooler.launch.ranks.identity import rank_identity
     from transpooler.trainer.config import load_config
@@ -48,8 +47,8 @@ def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
 
         train(config)
     except UserError:
-        # Most mistakes are seen by every rank, and the user should read them once. The launcher ends all ranks within
-        # a second of rank 0's exit, so the others only get to speak if rank 0 has nothing to say.
+        # Every rank sees most mistakes, but the user should read them once. The launcher ends all ranks within a second
+        # of rank 0's exit, so the others report only what rank 0 does not see.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(OTHER_RANKS_WAIT_S)
         raise

@@ -62,7 +62,7 @@ class Attempt:
 
     plan: AttemptPlan
     folder: Path
-    run: Path
+    run: RunFolder
     cluster: ClusterConfig
     signs: dict[int, _Sign] = field(default_factory=dict)
     engine_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
@@ -79,12 +79,12 @@ class Attempt:
         """Run it to its end. A run folder that cannot be written is a mistake of the user; nothing is raised."""
         try:
             self.plan.write()
-            RunFolder(self.run).logs.mkdir(parents=True, exist_ok=True)
+            self.run.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return Outcome(
                 "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
             )
-        with _open_log(RunFolder(self.run).logs / "all.log") as merged:
+        with _open_log(self.run.logs / "all.log") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
                 self.plan.command,
@@ -151,7 +151,7 @@ class Attempt:
             sign.stopped_since = (sign.stopped_since or now) if stopped else None
             if "exit" in facts and sign.ended_at is None:
                 sign.ended_at = now
-        metrics = RunFolder(self.run).metrics
+        metrics = self.run.metrics
         size = metrics.stat().st_size if metrics.exists() else 0
         if size != self.metrics_size_bytes:
             self.metrics_size_bytes, self.progress_at = size, now

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.presets import is_preset
+from transpooler.trainer.run_folder import RunFolder
 
 
 def working_directory(config: Config) -> Path:
@@ -20,9 +21,9 @@ def working_directory(config: Config) -> Path:
     return Path(config.cluster.working_directory or Path.cwd()).absolute()
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(config: Config) -> RunFolder:
     """The run folder as ranks see it."""
-    return working_directory(config) / config.run
+    return RunFolder(working_directory(config) / config.run)
 
 
 def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.log import say
-from transpooler.trainer.run_folder import RunFolder
 
 
 class Events:
     """Appends decisions to RUN/events.jsonl and logs them."""
 
-    def __init__(self, run: Path) -> None:
-        self.path = RunFolder(run).events
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def write(self, event: str, text: str, **facts: Any) -> None:
         """Record a decision: `event` is its name, `text` is for people, `facts` are for programs."""

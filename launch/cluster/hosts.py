@@ -18,7 +18,7 @@ class Host:
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """Hosts from lines `host slots=N`; blank lines and # comments are skipped. UserError names file, line and remedy."""
+    """Hosts from lines `host slots=N`, without blank lines and # comments. UserError names file, line and remedy."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -45,7 +45,7 @@ def read_hostfile(path: Path) -> list[Host]:
     return [Host(name, slots) for name, slots in hosts.items()]
 
 
-def chosen_hosts(cluster: ClusterConfig) -> list[Host]:
+def choose_hosts(cluster: ClusterConfig) -> list[Host]:
     """Hosts of the hostfile after include, exclude and processes_per_node. UserError names a wrong setting."""
     if cluster.hostfile is None:
         raise UserError("cluster.hostfile is not set; give a file of lines `host slots=N` (cluster.hostfile=HOSTS)")

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
@@ -19,7 +18,7 @@ from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
 from transpooler.launch.cluster.doctor import preflight
-from transpooler.launch.cluster.environment import rank_variables, run_folder
+from transpooler.launch.cluster.environment import rank_variables, run_folder, working_directory
 from transpooler.launch.cluster.events import Events
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
@@ -28,23 +27,33 @@ from transpooler.trainer.run_folder import RunFolder
 
 
 class Supervisor:
-    """Runs one job to its end; `run` returns the exit code."""
+    """Runs one job to its end (`run`), or says what its first attempt would be (`describe`)."""
 
     def __init__(self, target: Target, config: Config, settings: Sequence[str]) -> None:
         self.target, self.config, self.settings = target, config, tuple(settings)
         self.hosts, self.folder = target.hosts(config), run_folder(config)
-        self.events, self.history = Events(self.folder), History(step=newest_step(run_folder(config)))
+        self.events, self.history = Events(self.folder.events), History(step=self._newest_step())
         self.stop, self.stop_signal = threading.Event(), ""
         self.attempt: Attempt | None = None
 
     def run(self) -> int:
-        """Make attempts until the run is complete or a restart would not help; UserError before the first one."""
+        """Make attempts until the run is complete or a restart would not help; returns the exit code.
+
+        UserError for what is wrong before the first attempt.
+        """
+        if not (folder := working_directory(self.config)).is_dir():
+            raise UserError(f"cluster.working_directory {folder}: no such folder here")
         with _one_launcher(self.folder), handling(STOP_SIGNALS, self._stop):
             try:
-                return self._run()
+                code = self._run()
             except KeyboardInterrupt:
                 self.events.write("interrupted", "interrupted: all ranks are ended")
-                return INTERRUPTED
+                code = INTERRUPTED
+        return self.target.finish(self.config, code)
+
+    def describe(self) -> str:
+        """Hosts, command, environment and files of the first attempt, as far as known before hosts are asked."""
+        return self._plan(self._next_attempt(), {}).describe()
 
     def _run(self) -> int:
         first = True
@@ -59,7 +68,7 @@ class Supervisor:
                 outcome = self._attempt(answers)
             first = False
             decision = decide(
-                outcome, self.history, self.hosts, self.config.cluster, newest_step(self.folder), self.stop.is_set()
+                outcome, self.history, self.hosts, self.config.cluster, self._newest_step(), self.stop.is_set()
             )
             if not self._go_on(decision):
                 return PREEMPTED if decision.restart else decision.exit_code
@@ -82,24 +91,24 @@ class Supervisor:
         if problems:
             raise UserError("\n".join(problems))
         if answers:
-            self.hosts = preflight.with_slots(self.hosts, answers)
+            self.hosts = preflight.fill_slots(self.hosts, answers)
         return answers
 
     def _attempt(self, answers: Answers) -> Outcome:
-        number = next_attempt(self.folder)
-        plan = self.plan(number, answers)
+        number = self._next_attempt()
+        plan = self._plan(number, answers)
         names = [host.name for host in self.hosts]
         self.events.write(
             "start",
             f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target.name}), "
-            f"from step {newest_step(self.folder)}",
+            f"from step {self._newest_step()}",
             attempt=number,
             target=self.target.name,
             hosts=names,
             ranks=num_ranks(self.hosts),
-            step=newest_step(self.folder),
+            step=self._newest_step(),
         )
-        folder = RunFolder(self.folder).attempt(number)
+        folder = self.folder.attempt(number)
         self.attempt = Attempt(plan, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
         if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
@@ -117,18 +126,17 @@ class Supervisor:
             host=outcome.host,
             exit_code=outcome.exit_code,
             reason=outcome.reason,
-            step=newest_step(self.folder),
+            step=self._newest_step(),
         )
         return outcome
 
-    def plan(self, number: int, answers: Answers) -> AttemptPlan:
-        """The plan of attempt `number`; without answers (--dry-run) as far as it is known before hosts are asked."""
+    def _plan(self, number: int, answers: Answers) -> AttemptPlan:
         request = AttemptRequest(
             config=self.config,
             settings=self.settings,
             hosts=tuple(self.hosts),
             master=self.target.master(self.config, self.hosts, answers),
-            folder=RunFolder(self.folder).attempt(number),
+            folder=self.folder.attempt(number),
             variables=rank_variables(self.config, os.environ),
         )
         return self.target.plan(request)
@@ -187,29 +195,24 @@ class Supervisor:
         if name:
             self.events.write("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
 
+    def _newest_step(self) -> int:
+        return max(self.folder.checkpoint_steps(), default=0)
 
-def newest_step(run: Path) -> int:
-    """Step of the newest checkpoint folder; 0 if there is none."""
-    return max(RunFolder(run).checkpoint_steps(), default=0)
-
-
-def next_attempt(run: Path) -> int:
-    """Number of the next attempt; they count from 1 over the life of a run."""
-    return max(RunFolder(run).attempts(), default=0) + 1
+    def _next_attempt(self) -> int:
+        return max(self.folder.attempts(), default=0) + 1
 
 
 @contextmanager
-def _one_launcher(run: Path) -> Iterator[None]:
+def _one_launcher(run: RunFolder) -> Iterator[None]:
     """Hold the run's lock, or raise UserError; ranks that a killed launcher left behind are ended."""
-    paths = RunFolder(run)
-    paths.launch.mkdir(parents=True, exist_ok=True)
-    with open(paths.launch_lock, "w", encoding="utf-8") as file:
+    run.launch.mkdir(parents=True, exist_ok=True)
+    with open(run.launch_lock, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{run}: another launcher runs this run already; stop it first, or choose run=..."
+                f"{run.root}: another launcher runs this run already; stop it first, or choose run=..."
             ) from None
-        for number in paths.attempts():
-            (paths.attempt(number) / "kill").touch()
+        for number in run.attempts():
+            (run.attempt(number) / "kill").touch()
         yield

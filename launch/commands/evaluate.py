@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
-from transpooler.launch.config_argument import checked_config
+from transpooler.launch.config_argument import load_checked_config
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import require_model
 
@@ -47,7 +47,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler evaluate`: in this process, in several ranks, or as one of them."""
-    config = checked_config(parsed)
+    config = load_checked_config(parsed)
     if config is None:
         return None
     untrained = parsed.model == UNTRAINED

@@ -5,7 +5,7 @@ import sys
 
 from transpooler.launch.arguments import add_command, add_settings, config_settings, split_settings
 from transpooler.launch.cluster.targets import TARGETS
-from transpooler.launch.config_argument import checked_config
+from transpooler.launch.config_argument import load_checked_config
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -35,11 +35,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler launch`."""
     parsed.settings = config_settings(parsed.settings)
-    config = checked_config(parsed)
+    config = load_checked_config(parsed)
     if config is None:
         return None
     from transpooler.launch.cluster.environment import absolute_settings
-    from transpooler.launch.cluster.start import dry_run, supervise
+    from transpooler.launch.cluster.supervisor import Supervisor
 
     target = TARGETS[parsed.target]
     settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     if target.submits and not parsed.in_allocation:
         sys.stdout.write((target.describe if parsed.dry_run else target.submit)(config, settings))
     elif parsed.dry_run:
-        print(dry_run(target, config, settings))
+        print(Supervisor(target, config, settings).describe())
     else:
-        return supervise(target, config, settings)
+        return Supervisor(target, config, settings).run()
     return None

@@ -5,7 +5,7 @@ import json
 import sys
 
 from transpooler.launch.arguments import add_command, add_settings, whole
-from transpooler.launch.config_argument import checked_config
+from transpooler.launch.config_argument import load_checked_config
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler order`."""
-    config = checked_config(parsed)
+    config = load_checked_config(parsed)
     if config is None:
         return
     from transpooler.data_pipeline.order.corpus import batches

@@ -5,7 +5,7 @@ import os
 
 from transpooler.common.errors import UserError
 from transpooler.launch.arguments import add_command, add_settings
-from transpooler.launch.config_argument import checked_config
+from transpooler.launch.config_argument import load_checked_config
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> None:
     """`transpooler prepare`."""
     if parsed.executor:
         parsed.settings.append(f"prepare.executor={parsed.executor}")
-    config = checked_config(parsed)
+    config = load_checked_config(parsed)
     if config is None:
         return
     from transpooler.data_pipeline.prepare.prepare import prepare as prepare_shards

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.errors import UserError
-from transpooler.common.fields import all_problems
 from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
 from transpooler.common.log import Progress, progress, say
 from transpooler.launch.arguments import add_command, finite, positive, whole
 from transpooler.launch.config_argument import require_targets
-from transpooler.launch.input_documents import Document, count_documents, find_inputs, read_documents, spooled
-from transpooler.trainer.config.evaluation import GenerationConfig
+from transpooler.launch.input_documents import (
+    InputDocument,
+    count_documents,
+    find_inputs,
+    read_documents,
+    spool_streams,
+)
+from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
 
@@ -69,40 +74,40 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Do it: a batch at a time, so that any number of documents fits into memory."""
+    """`transpooler summarize`, a batch at a time, so that any number of documents fits into memory."""
     require_model(parsed.model)
-    generation = generation_of(parsed)
+    generation = read_generation(parsed)
     inputs = find_inputs(parsed.files, parsed.json_input)
     require_targets({"--output": parsed.output, "--html": parsed.html}, [entry.path for entry in inputs])
     with ExitStack() as stack:
-        inputs = stack.enter_context(spooled(inputs))
+        inputs = stack.enter_context(spool_streams(inputs))
         total = count_documents(inputs, parsed.column)
         from transpooler.trainer.weights.models import load_model
 
         model, tokenizer = load_model(parsed.model)
-        write = stack.enter_context(_output(parsed.output))
-        # A bar between the lines of results would only be in the way.
+        write = stack.enter_context(_open_output(parsed.output))
+        # A bar would disturb results that are printed on the same terminal.
         watched = parsed.output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress("summarize (documents)", total)) if watched else None
         documents = read_documents(inputs, parsed.column)
-        summaries = _summaries(model, tokenizer, documents, parsed.max_source_tokens, generation)
-        finished = _written(summaries, write, parsed.json, total, bar)
+        summaries = _summarize_all(model, tokenizer, documents, parsed.max_source_tokens, generation)
+        finished = _write_all(summaries, write, parsed.json, total, bar)
         if parsed.html is not None:
             from transpooler.trainer.report import write_documents
 
-            write_documents((_highlighted(model, tokenizer, *item) for item in finished), parsed.html, total)
+            write_documents((_highlight(model, tokenizer, *item) for item in finished), parsed.html, total)
         else:
             deque(finished, maxlen=0)
 
 
-def _summaries(
+def _summarize_all(
     model: Any,
     tokenizer: Any,
-    documents: Iterator[Document],
+    documents: Iterator[InputDocument],
     max_source_tokens: int | None,
     generation: GenerationConfig,
-) -> Iterator[tuple[Document, Any]]:
-    """Every document with its Summary, in order; at the end, what was cut is said."""
+) -> Iterator[tuple[InputDocument, Any]]:
+    """Every document with its Summary, in order; logs at the end how many were cut."""
     from transpooler.trainer.evaluation.generate import batches, source_limit, summarize
 
     total = num_cut = 0
@@ -117,14 +122,14 @@ def _summaries(
         say(f"{num_cut:,} of {total:,} documents were cut to {limit:,} tokens")
 
 
-def _written(
-    summaries: Iterator[tuple[Document, Any]],
+def _write_all(
+    summaries: Iterator[tuple[InputDocument, Any]],
     write: Callable[[str], object],
     as_json: bool,
     total: int,
     bar: Progress | None,
-) -> Iterator[tuple[Document, Any]]:
-    """The same, each written: one alone as it is, several under headings, or as JSON."""
+) -> Iterator[tuple[InputDocument, Any]]:
+    """Write each summary and pass it on: as JSON, under a heading, or plain if there is only one."""
     for number, (document, summary) in enumerate(summaries):
         if as_json:
             values = {"document": document.name, "id": document.id, **summary.as_dict()}
@@ -137,7 +142,7 @@ def _written(
             bar.advance()
 
 
-def _highlighted(model: Any, tokenizer: Any, document: Document, summary: Any) -> dict[str, Any]:
+def _highlight(model: Any, tokenizer: Any, document: InputDocument, summary: Any) -> dict[str, Any]:
     from transpooler.trainer.evaluation.highlights import highlight
 
     marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)
@@ -145,8 +150,8 @@ def _highlighted(model: Any, tokenizer: Any, document: Document, summary: Any) -
 
 
 @contextmanager
-def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """A function that writes one result: to a file that is complete or absent, or at once to standard output."""
+def _open_output(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Yield a function that writes one result: to standard output, or to a file that is complete or absent."""
     if path is None:
         yield lambda text: print(text, flush=True)
         return
@@ -163,15 +168,15 @@ def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
     except BaseException:
         if num_written:
             kept = f"{path}{INCOMPLETE_SUFFIX} keeps the {num_written:,} summaries that were finished"
-            print(kept, file=sys.stderr, flush=True)  # goes with an error, so also where all is quiet
+            print(kept, file=sys.stderr, flush=True)  # belongs to an error, so --quiet does not silence it
         raise
 
 
-def generation_of(parsed: argparse.Namespace) -> GenerationConfig:
+def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
     """Generation settings from the options given; UserError lists what is wrong with them."""
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     generation = GenerationConfig(**given)
-    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
+    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
         raise UserError("\n".join(problems))
     return generation

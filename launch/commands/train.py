@@ -4,7 +4,7 @@ import argparse
 import os
 
 from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
-from transpooler.launch.config_argument import checked_config
+from transpooler.launch.config_argument import load_checked_config
 from transpooler.launch.train import is_rank, train_as_rank
 
 
@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     if parsed.processes == 1 and not (parsed.dry_run or parsed.print_config) and is_rank(os.environ):
         train_as_rank(parsed.settings, quiet=parsed.quiet)
         return None
-    config = checked_config(parsed)  # checked here, before any rank starts
+    config = load_checked_config(parsed)  # checked here, before any rank starts
     if config is None:
         return None
     if parsed.dry_run:

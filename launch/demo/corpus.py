@@ -41,7 +41,7 @@ def split_file(data: Path, folder: Path) -> dict[str, Path]:
     paths = {split: folder / f"{split}.jsonl" for split in PAIR_SPLITS}
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(path, "wb")) for split, path in paths.items()}
-        for line in _lines(data):
+        for line in _read_lines(data):
             if line.strip():
                 split = split_of(line)
                 counts[split] += 1
@@ -90,7 +90,7 @@ def _folder_sources(data: Path) -> dict[str, Path]:
     return {"pretrain": found["train"], **found}
 
 
-def _lines(data: Path) -> Iterator[bytes]:
+def _read_lines(data: Path) -> Iterator[bytes]:
     try:
         with gzip.open(data) if data.name.endswith(".gz") else open(data, "rb") as file:
             yield from file

@@ -19,7 +19,7 @@ class NearCopies:
         self._sizes: list[int] = []
         self._summaries: set[str] = set()
 
-    def is_new(self, text: str, summary: str | None) -> bool:
+    def add_if_new(self, text: str, summary: str | None) -> bool:
         """False if `text` is a near-copy, or `summary` a copy, of one seen before; else remember both.
 
         Spacing, case, digits and punctuation do not count.

@@ -69,7 +69,7 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
     if the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
     """
     left_out: Counter[str] = Counter()
-    modules = list(_modules(left_out))
+    modules = list(_read_modules(left_out))
     pairs = [module for module in modules if module.summary is not None]
     num_standard = sum(module.from_standard_library for module in pairs)
     if num_standard < MIN_STANDARD_LIBRARY_PAIRS or len(pairs) < MIN_PAIRS:
@@ -85,9 +85,9 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
         if module.summary is not None:
             documents[split].append({"article": module.source, "abstract": module.summary, "id": module.id})
             if split == "train":
-                documents["train"] += parts_of(module)
+                documents["train"] += cut_parts(module)
     training = [module for module in modules if split_of.get(module.package, "train") == "train"]
-    kept = _pretraining_ids(training)
+    kept = _choose_pretraining_ids(training)
     documents["pretrain"] = [{"text": module.text, "id": module.id} for module in training if module.id in kept]
     left_out["over_package_limit"] = len(training) - len(kept)
     for split, records in documents.items():
@@ -101,7 +101,7 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
     }
 
 
-def _pretraining_ids(modules: list[Module]) -> set[str]:
+def _choose_pretraining_ids(modules: list[Module]) -> set[str]:
     """At most MAX_PRETRAIN_MODULES of each package."""
     taken: Counter[str] = Counter()
     kept = set()
@@ -148,7 +148,7 @@ def cut_docstring(text: str) -> tuple[str, str] | None:
     return "\n".join(lines), docstring
 
 
-def parts_of(module: Module) -> list[dict[str, str]]:
+def cut_parts(module: Module) -> list[dict[str, str]]:
     """Documented classes and functions of a module as pairs: short, many, and like the whole in kind."""
     try:
         tree = ast.parse(module.source)
@@ -158,7 +158,7 @@ def parts_of(module: Module) -> list[dict[str, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        summary = summary_of(ast.get_docstring(node) or "")
+        summary = extract_summary(ast.get_docstring(node) or "")
         first = node.body[0]
         assert node.end_lineno is not None
         assert first.end_lineno is not None
@@ -170,28 +170,28 @@ def parts_of(module: Module) -> list[dict[str, str]]:
     return parts[:MAX_PARTS]
 
 
-def summary_of(docstring: str) -> str | None:
+def extract_summary(docstring: str) -> str | None:
     """The prose of a docstring, up to its first doctest or notice; None if too short, too long or a licence."""
     prose = _NO_PROSE.split(docstring, maxsplit=1)[0].strip()
     low, high = DOCSTRING_WORDS
     return prose if low <= len(prose.split()) <= high and not _LICENCE.search(prose) else None
 
 
-def _modules(left_out: Counter[str]) -> Iterator[Module]:
+def _read_modules(left_out: Counter[str]) -> Iterator[Module]:
     """All usable modules, standard library first, each folder in sorted order; the rest is counted by reason."""
     near_copies = NearCopies()
-    files = list(_files(left_out))
+    files = list(_find_files(left_out))
     with progress("read installed Python modules", len(files)) as bar:
         for root, path, standard in files:
             module = _read_module(root, path, standard, left_out)
-            if module is not None and not near_copies.is_new(module.source, module.summary):
+            if module is not None and not near_copies.add_if_new(module.source, module.summary):
                 left_out["duplicate"] += 1
             elif module is not None:
                 yield module
             bar.advance()
 
 
-def _files(left_out: Counter[str]) -> Iterator[tuple[Path, Path, bool]]:
+def _find_files(left_out: Counter[str]) -> Iterator[tuple[Path, Path, bool]]:
     """(root, file, whether of the standard library)."""
     paths = sysconfig.get_paths()
     for name in dict.fromkeys(Path(paths[key]).resolve() for key in ("stdlib", "purelib", "platlib")):
@@ -223,7 +223,7 @@ def _read_module(root: Path, path: Path, standard: bool, left_out: Counter[str])
         left_out[reason] += 1
         return None
     source, docstring = cut_docstring(text) or (text, "")
-    summary = summary_of(docstring) if len(source.split()) >= MIN_PAIR_WORDS else None
+    summary = extract_summary(docstring) if len(source.split()) >= MIN_PAIR_WORDS else None
     if summary is None:
         left_out["no_pair"] += 1  # without a docstring that tells enough, or too short without it: pretraining only
     parts = path.relative_to(root).parts

@@ -1,4 +1,4 @@
-"""Which rank this process is: RANK, WORLD_SIZE, LOCAL_RANK and the master, from SLURM's, OpenMPI's or MPICH's variables.
+"""Which rank a process is: RANK, WORLD_SIZE, LOCAL_RANK and the master, from variables of SLURM, OpenMPI or MPICH.
 
 So `srun transpooler train CONFIG` and `mpirun ... transpooler train CONFIG` work as they are; mpi4py is not
 needed. Engines that set RANK themselves (DeepSpeed's launcher, torchrun) are left alone.
@@ -57,7 +57,7 @@ def addresses() -> dict[str, str]:
     """IPv4 address of each network interface that has one."""
     import psutil
 
-    found = {}
+    found: dict[str, str] = {}
     for name, entries in psutil.net_if_addrs().items():
         for entry in entries:
             if entry.family == socket.AF_INET:

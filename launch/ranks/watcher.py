@@ -29,7 +29,7 @@ from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import USER_ERROR
 from transpooler.common.files import atomic_write
 from transpooler.common.processes import die_with_parent
-from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.common.signals import STOP_SIGNALS
 from transpooler.launch.exits import print_user_error
 from transpooler.launch.ranks.identity import rank_identity
 
@@ -88,11 +88,11 @@ class Watcher:
 
     def run(self) -> int:
         """Copy output and forward signals until the process ends; returns its exit code."""
-        ends = (signal.SIGHUP, signal.SIGINT)
-        with handling(STOP_SIGNALS, self._forward), handling(ends, lambda _: self._forward(signal.SIGTERM)):
-            return self._run()
-
-    def _run(self) -> int:
+        # The handlers stay: a late signal must not end this process before it has returned the rank's code.
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, _: self._forward(number))
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: self._forward(signal.SIGTERM))
         assert self.process.stdout is not None
         copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
         copier.start()
@@ -134,9 +134,9 @@ class Watcher:
         if code is not None:
             facts |= {"exit": code, "ended": time.time(), "last_lines": list(self.last_lines)}
         # A full disk must not end the rank: its exit still shows in the engine's output and code.
-        with contextlib.suppress(UserError, OSError):
-            with atomic_write(self.attempt / f"rank-{self.number}.json", durable=False) as file:
-                json.dump(facts, file)
+        path = self.attempt / f"rank-{self.number}.json"
+        with contextlib.suppress(UserError, OSError), atomic_write(path, durable=False) as file:
+            json.dump(facts, file)
 
     def _obey(self) -> None:
         if self.attempt is None:

@@ -64,16 +64,8 @@ def test_before_its_time_limit_it_saves_and_comes_back(slurm: Lab, runs: Runs) -
 
 
 def test_plain_srun_starts_the_same_ranks(slurm: Lab, runs: Runs) -> None:
-    command = [
-        "srun",
-        "-N2",
-        "--ntasks-per-node=1",
-        "--kill-on-bad-exit=1",
-        sys.executable,
-        "-m",
-        "transpooler.launch.train",
-    ]
-    code, output = slurm.run(0, [*command, *runs.arguments("plain_srun")])
+    command = ["srun", "-N2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable, "-m", "transpooler"]
+    code, output = slurm.run(0, [*command, "train", *runs.arguments("plain_srun")])
     assert code == 0, output[-3000:]
     runs.assert_same("plain_srun")
 

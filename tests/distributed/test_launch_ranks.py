@@ -1,6 +1,7 @@
 """Local ranks through DeepSpeed's launcher: exit codes, signals, and user errors printed once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,20 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from transpooler.common.files import read_json
+from transpooler.common.net import free_port
 from transpooler.launch.ranks import local
+from transpooler.trainer.run_folder import RunFolder
 
+PYTHON = (sys.executable, "-m")
+ENGINES = {
+    "torchrun": (*PYTHON, "torch.distributed.run", "--nproc-per-node=2", "--master-port=PORT", "--no-python"),
+    "deepspeed": (
+        *(*PYTHON, "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_accelerators=2"),
+        *("--master_port=PORT", "--no_local_rank", "--no_python"),
+    ),
+    "openmpi": ("mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2"),
+}
 START = (
     "import sys; from transpooler.launch.ranks import local; sys.exit(local.run_ranks(2, sys.argv[2:], sys.argv[1]))"
 )
@@ -65,3 +78,25 @@ def test_sigterm_reaches_the_ranks_and_their_code_the_caller(tmp_path: Path) -> 
         process.kill()
     assert process.returncode == 75, err
     assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_command_itself_finds_its_rank(engine: str, tiny_settings: list[str], tmp_path: Path) -> None:
+    command = [word.replace("PORT", str(free_port())) for word in ENGINES[engine]]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}; .ci/run installs it")
+    program = [str(Path(sys.executable).with_name("transpooler")), "train", *tiny_settings, f"run={tmp_path}"]
+    more = ["train.steps=3", "train.checkpoint_every_steps=3", "train.evaluate_every_steps=0"]
+    finished = subprocess.run(
+        [*command, *program, *more],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    run = RunFolder(tmp_path)
+    assert read_json(run.checkpoint(3) / "run.json")["world_size"] == 2, "one job of two ranks, not two jobs"
+    assert run.export_config.is_file()

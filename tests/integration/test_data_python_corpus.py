@@ -2,29 +2,29 @@
 
 import json
 
-from transpooler.launch.demo.python_corpus import Module, cut_docstring, parts_of, summary_of, write_python_corpus
+from transpooler.launch.demo.python_corpus import Module, cut_docstring, cut_parts, extract_summary, write_python_corpus
 
 
 def test_docstring_lines_are_cut_and_nothing_else():
     assert cut_docstring('# x\n"""One.\n\nTwo.\n"""\nimport os\n') == ("# x\nimport os\n", "One.\n\nTwo.")
     assert cut_docstring('import os\n"""No."""\n') is None
-    assert summary_of("word " * 14) is None
-    assert summary_of("word " * 401) is None
-    assert summary_of("word " * 20 + "\n>>> 1 + 1\n2") == ("word " * 20).strip()
-    assert summary_of("word " * 20 + "\n\n  :copyright: 2006 somebody") == ("word " * 20).strip()
+    assert extract_summary("word " * 14) is None
+    assert extract_summary("word " * 401) is None
+    assert extract_summary("word " * 20 + "\n>>> 1 + 1\n2") == ("word " * 20).strip()
+    assert extract_summary("word " * 20 + "\n\n  :copyright: 2006 somebody") == ("word " * 20).strip()
 
 
 def test_documented_parts_of_a_module_are_pairs_without_their_docstring():
     documentation = " ".join(f"word{number}" for number in range(20))
     body = "\n".join(f"    value_{number} = compute({number})  # step" for number in range(40))
     source = f'# pkg/a.py\nimport os\n\ndef long():\n    """{documentation}"""\n{body}\n\ndef short():\n    pass\n'
-    (part,) = parts_of(Module("pkg/a.py", "pkg", False, source, source, None))
+    (part,) = cut_parts(Module("pkg/a.py", "pkg", False, source, source, None))
     assert part == {
         "article": f"# pkg/a.py long\ndef long():\n{body}",
         "abstract": documentation,
         "id": "pkg/a.py:long",
     }
-    assert parts_of(Module("pkg/b.py", "pkg", False, "def (", "def (", None)) == []
+    assert cut_parts(Module("pkg/b.py", "pkg", False, "def (", "def (", None)) == []
 
 
 def test_counts_and_split(tmp_path):

@@ -10,10 +10,10 @@ from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.common.tables import align
 from transpooler.launch.cluster.doctor import network, ports, preflight
-from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, host_rows, network_rows
+from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, judge_host, judge_network
 from transpooler.launch.cluster.doctor.preflight import Runner
 from transpooler.launch.cluster.environment import prologue, python, rank_variables
-from transpooler.launch.cluster.hosts import Host, chosen_hosts
+from transpooler.launch.cluster.hosts import Host, choose_hosts
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.optimizer import operator_of
 
@@ -24,18 +24,18 @@ OPERATORS = ("-m", "transpooler.model.ops.soft_topk")
 
 def examine(config: Config) -> list[Row]:
     """All findings. The network is measured only if no earlier check failed."""
-    hosts = chosen_hosts(config.cluster) if config.cluster.hostfile else [Host("localhost", 0)]
+    hosts = choose_hosts(config.cluster) if config.cluster.hostfile else [Host("localhost", 0)]
     run = _local if config.cluster.hostfile is None else preflight.run_on
     say(f"doctor: asks {len(hosts)} host{'s'[: len(hosts) > 1]}")
     answers, silent = preflight.ask_hosts(config, hosts, run)
     rows = [Row(name, "reachable", FAILS, *_split(problem)) for name, problem in silent.items()]
     for host in hosts:
         if host.name in answers:
-            rows += [Row(host.name, "reachable", OK, "runs our Python"), *host_rows(host.name, answers[host.name])]
+            rows += [Row(host.name, "reachable", OK, "runs our Python"), *judge_host(host.name, answers[host.name])]
     alive = [host for host in hosts if host.name in answers]
     if alive:
         problems = [line.partition(": ") for line in preflight.problems(config, alive, answers)]
-        rows += [Row(line.partition(": ")[0], "together", FAILS, *_split(line.partition(": ")[2])) for line in problems]
+        rows += [Row(host, "together", FAILS, *_split(problem)) for host, _, problem in problems]
         say("doctor: builds operators where they are not built yet")
         rows += _build(config, alive, run)
     if len(alive) > 1 and not any(row.state == FAILS for row in rows):
@@ -84,7 +84,7 @@ def _build(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
 def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
     """Check the ports both ways, then measure pairs of hosts and the all-reduce."""
     names = [host.name for host in hosts]
-    addresses = [preflight.master_of(config, name, answers)[0] for name in names]
+    addresses = [preflight.choose_master(config, name, answers)[0] for name in names]
     free = [answers[name]["a_free_port"] for name in names]
     scripts = []
     for number, port in enumerate(free):
@@ -107,7 +107,7 @@ def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str
             yield Row(host.name, "ports", OK, "reaches every other host")
     if blocked:
         return
-    master = {"MASTER_ADDR": addresses[0], "MASTER_PORT": str(preflight.master_of(config, names[0], answers)[1])}
+    master = {"MASTER_ADDR": addresses[0], "MASTER_PORT": str(preflight.choose_master(config, names[0], answers)[1])}
     variables = [
         {"RANK": str(rank), "WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": "0", **master} for rank in range(len(hosts))
     ]
@@ -121,7 +121,7 @@ def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str
                     host.name, "all-reduce", FAILS, problem, "set cluster.interface to the network that hosts share"
                 )
         return
-    yield from network_rows(names, measured)
+    yield from judge_network(names, measured)
 
 
 def _read_marked(output: str, mark: str) -> Any:

@@ -25,7 +25,7 @@ class Row:
     fix: str = ""
 
 
-def host_rows(host: str, answer: Mapping[str, Any]) -> Iterator[Row]:
+def judge_host(host: str, answer: Mapping[str, Any]) -> Iterator[Row]:
     """Findings about one host, from what it says of itself (probe.facts)."""
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in answer["packages"].items())
     missing = [name for name, version in answer["packages"].items() if version is None]
@@ -38,59 +38,43 @@ def host_rows(host: str, answer: Mapping[str, Any]) -> Iterator[Row]:
     skew = answer.get("clock_skew_s", 0.0)
     yield _limit(host, "clock", skew <= MAX_CLOCK_SKEW_S, f"{skew:.1f} s away from here", "run chrony or ntpd there")
     disk = answer["disk_free_gib"]
-    yield _limit(
-        host, "disk", disk >= MIN_DISK_GIB, f"{disk:.0f} GiB free for the run folder", "free space for checkpoints"
-    )
+    room = f"{disk:.0f} GiB free for the run folder"
+    yield _limit(host, "disk", disk >= MIN_DISK_GIB, room, "free space for checkpoints")
     shm = answer["shm_gib"]
     fix = "enlarge /dev/shm (containers: --shm-size): loader workers and NCCL use it"
     yield _limit(host, "shared memory", shm >= MIN_SHM_GIB, f"{shm:.1f} GiB", fix)
     files = answer["open_files"]
-    yield _limit(
-        host, "open files", files < 0 or files >= MIN_OPEN_FILES, f"limit {files}", "raise it: ulimit -n 65536"
-    )
+    enough = files < 0 or files >= MIN_OPEN_FILES
+    yield _limit(host, "open files", enough, f"limit {files}", "raise it: ulimit -n 65536")
     if answer["gpus"]:
         locked = answer["locked_memory_kib"]
         yield _limit(host, "locked memory", locked < 0, f"limit {locked}", "InfiniBand wants it: ulimit -l unlimited")
     tools = answer["compilers"]
-    yield _limit(
-        host,
-        "compiler",
-        "g++" in tools,
-        ", ".join(tools) or "none",
-        "install g++: DeepSpeed and the operators build code",
-    )
+    fix = "install g++: DeepSpeed and the operators build code"
+    yield _limit(host, "compiler", "g++" in tools, ", ".join(tools) or "none", fix)
 
 
-def network_rows(hosts: Sequence[str], network: Mapping[str, Any]) -> Iterator[Row]:
+def judge_network(hosts: Sequence[str], network: Mapping[str, Any]) -> Iterator[Row]:
     """Findings about each pair, the slow hosts, and the all-reduce."""
-    slow = slow_hosts(hosts, network["pairs"])
+    slow = find_slow_hosts(hosts, network["pairs"])
     for pair in network["pairs"]:
         first, other = (hosts[rank] for rank in pair["ranks"])
         finding = f"{pair['latency_ms']:.2f} ms, {pair['bandwidth_mib_s']:.0f} MiB/s"
         state = WARNING if {first, other} & slow.keys() else OK
         yield Row(f"{first} - {other}", "network", state, finding)
     for host, why in slow.items():
-        yield Row(
-            host,
-            "slow host",
-            WARNING,
-            why,
-            f"check its cable, switch port and load, or leave it out: cluster.exclude=[{host}]",
-        )
+        fix = f"check its cable, switch port and load, or leave it out: cluster.exclude=[{host}]"
+        yield Row(host, "slow host", WARNING, why, fix)
     rate = network["all_reduce_mib"] / network["all_reduce_s"]
     took = f"{network['all_reduce_mib']} MiB in {network['all_reduce_s']:.2f} s, {rate:.0f} MiB/s"
     finding = f"{took} over {len(hosts)} hosts ({network['backend']})"
-    right = network["correct"]
-    yield Row(
-        "all",
-        "all-reduce",
-        OK if right else FAILS,
-        finding if right else "wrong sums",
-        "" if right else "test memory and network cards",
-    )
+    if network["correct"]:
+        yield Row("all", "all-reduce", OK, finding)
+    else:
+        yield Row("all", "all-reduce", FAILS, "wrong sums", "test memory and network cards")
 
 
-def slow_hosts(hosts: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def find_slow_hosts(hosts: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Hosts whose pairs are all slower than those of others, and why. Of two hosts none can be named."""
     if len(hosts) < 3:
         return {}

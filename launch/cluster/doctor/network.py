@@ -2,9 +2,9 @@
 
 `python -m transpooler.launch.cluster.doctor.network` runs as one process per host, with RANK and so on set.
 
-It measures latency (half a round trip of 8 bytes, in ms) and bandwidth (a large message, one way, in MiB/s) of each pair
-of hosts, one pair at a time, and then an all-reduce over all of them. Rank 0 prints one line of JSON. NCCL where a host
-has CUDA, else gloo.
+It measures latency (half a round trip of 8 bytes, in ms) and bandwidth (a large message, one way, in MiB/s) of each
+pair of hosts, one pair at a time, and then an all-reduce over all of them. Rank 0 prints one line of JSON. It uses NCCL
+where a host has CUDA, else gloo.
 """
 
 import json

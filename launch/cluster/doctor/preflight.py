@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from transpooler.common.errors import UserError
@@ -18,7 +17,6 @@ from transpooler.launch.cluster.doctor import probe
 from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
 
 CONNECT_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 60
@@ -46,10 +44,10 @@ T = TypeVar("T")
 def ask_hosts(
     config: Config, hosts: Sequence[Host], run_there: Runner | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Ask all hosts at once over ssh: what each says of itself (probe.facts), and what is wrong with the silent ones."""
+    """Ask all hosts over ssh: what each says of itself (probe.facts), and what is wrong with the silent ones."""
     run = run_folder(config)
-    witness = RunFolder(run).launch / f"witness-{uuid.uuid4().hex[:8]}"
-    arguments = {"run": str(run), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
+    witness = run.launch / f"witness-{uuid.uuid4().hex[:8]}"
+    arguments = {"run": str(run.root), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
     command = [
         python(config),
         "-m",
@@ -62,7 +60,7 @@ def ask_hosts(
         witness.parent.mkdir(parents=True, exist_ok=True)
         witness.touch()
     except OSError as error:
-        raise UserError(f"{run}: cannot write the run folder: {error.strerror}; choose another one (run=...)") from None
+        raise UserError(f"{run.root}: cannot write the run folder: {error.strerror}; choose another run=...") from None
     try:
         answers = on_all(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts)
     finally:
@@ -83,7 +81,7 @@ def unreachable(hosts: Sequence[str]) -> dict[str, str]:
 
 def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What keeps these hosts from training together, a line each that names the host and the remedy."""
-    first = hosts[0].name
+    first, run = hosts[0].name, run_folder(config).root
     for key, what in _agreements(answers):
         values = {name: key(answer) for name, answer in answers.items()}
         count = Counter(values.values())
@@ -104,22 +102,21 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
             yield f"{host.name}: {host.slots} slots, but {answer['gpus']} GPUs; lower slots or processes_per_node"
         if answer["witness"] is False:
             yield (
-                f"{host.name}: does not see {run_folder(config)} of this host; put the run folder on a shared file "
-                "system (run=...)"
+                f"{host.name}: does not see {run} of this host; put the run folder on a shared file system (run=...)"
             )
         elif not answer["writable"]:
-            yield f"{host.name}: may not write {run_folder(config)}; mend its permissions"
+            yield f"{host.name}: may not write {run}; mend its permissions"
     if answers[first]["port_free"] is False:
         port = config.cluster.master_port
         yield f"{first}: port {port} is in use; choose another (cluster.master_port=...) or null for a free one"
 
 
-def with_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
+def fill_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
     """Hosts with their final slots: one a GPU, or one, where the hostfile says none."""
     return [Host(host.name, host.slots or max(1, answers[host.name]["gpus"])) for host in hosts]
 
 
-def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
+def choose_master(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
     """Address and port of the rendezvous on the first host: as configured, else from what the host said of itself."""
     answer, cluster = answers[first], config.cluster
     port = cluster.master_port or answer["a_free_port"]
@@ -192,8 +189,3 @@ def run_command(host: str, command: Sequence[str], script: str, timeout_s: float
 
 def _last(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
-
-
-def folder_problem(path: Path) -> str | None:
-    """What is wrong with the folder in which ranks start; None if nothing is."""
-    return None if path.is_dir() else f"cluster.working_directory {path}: no such folder here"

@@ -2,8 +2,8 @@
 
     python -m transpooler.launch.cluster.doctor.probe KEY=VALUE...
 
-It imports no torch, so that asking a host takes a fraction of a second. `transpooler launch` runs it over ssh before any
-rank starts, and so does `transpooler doctor`.
+It imports no torch, so that asking a host takes a fraction of a second. `transpooler launch` runs it over ssh before
+any rank starts, and so does `transpooler doctor`.
 """
 
 import contextlib
@@ -72,9 +72,7 @@ def _code_hash() -> str:
     from importlib.resources import files
 
     digest = hashlib.sha256()
-    for folder in sorted(
-        Path(str(files("transpooler"))).iterdir()
-    ):  # links in a clone, which rglob alone would not follow
+    for folder in sorted(Path(str(files("transpooler"))).iterdir()):  # in a clone links, which rglob does not follow
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -13,10 +13,9 @@ from transpooler.common.errors import UserError
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.environment import python, run_folder, script, working_directory
-from transpooler.launch.cluster.hosts import Host, chosen_hosts
+from transpooler.launch.cluster.hosts import Host, choose_hosts
 from transpooler.launch.ranks.watcher import ATTEMPT, BIND_CORES, LOGS
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
 
 Answers = Mapping[str, Mapping[str, Any]]
 """What each host says of itself (probe.facts), by the host's name."""
@@ -39,7 +38,7 @@ class Target:
 
     def hosts(self, config: Config) -> list[Host]:
         """The hosts that a job would use, as far as they are known here. UserError names a wrong setting."""
-        return chosen_hosts(config.cluster)
+        return choose_hosts(config.cluster)
 
     def ask(self, config: Config, hosts: Sequence[Host]) -> tuple[Answers, Mapping[str, str]]:
         """What the hosts say before an attempt, and what is wrong with the silent ones; no answers: not checked."""
@@ -47,7 +46,7 @@ class Target:
 
     def master(self, config: Config, hosts: Sequence[Host], answers: Answers) -> tuple[str, int] | None:
         """Address and port of the rendezvous; None leaves them to `plan` (as --dry-run does: no host was asked)."""
-        return preflight.master_of(config, hosts[0].name, answers) if answers else None
+        return preflight.choose_master(config, hosts[0].name, answers) if answers else None
 
     def plan(self, request: AttemptRequest) -> AttemptPlan:
         """The command that starts one attempt, and its files. UserError where a program is not installed."""
@@ -96,7 +95,7 @@ class Target:
         """The plan of an engine started by `command`; `variables` are added to those of the ranks."""
         config = request.config
         everything = {**request.variables, **(variables or {})}
-        everything |= {ATTEMPT: str(request.folder), LOGS: str(RunFolder(run_folder(config)).logs)}
+        everything |= {ATTEMPT: str(request.folder), LOGS: str(run_folder(config).logs)}
         if config.cluster.bind_cores:
             everything[BIND_CORES] = "1"
         watcher = [python(config), "-u", "-m", "transpooler.launch.ranks.watcher", *request.settings]

@@ -51,12 +51,8 @@ def objects(config: Config) -> list[dict[str, Any]]:
     if not site.image:
         raise UserError("cluster.kubernetes.image is not set; name a container image that holds transpooler")
     metadata = {"name": site.name, "namespace": site.namespace}
-    settings = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata,
-        "data": {"config.yaml": config_to_yaml(config)},
-    }
+    data = {"config.yaml": config_to_yaml(config)}
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     return [settings, _jobset(config, metadata) if site.kind == "jobset" else _trainjob(config, metadata)]
 
 
@@ -89,19 +85,13 @@ def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
         "containers": [container],
         "volumes": _volumes(site),
     }
+    on_mistake = {"containerName": "train", "operator": "In", "values": [USER_ERROR]}
     job = {
         "parallelism": nodes,
         "completions": nodes,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [USER_ERROR]},
-                }
-            ]
-        },
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": on_mistake}]},
         "template": {"spec": pod},
     }
     mistake = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
@@ -120,13 +110,11 @@ def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _trainjob(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
     """It says how many nodes and ranks; its runtime tells pods how to find each other (torchrun's PET_* variables)."""
     site = config.cluster.kubernetes
+    folder = shlex.quote(site.mount_path if site.volume_claim else ".")
+    start = f"cd {folder} && exec torchrun -m {RANK_MODULE} {CONFIG_FOLDER}/config.yaml"
     trainer: dict[str, Any] = {
         "image": site.image,
-        "command": [
-            "bash",
-            "-c",
-            f"cd {shlex.quote(_folder(site))} && exec torchrun -m {RANK_MODULE} {CONFIG_FOLDER}/config.yaml",
-        ],
+        "command": ["bash", "-c", start],
         "env": _environment(config),
         "numNodes": config.cluster.nodes,
         "numProcPerNode": _ranks_per_node(config),
@@ -139,6 +127,7 @@ def _trainjob(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
         "containers": [{"name": "node", "volumeMounts": _mounts(site)}],
     }
     patch = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    template = {"spec": {"replicatedJobs": [patch]}}
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -146,12 +135,7 @@ def _trainjob(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
         "spec": {
             "runtimeRef": {"name": site.runtime},
             "trainer": trainer,
-            "runtimePatches": [
-                {
-                    "manager": "transpooler.io/launch",
-                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [patch]}}},
-                }
-            ],
+            "runtimePatches": [{"manager": "transpooler.io/launch", "trainingRuntimeSpec": {"template": template}}],
         },
     }
 
@@ -162,10 +146,6 @@ def _ranks_per_node(config: Config) -> int:
 
 def _port(config: Config) -> int:
     return config.cluster.master_port or DEFAULT_PORT
-
-
-def _folder(site: KubernetesConfig) -> str:
-    return site.mount_path if site.volume_claim else "."
 
 
 def _environment(config: Config) -> list[dict[str, str]]:

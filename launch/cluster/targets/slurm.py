@@ -21,7 +21,6 @@ from transpooler.launch.cluster.environment import prologue, python, rank_variab
 from transpooler.launch.cluster.hosts import Host, num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
 
 BAD_STATES = ("down", "drain", "fail", "unk", "*")
 ENDING_STATES = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "PREEMPTED", "TIMEOUT", "NODE_FAIL")
@@ -49,8 +48,9 @@ class Slurm(Target):
 
     def ask(self, config: Config, hosts: Sequence[Host]) -> tuple[Answers, Mapping[str, str]]:
         """Asked through srun; no answers where srun fails, since training itself will then say why."""
-        witness = RunFolder(run_folder(config)).launch_lock  # exists: the launcher holds it
-        arguments = [f"run={run_folder(config)}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
+        run = run_folder(config)
+        witness = run.launch_lock  # exists: the launcher holds it
+        arguments = [f"run={run.root}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
         path = witness.with_name("probe.sh")
         command = [python(config), "-m", "transpooler.launch.cluster.doctor.probe", *arguments]
         path.write_text(script(config, rank_variables(config, os.environ), command, "Asks a node."), encoding="utf-8")
@@ -97,9 +97,10 @@ class Slurm(Target):
     def submit(self, config: Config, settings: Sequence[str]) -> str:
         """Write the batch script and submit it; the job's number. UserError repeats what sbatch objects to."""
         self.require("sbatch", "slurm-client")
-        path = RunFolder(run_folder(config)).launch / "job.sbatch"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        RunFolder(run_folder(config)).logs.mkdir(exist_ok=True)
+        run = run_folder(config)
+        path = run.launch / "job.sbatch"
+        for folder in (run.launch, run.logs):
+            folder.mkdir(parents=True, exist_ok=True)
         path.write_text(self.describe(config, settings), encoding="utf-8")
         finished = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
         if finished.returncode:
@@ -114,10 +115,10 @@ class Slurm(Target):
         cluster, site, run = config.cluster, config.cluster.slurm, run_folder(config)
         log = "slurm-%A_%a.log" if site.array else "slurm-%j.log"
         options = [
-            f"--job-name={run.name}",
+            f"--job-name={run.root.name}",
             f"--nodes={cluster.nodes}",
             f"--ntasks-per-node={_ranks_per_node(config)}",
-            f"--output={RunFolder(run).logs / log}",
+            f"--output={run.logs / log}",
             "--open-mode=append",
             "--export=NIL",
             f"--signal=B:USR1@{site.signal_before_end_s}",

@@ -21,7 +21,7 @@ class Torchrun(Target):
             *(python(config), "-m", "torch.distributed.run", "--nnodes", str(len(request.hosts))),
             *("--nproc-per-node", str(self.equal_slots(request.hosts))),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}"),
-            *("--rdzv-id", f"{run_folder(config).name}-{request.folder.name}", "--max-restarts", "0"),
+            *("--rdzv-id", f"{run_folder(config).root.name}-{request.folder.name}", "--max-restarts", "0"),
             *config.cluster.launcher_options,
             *("--no-python", str(request.rank_script)),
         ]

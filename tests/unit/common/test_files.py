@@ -15,6 +15,15 @@ def test_a_written_file_is_complete_and_leaves_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path / "deep") == ["a.json"]
 
 
+def test_what_need_not_survive_a_power_failure_is_not_synced(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for durable, times in ((False, 0), (True, 2)):
+        with atomic_write(tmp_path / "a.txt", durable=durable) as file:
+            file.write("words")
+        assert (len(synced), (tmp_path / "a.txt").read_text()) == (times, "words")
+
+
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, 1)

@@ -9,7 +9,7 @@ import pytest
 from transpooler.common.errors import UserError
 from transpooler.launch.arguments import config_settings, split_settings
 from transpooler.launch.cli import COMMANDS, main, parse
-from transpooler.launch.exits import guarded
+from transpooler.launch.exits import run_guarded
 
 MODEL = '{"model_type": "transpooler"}'
 HEAVY = ("torch", "transformers", "deepspeed", "numpy", "pydantic", "omegaconf", "rich", "jinja2", "webdataset")
@@ -230,13 +230,13 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    assert guarded(lambda: None) == 0
-    assert guarded(lambda: 75) == 75
-    assert guarded(interrupted) == 130
-    assert guarded(mistaken) == 2
+    assert run_guarded(lambda: None) == 0
+    assert run_guarded(lambda: 75) == 75
+    assert run_guarded(interrupted) == 130
+    assert run_guarded(mistaken) == 2
     assert capsys.readouterr().err.splitlines()[1:] == ["transpooler: error: first", "transpooler: error: second"]
     with pytest.raises(RuntimeError, match="a bug"):
-        guarded(broken)
+        run_guarded(broken)
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -13,22 +13,22 @@ import pytest
 
 from transpooler.common.errors import UserError
 from transpooler.launch.input_documents import (
-    Document,
+    InputDocument,
     count_documents,
-    extracted,
     find_inputs,
+    join_hyphenated,
     read_documents,
-    spooled,
+    spool_streams,
 )
 
 ALL = 10**9
 
 
-def documents(*files: object, column: str | None = None, json_input: bool = False) -> list[Document]:
+def documents(*files: object, column: str | None = None, json_input: bool = False) -> list[InputDocument]:
     return list(read_documents(find_inputs([str(file) for file in files], json_input), column))
 
 
-def texts(found: Sequence[Document]) -> list[str]:
+def texts(found: Sequence[InputDocument]) -> list[str]:
     return [document.head(ALL) for document in found]
 
 
@@ -64,12 +64,12 @@ def test_standard_input_is_a_text_or_json_lines(monkeypatch: pytest.MonkeyPatch)
         (rows, True, ["standard input:1", "standard input:2"]),
     ):
         standard_input(monkeypatch, content)
-        with spooled(find_inputs(["-"], json_input)) as files:
+        with spool_streams(find_inputs(["-"], json_input)) as files:
             assert count_documents(files, None) == len(names)
             assert [document.name for document in read_documents(files, None)] == names
         assert not Path(files[0].path).exists()
     standard_input(monkeypatch, b"")
-    with pytest.raises(UserError, match="standard input: empty"), spooled(find_inputs(["-"], False)):
+    with pytest.raises(UserError, match="standard input: empty"), spool_streams(find_inputs(["-"], False)):
         pass
     with pytest.raises(UserError, match="given twice"):
         find_inputs(["-", "x.txt", "-"], False)
@@ -80,7 +80,7 @@ def test_pipes_are_read_once(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         writer = threading.Thread(target=(tmp_path / name).write_text, args=(content,), daemon=True)
         writer.start()
-        with spooled(find_inputs([str(tmp_path / name)], False)) as files:
+        with spool_streams(find_inputs([str(tmp_path / name)], False)) as files:
             assert count_documents(files, None) == 1
             assert texts(list(read_documents(files, None))) == expected
             assert next(read_documents(files, None)).name.startswith(str(tmp_path / name))
@@ -101,10 +101,10 @@ def test_text_is_not_taken_for_json(tmp_path: Path, start: str) -> None:
 
 
 def test_text_extracted_from_pdf(tmp_path: Path) -> None:
-    assert extracted("selec-\ntion of X-\nRay\n\fpage two") == "selection of X-\nRay\n\npage two"
-    assert extracted("a state-of-the-\nart") == "a state-of-the-art"
-    assert extracted("state-\nof-the-art") == "state-of-the-art"
-    assert extracted("exam-\nple exam-\nple-") == "example example-"
+    assert join_hyphenated("selec-\ntion of X-\nRay\n\fpage two") == "selection of X-\nRay\n\npage two"
+    assert join_hyphenated("a state-of-the-\nart") == "a state-of-the-art"
+    assert join_hyphenated("state-\nof-the-art") == "state-of-the-art"
+    assert join_hyphenated("exam-\nple exam-\nple-") == "example example-"
     (tmp_path / "paper.txt").write_text("a hyphen-\nated word\f")
     (tmp_path / "plain.txt").write_text("left as-\nis")
     assert texts(documents(tmp_path / "paper.txt", tmp_path / "plain.txt")) == ["a hyphenated word\n", "left as-\nis"]
@@ -118,7 +118,7 @@ def test_the_beginning_of_a_text_is_enough(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "late.txt").write_bytes(b"\n" * 500 + b"begins late")
     (tmp_path / "bad.txt").write_bytes(b"x" * 30_000 + b"\xe9")
     plain, paper, late, bad = documents(*(tmp_path / f"{name}.txt" for name in ("plain", "paper", "late", "bad")))
-    whole = extracted("\f" + text)
+    whole = join_hyphenated("\f" + text)
     for size in (0, 1, 50, 333, 2000, 5000, len(whole) - 1, len(whole), len(text)):
         assert (plain.head(size)[:size], paper.head(size)[:size]) == (text[:size], whole[:size])
         assert len(plain.head(size)) >= min(size, len(text))

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from transpooler.common.errors import UserError
 from transpooler.launch.cluster import environment
 from transpooler.launch.cluster.attempt import Outcome
 from transpooler.launch.cluster.decisions import GIVEN_UP, History, decide
 from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.doctor.probe import facts
-from transpooler.launch.cluster.hosts import Host, chosen_hosts, read_hostfile
-from transpooler.launch.cluster.start import dry_run
+from transpooler.launch.cluster.hosts import Host, choose_hosts, read_hostfile
+from transpooler.launch.cluster.supervisor import Supervisor
 from transpooler.launch.cluster.targets import TARGETS
 from transpooler.launch.ranks.identity import first_hostname, port_of, rank_identity, tasks_per_node
 from transpooler.trainer.config import Config, load_config
@@ -53,14 +54,14 @@ def test_hosts_are_chosen(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("a slots=2  # rack 1\n\n# rack 2\nb slots = 4\nc\n")
     assert read_hostfile(path) == [Host("a", 2), Host("b", 4), Host("c", 0)]
-    assert chosen_hosts(ClusterConfig(hostfile=str(path), exclude=("b",), processes_per_node=8)) == [
+    assert choose_hosts(ClusterConfig(hostfile=str(path), exclude=("b",), processes_per_node=8)) == [
         Host("a", 8),
         Host("c", 8),
     ]
     with pytest.raises(UserError, match=r"cluster\.include names x, which is not in"):
-        chosen_hosts(ClusterConfig(hostfile=str(path), include=("x",)))
+        choose_hosts(ClusterConfig(hostfile=str(path), include=("x",)))
     with pytest.raises(UserError, match="leave no host"):
-        chosen_hosts(ClusterConfig(hostfile=str(path), exclude=("a", "b", "c")))
+        choose_hosts(ClusterConfig(hostfile=str(path), exclude=("a", "b", "c")))
 
 
 # Who am I?
@@ -168,10 +169,11 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
     config = config_of(
         f"run={tmp_path / 'run'}", f"cluster.hostfile={tmp_path / 'hosts'}", "cluster.processes_per_node=2"
     )
-    text = dry_run(TARGETS[target], config, ["my.yaml", "train.steps=7"])
+    text = Supervisor(TARGETS[target], config, ["my.yaml", "train.steps=7"]).describe()
     assert words in text
     assert "transpooler.launch.ranks.watcher my.yaml train.steps=7" in text
     assert "env        PATH=" in text
+    assert "command    PYTHONSAFEPATH=1 " in text
     assert ("host       a slots=2" in text) == (target != "local")
     assert not (tmp_path / "run").exists()
 
@@ -203,6 +205,13 @@ def test_the_batch_script(tmp_path: Path) -> None:
 def test_the_time_limit_of_a_job(tmp_path: Path, written: str, option: str) -> None:
     text = TARGETS["slurm"].describe(config_of(f"run={tmp_path}/r", f"cluster.slurm.time={written}"), [])
     assert f"#SBATCH --time={option}\n" in text
+
+
+def test_every_target_is_explained_and_manifests_start_no_ranks_here() -> None:
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    assert [name for name in TARGETS if f"[`{name}`](#{name})" not in text] == []
+    with pytest.raises(UserError, match="target kubernetes starts no ranks here; leave --in-allocation out"):
+        Supervisor(TARGETS["kubernetes"], config_of(), [])
 
 
 # Decisions

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from transpooler.common.errors import UserError
-from transpooler.launch.cluster.doctor.health import network_rows, slow_hosts
+from transpooler.launch.cluster.doctor.health import find_slow_hosts, judge_network
 from transpooler.launch.cluster.targets import TARGETS
 from transpooler.trainer.config import load_config
 
@@ -27,13 +27,13 @@ def pairs(slow: int | None, hosts: int = 4) -> list[dict]:
 
 def test_the_slow_host_is_named_and_nobody_else() -> None:
     hosts = ["a", "b", "c", "d"]
-    assert slow_hosts(hosts, pairs(None)) == {}
-    assert slow_hosts(hosts, pairs(2)).keys() == {"c"}
-    assert slow_hosts(hosts[:2], pairs(1, hosts=2)) == {}, "with two hosts nobody can tell"
+    assert find_slow_hosts(hosts, pairs(None)) == {}
+    assert find_slow_hosts(hosts, pairs(2)).keys() == {"c"}
+    assert find_slow_hosts(hosts[:2], pairs(1, hosts=2)) == {}, "with two hosts nobody can tell"
     thin = [row | {"bandwidth_mib_s": 90.0 if 3 in row["ranks"] else 900.0} for row in pairs(None)]
-    assert slow_hosts(hosts, thin) == {"d": "at most 90 MiB/s to any other host, 900 MiB/s between the others"}
+    assert find_slow_hosts(hosts, thin) == {"d": "at most 90 MiB/s to any other host, 900 MiB/s between the others"}
     network = {"pairs": pairs(2), "all_reduce_mib": 16, "all_reduce_s": 0.5, "correct": False, "backend": "gloo"}
-    rows = list(network_rows(hosts, network))
+    rows = list(judge_network(hosts, network))
     assert {row.host for row in rows if row.check == "slow host"} == {"c"}
     assert rows[-1].state == "FAILS"
 
@@ -47,6 +47,7 @@ def test_a_jobset_is_valid_and_says_what_was_asked() -> None:
     container = job["template"]["spec"]["containers"][0]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
     assert container["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
+    assert {"name": "PYTHONSAFEPATH", "value": "1"} in container["env"]
     assert "--master_addr=transpooler-ranks-0-0.transpooler" in container["command"]
     (world,) = (word.partition("=")[2] for word in container["command"] if word.startswith("--world_info="))
     assert json.loads(base64.urlsafe_b64decode(world)) == {f"node{number}": [*range(8)] for number in range(4)}
@@ -61,6 +62,7 @@ def test_a_trainjob_is_valid() -> None:
     read = models.TrainerV1alpha1TrainJob.from_dict(job)
     assert _unknown(job, read.to_dict()) == []
     assert (read.spec.trainer.num_nodes, read.spec.trainer.num_proc_per_node) == (4, 8)
+    assert {"name": "PYTHONSAFEPATH", "value": "1"} in job["spec"]["trainer"]["env"]
 
 
 def test_a_manifest_without_an_image() -> None:

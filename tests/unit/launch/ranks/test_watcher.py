@@ -1,4 +1,4 @@
-"""What watches a rank (launch.ranks.watcher) and an attempt (launch.cluster.attempt): every way to end, with real processes.
+"""The watchers of a rank (launch.ranks.watcher) and an attempt (launch.cluster.attempt): every way to end, for real.
 
 The ranks are small scripts here; tests/cluster has real training on real hosts.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config.cluster import ClusterConfig
+from transpooler.trainer.run_folder import RunFolder
 
 WRAPPER = (
     "import sys, transpooler.launch.ranks.watcher as rank\n"
@@ -62,7 +64,7 @@ class Job:
             engine_variables=variables,
         )
         limits = {"heartbeat_timeout_s": 2.0, "hang_timeout_s": 30.0, "stop_grace_s": 10.0} | cluster
-        self.attempt = Attempt(plan, attempt, self.run, ClusterConfig(**limits))  # type: ignore[arg-type]
+        self.attempt = Attempt(plan, attempt, RunFolder(self.run), ClusterConfig(**limits))  # type: ignore[arg-type]
 
     def outcome(self, meanwhile=lambda job: None) -> Outcome:
         """Run to the end; `meanwhile` acts when both ranks have started."""
@@ -176,6 +178,16 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     left: list[psutil.Process] = []
     job.outcome(lambda job: left.append(job.process(0)))
     assert not left[0].is_running()
+
+
+def test_signs_of_life_that_cannot_be_written_do_not_end_the_rank(tmp_path: Path) -> None:
+    (tmp_path / "stub_rank.py").write_text("import time; time.sleep(0.5); print('done')")
+    (tmp_path / "file").touch()
+    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TRANSPOOLER_ATTEMPT": str(tmp_path / "file" / "x")}
+    command = [sys.executable, "-c", WRAPPER]
+    finished = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.endswith("] done\n")
 
 
 def _watcher(job: Job, rank: int) -> psutil.Process:
