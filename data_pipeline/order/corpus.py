@@ -9,7 +9,8 @@ import numpy as np
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
-from transpooler.data_pipeline.order.order import CorpusOrder, Cut, key_of
+from transpooler.data_pipeline.order.order import CorpusOrder, Cut
+from transpooler.data_pipeline.order.permutation import key_of
 from transpooler.data_pipeline.shards.dataset import INDEX_NAME, ShardDataset
 from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, is_url, join
 
