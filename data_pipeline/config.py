@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from transpooler.data_pipeline.objectives import OBJECTIVES
+
 SPLITS = ("train", "validation", "test", "pretrain")
 ALGORITHMS = ("bpe", "unigram")
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 EXECUTORS = ("processes", "ray")
-OBJECTIVES = ("summarize", "denoise", "gap_sentences")
 GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
 MAX_CORPORA = 256
 _NOT_NEGATIVE = (
@@ -218,6 +219,11 @@ class DataConfig:
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = 0
     """Documents that cannot be read are left out and counted, up to so many in a run over all ranks; more end it."""
+
+    @property
+    def needs_summaries(self) -> bool:
+        """Whether the objective learns to generate the documents' summaries."""
+        return self.objective in OBJECTIVES and OBJECTIVES[self.objective].needs_summaries
 
     @property
     def chunks_per_step(self) -> int:

@@ -142,7 +142,7 @@ def is_evaluated(run: Path) -> bool:
     """
     config = load_config([run / "config.yaml"])
     results = run / "evaluation" / config.evaluation.split / "metrics.json"
-    return config.data.objective != "summarize" or is_current(results, run)
+    return not config.data.needs_summaries or is_current(results, run)
 
 
 def evaluate_run(run: Path) -> None:

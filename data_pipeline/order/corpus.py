@@ -8,6 +8,7 @@ import numpy as np
 
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.config import DataConfig
+from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
 from transpooler.data_pipeline.order.order import CorpusOrder, Cut
 from transpooler.data_pipeline.order.permutation import key_of
@@ -99,9 +100,9 @@ def batch_order(config: DataConfig, corpora: list[Corpus], seed: int) -> BatchOr
 
 
 def cut_lengths(dataset: ShardDataset, max_source_tokens: int) -> np.ndarray:
-    """Source tokens that the loader will give, </s> included; 2 bytes each where they suffice."""
+    """Return the length of each document's source as the loader will cut it; uint16 if that suffices, else uint32."""
     dtype = np.uint16 if max_source_tokens < 1 << 16 else np.uint32
-    return np.minimum(dataset.source_lengths, max_source_tokens - 1).astype(dtype) + dtype(1)
+    return cut_length(dataset.source_lengths, max_source_tokens).astype(dtype)
 
 
 def batch_keys(corpora: list[Corpus], chunks: list[Chunk]) -> list[str]:

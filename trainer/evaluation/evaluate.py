@@ -16,11 +16,12 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, write_json
 from transpooler.common.log import progress, say, set_quiet
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL
+from transpooler.data_pipeline.limits import cut
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, pad
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.sharing import ALONE, Ranks, ranks_of_environment
-from transpooler.trainer.evaluation.generate import batches, generate, pad_batch
+from transpooler.trainer.evaluation.generate import batches, generate
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
 
@@ -88,11 +89,11 @@ def held_out_losses(
     with progress("held-out loss", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
             sources = [source_ids(documents[i], tokenizer, config) for i in batch]
-            input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
+            input_ids, attention_mask = (each.to(model.device) for each in pad(sources, tokenizer.pad_token_id))
             losses = []
             for chosen in (batch, [partners[i] for i in batch]):
                 targets = [_target(documents[i], tokenizer, config) for i in chosen]
-                labels, _ = pad_batch(targets, IGNORED_LABEL, model.device)
+                labels = pad(targets, IGNORED_LABEL)[0].to(model.device)
                 summed = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=1)
                 losses.append(float(summed.loss))
             sums.append((number, losses))
@@ -237,12 +238,12 @@ def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str,
 
 
 def source_ids(document: Any, tokenizer: Any, config: Config) -> list[int]:
-    """What the model reads of a document: cut to the limit, </s> at its end."""
-    return [*document.source[: config.data.max_source_tokens - 1].tolist(), tokenizer.eos_token_id]
+    """Return the ids that the model reads of a document: cut to the limit, </s> at the end."""
+    return cut(document.source, config.data.max_source_tokens, tokenizer.eos_token_id).tolist()
 
 
 def _target(document: Any, tokenizer: Any, config: Config) -> list[int]:
-    return [*document.target[: config.data.max_target_tokens - 1].tolist(), tokenizer.eos_token_id]
+    return cut(document.target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
 
 
 def reference_text(document: Any, tokenizer: Any) -> str:
