@@ -13,7 +13,8 @@ from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
 from transpooler.data_pipeline.order.order import CorpusOrder, Cut
 from transpooler.data_pipeline.order.permutation import key_of
 from transpooler.data_pipeline.shards.dataset import INDEX_NAME, ShardDataset
-from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, is_url, join
+from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, join
+from transpooler.data_pipeline.sources.locations import is_remote
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -41,7 +42,7 @@ def cache_of(config: DataConfig) -> Cache:
 def tokenizer_folder(config: DataConfig) -> Path:
     """The local folder of the shards' tokenizer, fetched first if the shards are remote."""
     folder = join(config.shards, "tokenizer")
-    return fetch_folder(str(folder), cache_of(config), TOKENIZER_FILES) if is_url(folder) else Path(folder)
+    return fetch_folder(str(folder), cache_of(config), TOKENIZER_FILES) if is_remote(folder) else Path(folder)
 
 
 def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:
@@ -53,7 +54,7 @@ def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:
 def split_exists(config: DataConfig, shards: str, split: str) -> bool:
     """Whether there are shards of this split."""
     index = join(join(shards, split), INDEX_NAME)
-    return cache_of(config).exists(str(index)) if is_url(index) else Path(index).is_file()
+    return cache_of(config).exists(str(index)) if is_remote(index) else Path(index).is_file()
 
 
 def open_corpora(config: DataConfig, split: str) -> list[Corpus]:
