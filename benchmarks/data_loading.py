@@ -16,6 +16,7 @@ import webdataset
 from transpooler.benchmarks.harness import measure, write_results
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.loading.loader import Loader
+from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.order.corpus import batch_order, open_corpora
 
 FOOTNOTE = """
@@ -65,7 +66,7 @@ def main() -> None:
     parsed = parser.parse_args()
     config = DataConfig(shards=parsed.shards, train_split=parsed.split, batch_tokens=65_536, max_source_tokens=8192)
     functions = readers(config)
-    for objective, workers in itertools.product(("summarize", "denoise", "gap_sentences"), (0, 2)):
+    for objective, workers in itertools.product(OBJECTIVES, (0, 2)):
         name = f"whole steps, {objective}, {f'{workers} processes' if workers else 'a thread'}"
         settings = {"objective": objective, "workers": workers}
         functions[name] = steps_of(DataConfig(**{**vars(config), **settings}))

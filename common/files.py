@@ -1,5 +1,6 @@
 """Files that are either complete or absent: written beside their target, fsynced, then renamed over it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,10 @@ from transpooler.common.errors import UserError
 INCOMPLETE_SUFFIX = ".incomplete"
 
 
+class DiskFullError(UserError):
+    """A file could not be written because the disk, or the user's quota, is full."""
+
+
 @contextmanager
 def atomic_write(
     path: Path, mode: str = "w", *, keep: bool = False, unique: bool = False, durable: bool = True
@@ -23,7 +28,7 @@ def atomic_write(
     `keep`: what was written before a failure stays there, in PATH.incomplete. `unique`: under a temporary name of its
     own, for files that several processes may write at the same time; the last one wins. `durable=False`: without
     fsync, for files that nobody needs after a power failure.
-    Raises UserError when the folder cannot be written or the disk is full.
+    Raises UserError when the folder cannot be written, DiskFullError when the disk is full.
     """
     temporary = path.with_name(f"{path.name}{f'.{uuid.uuid4().hex}' if unique else ''}{INCOMPLETE_SUFFIX}")
     try:
@@ -41,7 +46,13 @@ def atomic_write(
             temporary.unlink()
         if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):  # no file breaks a pipe, its user may
             raise
-        raise UserError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
+        kind = DiskFullError if is_disk_full(error) else UserError
+        raise kind(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an operation failed because the disk, or the user's quota, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json(path: Path, value: Any) -> None:

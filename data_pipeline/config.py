@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from transpooler.common.fields import at_least, between, one_of, positive
+from transpooler.data_pipeline.objectives import OBJECTIVES
 
 SPLITS = ("train", "validation", "test", "pretrain")
 ALGORITHMS = ("bpe", "unigram")
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 EXECUTORS = ("processes", "ray")
-OBJECTIVES = ("summarize", "denoise", "gap_sentences")
 GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
 MAX_CORPORA = 256
 
@@ -153,7 +153,7 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str | None = "validation"
     """Split for evaluation in the loop; null turns it off."""
-    objective: str = one_of(OBJECTIVES, "summarize")
+    objective: str = one_of(tuple(OBJECTIVES), "summarize")
     """summarize (source -> target), denoise (BART text infilling) or gap_sentences (PEGASUS)."""
     max_source_tokens: int = at_least(2, 8192, "one token and </s>")
     """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""
@@ -199,6 +199,11 @@ class DataConfig:
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = at_least(0, 0)
     """Documents that cannot be read are left out and counted; more than this, over all ranks, end the run."""
+
+    @property
+    def needs_summaries(self) -> bool:
+        """Whether the objective learns to generate the documents' summaries."""
+        return self.objective in OBJECTIVES and OBJECTIVES[self.objective].needs_summaries
 
     @property
     def chunks_per_step(self) -> int:

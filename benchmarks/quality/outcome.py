@@ -49,7 +49,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         losses.append(measured["loss_sum"] / tokens_N)
         shuffled.append(measured["shuffled_loss_sum"] / tokens_N)
         facts.append(_facts(run))
-        if config.data.objective != "summarize":
+        if not config.data.needs_summaries:
             continue
         generated = RunFolder(run).evaluation(config.evaluation.split).generated
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]

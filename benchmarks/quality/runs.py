@@ -143,7 +143,7 @@ def is_evaluated(run: Path) -> bool:
     """
     config = load_config([RunFolder(run).config])
     results = RunFolder(run).evaluation(config.evaluation.split).metrics
-    return config.data.objective != "summarize" or is_current(results, run)
+    return not config.data.needs_summaries or is_current(results, run)
 
 
 def evaluate_run(run: Path) -> None:

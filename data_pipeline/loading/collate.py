@@ -11,20 +11,29 @@ IGNORED_LABEL = -100
 Batch = dict[str, torch.Tensor]
 
 
-def collate(examples: Sequence[Example], pad: int, pad_multiple: int = 1) -> Batch:
-    """input_ids and attention_mask (B, N), labels (B, T), all int64; N is a multiple of `pad_multiple`."""
-    longest_source = max(len(source) for source, _ in examples)
-    width = -(-longest_source // pad_multiple) * pad_multiple
-    input_ids = torch.full((len(examples), width), pad, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full((len(examples), max(len(target) for _, target in examples)), IGNORED_LABEL, dtype=torch.int64)
-    for row, (source, target) in enumerate(examples):
-        input_ids[row, : len(source)] = torch.from_numpy(source)
-        attention_mask[row, : len(source)] = 1
-        labels[row, : len(target)] = torch.from_numpy(target)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+def pad(
+    sequences: Sequence[np.ndarray | Sequence[int]], fill: int, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad token ids at their ends with `fill`, to the longest or the next `multiple`.
+
+    Returns the ids and the mask of what is real, both (B, N) int64.
+    """
+    width = -(-max(map(len, sequences)) // multiple) * multiple
+    ids = torch.full((len(sequences), width), fill, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
 
 
-def dummy(eos: int, pad: int, pad_multiple: int = 1) -> Batch:
-    """A document of just </s> that no loss is taken of: the rank must take part in every collective."""
-    return collate([(np.array([eos]), np.array([IGNORED_LABEL]))], pad, pad_multiple)
+def collate(examples: Sequence[Example], fill: int, pad_multiple: int = 1) -> Batch:
+    """Return input_ids and attention_mask (B, N), labels (B, T), all int64; N is a multiple of `pad_multiple`."""
+    sources, targets = zip(*examples, strict=True)
+    input_ids, attention_mask = pad(sources, fill, pad_multiple)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": pad(targets, IGNORED_LABEL)[0]}
+
+
+def make_dummy(eos: int, fill: int, pad_multiple: int = 1) -> Batch:
+    """Make a batch of just </s> without a loss, for a rank without documents: it must take part in every collective."""
+    return collate([(np.array([eos]), np.array([IGNORED_LABEL]))], fill, pad_multiple)

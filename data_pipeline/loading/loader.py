@@ -20,7 +20,8 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.data_pipeline.config import DataConfig
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate, dummy
+from transpooler.data_pipeline.limits import cut_length
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate, make_dummy
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
 from transpooler.data_pipeline.order.corpus import batch_keys, batch_order, open_corpora, tokenizer_folder
@@ -55,8 +56,6 @@ class Step:
 class Loader:
     """Batches of one split for one rank, the same whatever was loaded before and however many ranks there are."""
 
-    state_is_just_the_step = True
-
     def __init__(
         self,
         config: DataConfig,
@@ -82,7 +81,7 @@ class Loader:
             )
         self.vocab_size: int = self.dataset.index["vocab_size"]
         self.num_documents = sum(len(corpus.dataset) for corpus in self.corpora)
-        if config.objective == "summarize":
+        if config.needs_summaries:
             self._require_summaries()
         self._examples = ExampleMaker(config, self.tokenizer, seed)
         self.special = self._examples.special
@@ -164,7 +163,7 @@ class Loader:
         ]
 
     def _length(self, item: Item) -> int:
-        return min(int(self.corpora[item[0]].dataset.source_lengths[item[1]]) + 1, self.config.max_source_tokens)
+        return cut_length(int(self.corpora[item[0]].dataset.source_lengths[item[1]]), self.config.max_source_tokens)
 
     def _made(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
         batches, damage, num_source_tokens = [], list[str](), 0
@@ -174,7 +173,7 @@ class Loader:
             batches.append(
                 collate(examples, self.special.pad, self.pad_multiple)
                 if examples
-                else dummy(self.special.eos, self.special.pad, self.pad_multiple)
+                else make_dummy(self.special.eos, self.special.pad, self.pad_multiple)
             )
         return Step(batches, keys, epoch, num_source_tokens, damage)
 

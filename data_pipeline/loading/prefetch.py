@@ -1,20 +1,13 @@
 """Make items ahead of their use: in a background thread, or in worker processes. The order is the same."""
 
 import itertools
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-
-_POLL_S = 0.1  # how soon the thread notices that nobody listens any more
-
-
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
 
 _END = object()
 
@@ -25,37 +18,19 @@ def prefetch(items: Iterable[Item], size: int) -> Generator[Item, None, None]:
     An exception of the producer is raised here, after the items before it. The thread ends when the iterator is closed
     or collected.
     """
-    ready: queue.Queue[object] = queue.Queue(maxsize=size)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=_POLL_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(_END)
-        except BaseException as error:  # handed on: whatever it is, the consumer must see it
-            put(_Failure(error))
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(1, initializer=_name_thread)
+    ahead = deque(pool.submit(next, iterator, _END) for _ in range(size))
     try:
-        while (item := ready.get()) is not _END:
-            if isinstance(item, _Failure):
-                raise item.error
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(pool.submit(next, iterator, _END))
             yield item  # type: ignore[misc]
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _name_thread() -> None:
+    threading.current_thread().name = "prefetch"
 
 
 def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: int) -> Generator[Item, None, None]:

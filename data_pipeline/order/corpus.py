@@ -8,10 +8,13 @@ import numpy as np
 
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.config import DataConfig
+from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
-from transpooler.data_pipeline.order.order import CorpusOrder, Cut, key_of
+from transpooler.data_pipeline.order.order import CorpusOrder, Cut
+from transpooler.data_pipeline.order.permutation import key_of
 from transpooler.data_pipeline.shards.dataset import INDEX_NAME, ShardDataset
-from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, is_url, join
+from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, join
+from transpooler.data_pipeline.sources.locations import is_remote
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -39,7 +42,7 @@ def cache_of(config: DataConfig) -> Cache:
 def tokenizer_folder(config: DataConfig) -> Path:
     """The local folder of the shards' tokenizer, fetched first if the shards are remote."""
     folder = join(config.shards, "tokenizer")
-    return fetch_folder(str(folder), cache_of(config), TOKENIZER_FILES) if is_url(folder) else Path(folder)
+    return fetch_folder(str(folder), cache_of(config), TOKENIZER_FILES) if is_remote(folder) else Path(folder)
 
 
 def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:
@@ -51,7 +54,7 @@ def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:
 def split_exists(config: DataConfig, shards: str, split: str) -> bool:
     """Whether there are shards of this split."""
     index = join(join(shards, split), INDEX_NAME)
-    return cache_of(config).exists(str(index)) if is_url(index) else Path(index).is_file()
+    return cache_of(config).exists(str(index)) if is_remote(index) else Path(index).is_file()
 
 
 def open_corpora(config: DataConfig, split: str) -> list[Corpus]:
@@ -98,9 +101,9 @@ def batch_order(config: DataConfig, corpora: list[Corpus], seed: int) -> BatchOr
 
 
 def cut_lengths(dataset: ShardDataset, max_source_tokens: int) -> np.ndarray:
-    """Source tokens that the loader will give, </s> included; 2 bytes each where they suffice."""
+    """Return the length of each document's source as the loader will cut it; uint16 if that suffices, else uint32."""
     dtype = np.uint16 if max_source_tokens < 1 << 16 else np.uint32
-    return np.minimum(dataset.source_lengths, max_source_tokens - 1).astype(dtype) + dtype(1)
+    return cut_length(dataset.source_lengths, max_source_tokens).astype(dtype)
 
 
 def batch_keys(corpora: list[Corpus], chunks: list[Chunk]) -> list[str]:

@@ -18,71 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from transpooler.data_pipeline.order.permutation import key_of, permute
+
 MIN_CLASS_CHUNKS = 8
 """A class is made wider than asked until it fills so many chunks: else the same documents would meet in every epoch."""
 
-_MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _SHARDS, _GROUPS, _CHUNKS, _DOCUMENTS = range(4)  # what a permutation is for: part of its key
-_ROUNDS = 8
-_FEW = 16
-
-
-def key_of(*parts: int) -> int:
-    """A 64-bit key from integers of any size and sign."""
-    key = 0
-    for part in parts:
-        key = _mix((key + part + _GOLDEN) & _MASK)
-    return key
-
-
-def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Images of `index` (values in [0, size)) under the permutation of [0, size) that `key` names; int64.
-
-    A balanced Feistel network on the next even number of bits, walked until the result is below `size`.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    round_keys = [key_of(key, number) for number in range(_ROUNDS)]
-    if len(index) <= _FEW:
-        return np.array([_permute_one(int(value), size, half, round_keys) for value in index], np.int64)
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [np.uint64(round_key) for round_key in round_keys]
-
-    def network(values: np.ndarray) -> np.ndarray:
-        left, right = values >> shift, values & mask
-        for round_key in keys:
-            left, right = right, left ^ (_mix_array(right + round_key) & mask)
-        return (left << shift) | right
-
-    images = network(np.asarray(index).astype(np.uint64))
-    while (outside := np.flatnonzero(images >= size)).size:
-        images[outside] = network(images[outside])
-    return images.astype(np.int64)
-
-
-def _permute_one(value: int, size: int, half: int, keys: list[int]) -> int:
-    """`permute` of one value in Python's integers: for a few, numpy's calls cost more."""
-    mask = (1 << half) - 1
-    while True:
-        left, right = value >> half, value & mask
-        for key in keys:
-            left, right = right, left ^ (_mix((right + key) & _MASK) & mask)
-        value = (left << half) | right
-        if value < size:
-            return value
-
-
-def _mix(value: int) -> int:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
-def _mix_array(values: np.ndarray) -> np.ndarray:
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,13 @@
 import logging
 import os
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
 from transpooler.common.errors import UserError
+from transpooler.common.processes import die_with_parent
 
 _AHEAD = 2  # jobs in flight for each worker
 
@@ -47,14 +46,10 @@ class Executor:
 
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (os.getpid(),))
-        waiting: deque[Any] = deque()
+        pool = self._pool
         try:
-            for job in jobs:
-                waiting.append(self._pool.submit(function, *job))
-                if len(waiting) > _AHEAD * self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for future in _start_ahead(lambda job: pool.submit(function, *job), jobs, self.workers):
+                yield future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process died (out of memory?); run the same command again and it continues, "
@@ -63,16 +58,15 @@ class Executor:
 
 
 def _start_worker(parent: int) -> None:
-    """One thread of `tokenizers` a process; the worker ends when its parent was killed."""
+    """Prepare a worker process: `tokenizers` gets one thread, and the worker ends when its parent is killed.
+
+    The pool starts its workers in the thread that submits jobs, which waits for all results: it ends with the process.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+    die_with_parent()
+    if os.getppid() != parent:  # it was killed before the kernel knew
         os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _with_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -87,10 +81,15 @@ def _with_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> 
     environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     remote = ray.remote(num_cpus=1, runtime_env=environment, max_retries=3)(function)
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[Any] = deque()
+    for reference in _start_ahead(lambda job: remote.remote(*job), jobs, workers):
+        yield ray.get(reference)
+
+
+def _start_ahead(start: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Yield what `start` gives for each job, in order; of the following jobs a few are started already."""
+    started: deque[Any] = deque()
     for job in jobs:
-        waiting.append(remote.remote(*job))
-        if len(waiting) > _AHEAD * workers:
-            yield ray.get(waiting.popleft())
-    while waiting:
-        yield ray.get(waiting.popleft())
+        started.append(start(job))
+        if len(started) > _AHEAD * workers:
+            yield started.popleft()
+    yield from started

@@ -3,13 +3,13 @@
 A unit whose parts are all there is marked complete, so that its files need not be read again.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transpooler.common.files import atomic_write
 from transpooler.common.log import Progress
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.tasks import Context, part_info, run_task, tasks_of
@@ -42,11 +42,9 @@ class Unit:
 
     def mark_complete(self) -> None:
         """Let later runs know that all parts are there."""
-        if (self.folder / "complete").is_file():
-            return
-        temporary = self.folder / "complete.incomplete"
-        temporary.write_text(str(len(self.parts)))
-        os.replace(temporary, self.folder / "complete")
+        if not (self.folder / "complete").is_file():
+            with atomic_write(self.folder / "complete", unique=True) as file:
+                file.write(str(len(self.parts)))
 
 
 def together(locations: Sequence[str]) -> Iterator[list[str]]:

@@ -3,7 +3,6 @@
 Unfinished work lies in a scratch folder beside it, is kept when a run ends early, and is taken up by the next one.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.errors import UserError
-from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder, read_json, write_json
+from transpooler.common.files import INCOMPLETE_SUFFIX, DiskFullError, fsync_folder, is_disk_full, read_json, write_json
 from transpooler.common.log import progress
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.sources.locations import described, file_system, is_remote, is_unchanged, stamp
@@ -128,8 +127,8 @@ def user_errors(output: str, scratch: Path) -> Iterator[None]:
     """Failures of the file system while writing are the user's to mend."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, DiskFullError) as error:
+        if isinstance(error, DiskFullError) or is_disk_full(error):
             raise UserError(
                 f"{scratch}: the disk is full; free space and run the same command again: it continues "
                 f"(or choose another prepare.output or prepare.scratch)"

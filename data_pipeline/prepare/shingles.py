@@ -7,6 +7,8 @@ about 0.3 ms for a paper, a few hundredths of its tokenization, where a Python l
 
 import numpy as np
 
+from transpooler.data_pipeline.order.permutation import GOLDEN, MIX_1, mix_array
+
 SHINGLE_WORDS = 5
 NUM_BANDS, BAND_HASHES = 14, 8
 OVERLAP_SHINGLE_WORDS = 8
@@ -18,9 +20,8 @@ MIN_SAMPLED, MAX_SAMPLED = 8, 256
 _TABLE = bytes(
     byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32 for byte in range(256)
 )
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers have inverses modulo 2^64
-_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
-_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # splitmix64
+_BASE = np.uint64(GOLDEN)  # odd, so that powers have inverses modulo 2^64
+_INVERSE = np.uint64(pow(GOLDEN, -1, 1 << 64))
 _BLOCK = 1 << 20
 _powers = np.ones((2, 1), np.uint64)
 
@@ -48,7 +49,7 @@ def _block_hashes(data: np.ndarray) -> np.ndarray:
     powers, inverses = _powers_to(len(data))
     terms = (data * inside).astype(np.uint64) * powers[: len(data)]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-    return _mix((sums[np.append(starts[1:], len(data))] - sums[starts]) * inverses[starts])
+    return mix_array((sums[np.append(starts[1:], len(data))] - sums[starts]) * inverses[starts])
 
 
 def shingles(words: np.ndarray, size: int) -> np.ndarray:
@@ -60,7 +61,7 @@ def shingles(words: np.ndarray, size: int) -> np.ndarray:
     for offset in range(size):
         total *= _BASE
         total += words[offset : len(words) - size + 1 + offset]
-    return _mix(total)
+    return mix_array(total)
 
 
 def minhash_bands(words: np.ndarray) -> np.ndarray:
@@ -68,11 +69,11 @@ def minhash_bands(words: np.ndarray) -> np.ndarray:
     hashes = shingles(words, SHINGLE_WORDS)
     if not len(hashes):
         hashes = np.zeros(1, np.uint64)
-    seeds = _mix(np.arange(1, NUM_BANDS * BAND_HASHES + 1, dtype=np.uint64) * _BASE)
-    smallest = np.array([np.min((hashes ^ seed) * _MIX1) for seed in seeds])
+    seeds = mix_array(np.arange(1, NUM_BANDS * BAND_HASHES + 1, dtype=np.uint64) * _BASE)
+    smallest = np.array([np.min((hashes ^ seed) * np.uint64(MIX_1)) for seed in seeds])
     band = np.zeros(NUM_BANDS, np.uint64)
     for column in smallest.reshape(NUM_BANDS, BAND_HASHES).T:
-        band = _mix(band * _BASE + column)
+        band = mix_array(band * _BASE + column)
     return band
 
 
@@ -108,13 +109,6 @@ class HeldOut:
         high = np.searchsorted(self._values, sample[hit], "right")
         found = np.concatenate([self._owners[a:b] for a, b in zip(low[hit], high, strict=True)])
         return bool((np.bincount(found, minlength=len(self._sizes)) >= np.maximum(share * self._sizes, 1)).any())
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: spreads bits that the polynomial leaves together."""
-    value = (value ^ (value >> np.uint64(30))) * _MIX1
-    value = (value ^ (value >> np.uint64(27))) * _MIX2
-    return value ^ (value >> np.uint64(31))
 
 
 def _after_wide(data: np.ndarray) -> np.ndarray:

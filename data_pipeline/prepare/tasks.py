@@ -5,8 +5,6 @@ depend on the input and the settings alone, so a part that is there need never b
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transpooler.common.files import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.clean import clean_text, content_hash, length_problem, quality_problem
 from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
@@ -73,16 +72,7 @@ def run_task(context: Context, task: Task) -> Path:
     part = _Part(context)
     for batch in _batches(part.documents(task.records)):
         part.encode(batch)
-    temporary = task.part.with_name(f"{task.part.stem}.{uuid.uuid4().hex}.incomplete")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **part.arrays())  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, task.part)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    _save_arrays(task.part, part.arrays())
     return task.part
 
 
@@ -200,10 +190,7 @@ def save_held_out(parts: Sequence[Path], path: Path) -> None:
         with np.load(part, allow_pickle=False) as arrays:
             for name in names:
                 gathered[name].append(arrays[name])
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.incomplete")
-    with open(temporary, "wb") as file:
-        np.savez(file, **{name: np.concatenate(values) for name, values in gathered.items()})  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    _save_arrays(path, {name: np.concatenate(values) for name, values in gathered.items()})
 
 
 def load_held_out(path: str) -> HeldOut:
@@ -211,6 +198,11 @@ def load_held_out(path: str) -> HeldOut:
     with np.load(path, allow_pickle=False) as arrays:
         samples = np.split(arrays["samples"], np.cumsum(arrays["sample_sizes"])[:-1])
         return HeldOut(list(samples), [row.tobytes() for row in arrays["hashes"]])
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic_write(path, "wb", unique=True) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
-from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, is_url, join
+from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, join
+from transpooler.data_pipeline.sources.locations import is_remote
 
 FORMAT = 1
 INDEX_NAME = "index.json"
@@ -80,7 +81,7 @@ class ShardDataset:
 
     def __init__(self, split_folder: str | Path, cache: Cache | None = None, *, check_sizes: bool = True) -> None:
         self._remote: RemoteSplit | None = None
-        if is_url(split_folder):
+        if is_remote(split_folder):
             assert cache is not None, "shards behind a URL need a cache"
             self.folder: str | Path = str(split_folder)
             self._remote = RemoteSplit(self.folder, cache, (INDEX_NAME, DOCUMENTS_NAME))
@@ -97,7 +98,10 @@ class ShardDataset:
         self._shards: list[dict[str, Any]] = self.index["shards"]
         if check_sizes and self._remote is None:
             self._check_sizes()
-        self._rows = self._open_documents()
+        rows = open_rows(self._local, self.index)
+        if isinstance(rows, str):
+            raise UserError(f"{rows}; prepare again")
+        self._rows = rows
         self._has_checksums = "crc32" in (self._rows.dtype.names or ())
         self._dtype = np.dtype(self.index["token_dtype"]).newbyteorder("<")
         self.source_lengths = self._rows["source_tokens"]
@@ -196,20 +200,17 @@ class ShardDataset:
                 state = "missing" if size is None else f"{size} bytes instead of {shard['size_bytes']}"
                 raise DamagedShardError(f"{path}: damaged shard ({state}); restore it or prepare again")
 
-    def _open_documents(self) -> np.ndarray:
-        path = self._local / DOCUMENTS_NAME
-        try:
-            rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot read: {error}; prepare again") from error
-        if not is_documents_dtype(rows.dtype) or len(rows) != self.index["num_documents"]:
-            raise UserError(f"{path}: does not belong to {INDEX_NAME} beside it; prepare again")
-        return rows
 
-
-def is_documents_dtype(dtype: np.dtype) -> bool:
-    """Whether this is a table of documents, with or without checksums."""
-    return dtype in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1]))
+def open_rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
+    """Map documents.npy of a split folder (DOCUMENT_DTYPE, or the same without crc32), or say what is wrong with it."""
+    path = folder / DOCUMENTS_NAME
+    try:
+        rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        return f"{path}: cannot read: {error}"
+    if rows.dtype not in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1])) or len(rows) != index["num_documents"]:
+        return f"{path}: does not belong to {INDEX_NAME} beside it"
+    return rows
 
 
 def npy_header(dtype: np.dtype, num_tokens: int) -> bytes:

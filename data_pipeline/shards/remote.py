@@ -5,20 +5,21 @@ fetched is a locked .part file, so nobody fetches it twice, and what a killed pr
 evicted shard stays readable to whoever has it open.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write
+from transpooler.common.files import atomic_write, is_disk_full
+from transpooler.data_pipeline.sources.locations import file_system, is_remote
 
 FETCH_THREADS = 2
 FIRST_PAUSE_S = 0.2
@@ -27,14 +28,9 @@ _POLL_S = 0.05
 _BLOCK_BYTES = 16 << 20
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether a path names a remote file system."""
-    return "://" in str(path)
-
-
 def join(folder: str | Path, name: str) -> str | Path:
     """A path below a folder or URL; of the same kind as `folder`."""
-    return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else Path(folder).expanduser() / name
+    return f"{str(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder).expanduser() / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +48,9 @@ class Cache:
         local.mkdir(exist_ok=True)
         for name in names[1:]:
             if not (local / name).is_file():
-                self._with_retries(f"{url}/{name}", lambda target, path=local / name: _copy(target, path))
-        with atomic_write(local / names[0], "wb") as file:
+                with atomic_write(local / name, "wb", unique=True) as file:
+                    self._with_retries(f"{url}/{name}", lambda target, file=file: _copy(target, file))
+        with atomic_write(local / names[0], "wb", unique=True) as file:
             file.write(index)
         return local
 
@@ -61,7 +58,7 @@ class Cache:
         """Whether there is such a file."""
 
         def found(target: str) -> bool:
-            files, path = _file_system(target)
+            files, path = file_system(target)
             return bool(files.exists(path))
 
         return bool(self._with_retries(url, found))
@@ -83,16 +80,12 @@ class Cache:
         for attempt in range(self.retries + 1):
             try:
                 return action(url)
-            except ImportError as error:
-                raise UserError(
-                    f"{url}: {error}; pip install 'transpooler[s3]' (or the file system's package)"
-                ) from None
-            except FileNotFoundError:
-                raise UserError(f"{url}: no such file; check data.shards, or upload the folder again") from None
             except UserError:
                 raise
+            except FileNotFoundError:
+                raise UserError(f"{url}: no such file; check data.shards, or upload the folder again") from None
             except Exception as error:  # fsspec's file systems raise what their libraries raise
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if isinstance(error, OSError) and is_disk_full(error):
                     raise UserError(
                         f"{self.folder}: the disk is full; lower data.cache_gib or set data.cache"
                     ) from None
@@ -164,37 +157,32 @@ def fetch_folder(url: str, cache: Cache, names: tuple[str, ...]) -> Path:
     return cache.split(url, (names[0], *found))
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    return fsspec.core.url_to_fs(url)
-
-
-def _copy(url: str, path: Path) -> None:
-    files, source = _file_system(url)
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        files.get_file(source, str(own))
-        os.replace(own, path)
-    finally:
-        own.unlink(missing_ok=True)
+def _copy(url: str, file: IO[bytes]) -> None:
+    """Replace the content of an open file by that of a remote one."""
+    files, path = file_system(url)
+    file.seek(0)  # an earlier attempt may have failed half-way
+    file.truncate()
+    with files.open(path, "rb", block_size=_BLOCK_BYTES) as remote:
+        shutil.copyfileobj(remote, file, _BLOCK_BYTES)
 
 
 def _read(url: str) -> bytes:
-    files, path = _file_system(url)
+    files, path = file_system(url)
     content: bytes = files.cat_file(path)
     return content
 
 
 def _download(url: str, part: Path, size_bytes: int, sha256: str) -> None:
     """Copy over the claimed bytes of `part`, whose size therefore stays what `_make_room` counted."""
-    files, path = _file_system(url)
+    files, path = file_system(url)
     digest, size = hashlib.sha256(), 0
     with files.open(path, "rb", block_size=_BLOCK_BYTES) as remote, open(part, "r+b") as local:
         while block := remote.read(_BLOCK_BYTES):
             digest.update(block)
             local.write(block)
             size += len(block)
+        local.flush()
+        os.fsync(local.fileno())
     if size != size_bytes:
         raise OSError(f"damaged shard: {size} bytes instead of {size_bytes}")
     if digest.hexdigest() != sha256:

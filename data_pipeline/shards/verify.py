@@ -16,7 +16,7 @@ from transpooler.data_pipeline.shards.dataset import (
     INDEX_NAME,
     checksum,
     document_key,
-    is_documents_dtype,
+    open_rows,
 )
 
 
@@ -40,7 +40,7 @@ def problems(shards: Path) -> Iterator[str]:
             yield f"{folder / INDEX_NAME}: format {index.get('format')}, not {FORMAT}"
             continue
         yield from _tokenizer_problems(folder, index)
-        rows = _rows(folder, index)
+        rows = open_rows(folder, index)
         if isinstance(rows, str):
             yield rows
             continue
@@ -65,17 +65,6 @@ def _tokenizer_problems(folder: Path, index: dict[str, Any]) -> Iterator[str]:
         return
     if fingerprint(tokenizer) != index["tokenizer_fingerprint"] or len(tokenizer) != index["vocab_size"]:
         yield f"{folder.parent / 'tokenizer'}: is not the tokenizer of {folder / INDEX_NAME}"
-
-
-def _rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
-    path = folder / DOCUMENTS_NAME
-    try:
-        rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        return f"{path}: cannot read: {error}"
-    if not is_documents_dtype(rows.dtype) or len(rows) != index["num_documents"]:
-        return f"{path}: does not belong to {INDEX_NAME}"
-    return rows
 
 
 def _count_problems(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Iterator[str]:

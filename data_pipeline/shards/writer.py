@@ -5,13 +5,11 @@ See docs/data-format.md. Bytes depend on the documents alone: no times, users or
 
 import hashlib
 import io
-import os
 import tarfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -78,13 +76,8 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     if job.path.is_file():
         sha256, size = sha256_of(job.path), job.path.stat().st_size
     else:
-        temporary = job.path.with_name(f"{job.path.name}.{uuid.uuid4().hex}.incomplete")
-        try:
-            sha256, size = _write_tar(job, temporary)
-            os.replace(temporary, job.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_write(job.path, "wb", unique=True) as file:
+            sha256, size = _write_tar(job, file)
     num_documents = sum(len(rows) for _, rows in job.pieces)
     return {"name": job.path.name, "size_bytes": size, "sha256": sha256, "num_documents": num_documents}
 
@@ -107,22 +100,22 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def _write_tar(job: ShardJob, path: Path) -> tuple[str, int]:
-    with open(path, "wb", buffering=1 << 20) as raw:
-        file = _HashingFile(raw)
-        # As webdataset.TarWriter does it; importing webdataset imports torch, seconds and 200 MiB in every process.
-        with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-            for number, (meta, source, target) in enumerate(_documents(job), start=job.first):
-                members = {"json": meta, "source.npy": _npy(source)}
-                if target is not None:
-                    members["target.npy"] = _npy(target)
-                for name, data in members.items():
-                    member = tarfile.TarInfo(f"{document_key(job.split, number)}.{name}")
-                    member.size, member.mode = len(data), 0o444
-                    tar.addfile(member, io.BytesIO(data))
-            assert tar.offset == job.size_bytes, "tarfile no longer lays members out as we count"
-        raw.flush()
-        os.fsync(raw.fileno())
+def _write_tar(job: ShardJob, raw: IO[bytes]) -> tuple[str, int]:
+    """Write the tar of a job; returns its SHA-256 and size. The layout is that of webdataset.TarWriter.
+
+    webdataset itself would import torch: seconds, and 200 MiB in every process.
+    """
+    file = _HashingFile(raw)
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for number, (meta, source, target) in enumerate(_documents(job), start=job.first):
+            members = {"json": meta, "source.npy": _npy(source)}
+            if target is not None:
+                members["target.npy"] = _npy(target)
+            for name, data in members.items():
+                member = tarfile.TarInfo(f"{document_key(job.split, number)}.{name}")
+                member.size, member.mode = len(data), 0o444
+                tar.addfile(member, io.BytesIO(data))
+        assert tar.offset == job.size_bytes, "tarfile no longer lays members out as we count"
     return file.hash.hexdigest(), file.size
 
 

@@ -23,9 +23,9 @@ SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".tar", ".txt")
 DATASETS = "datasets://"
 
 
-def is_remote(location: str) -> bool:
+def is_remote(location: str | Path) -> bool:
     """Whether this is a URL and not a path of this machine."""
-    return "://" in location
+    return "://" in str(location)
 
 
 def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:

@@ -39,10 +39,10 @@ class Config:
                 "engine.micro_batch_size",
                 f"is {self.engine.micro_batch_size}, above data.batch_size = {self.data.batch_size}",
             )
-        if self.data.objective == "summarize" and self.data.train_split == "pretrain":
+        if self.data.needs_summaries and self.data.train_split == "pretrain":
             yield (
                 "data.objective",
-                "is 'summarize', but split pretrain has no summaries; use denoise or gap_sentences",
+                f"is {self.data.objective!r}, but split pretrain has no summaries; use denoise or gap_sentences",
             )
         yield from self._optimizer_problems()
         yield from self._timeout_problems()
@@ -52,7 +52,7 @@ class Config:
                 "data.validation_split",
                 "is null, but train.patience, keep_best_checkpoint or generate_documents is on",
             )
-        if self.train.generate_documents and self.data.objective != "summarize":
+        if self.train.generate_documents and not self.data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         for name in ("max_source_tokens", "max_target_tokens"):
             tokens, rows = getattr(self.data, name), self.model.max_positions

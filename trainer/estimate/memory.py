@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from transpooler.data_pipeline.limits import cut_length
+from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
 from transpooler.model.architecture import Architecture
 from transpooler.trainer.config import Config
@@ -206,12 +208,10 @@ def _step_size(config: Config) -> str:
 
 
 def _targets(config: Config, summaries: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Lengths of the targets: of the summaries, or about what the objective takes out of the source."""
-    limit = config.data.max_target_tokens
-    if config.data.objective == "summarize":
-        return np.minimum(summaries, limit - 1).astype(np.int64) + 1
-    share = 1.0 if config.data.objective == "denoise" else config.data.gap_fraction
-    return np.minimum((sources * share).astype(np.int64) + 1, limit)
+    """Lengths of what is generated: of the summaries, else about what the objective takes out of the source."""
+    objective = OBJECTIVES[config.data.objective]
+    lengths = summaries if objective.needs_summaries else sources * objective.target_share(config.data)
+    return cut_length(lengths.astype(np.int64), config.data.max_target_tokens)
 
 
 def _memory(world_size: int) -> int:

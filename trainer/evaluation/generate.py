@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from transpooler.data_pipeline.limits import cut
+from transpooler.data_pipeline.loading.collate import pad
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
 from transpooler.trainer.config.evaluation import GenerationConfig
 
@@ -47,9 +49,11 @@ def summarize(
         sources = [
             leading_ids(tokenizer, head_of(text) if isinstance(text, str) else text, limit - 1) for text in batch
         ]
-        read = [[*ids, tokenizer.eos_token_id] for ids, _ in sources]
-        for (ids, whole), cut, text in zip(sources, read, generate(model, tokenizer, read, generation), strict=True):
-            yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=cut)
+        read = [cut(ids, limit, tokenizer.eos_token_id).tolist() for ids, _ in sources]
+        for (ids, whole), read_ids, text in zip(
+            sources, read, generate(model, tokenizer, read, generation), strict=True
+        ):
+            yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=read_ids)
 
 
 def source_limit(tokenizer: "PreTrainedTokenizerFast", max_source_tokens: int | None) -> int:
@@ -71,7 +75,7 @@ def generate(
     `synced`: continue until all ranks have finished, because each forward pass of ZeRO 3 needs all of them.
     """
     model.eval()
-    input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
+    input_ids, attention_mask = (each.to(model.device) for each in pad(sources, tokenizer.pad_token_id))
     generator: Any = model  # the library annotates `generate` for its own classes alone
     generated = generator.generate(
         input_ids=input_ids,
@@ -85,17 +89,6 @@ def generate(
         **({"synced_gpus": True} if synced else {}),
     )
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
-
-
-def pad_batch(sequences: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids padded at the end with `fill`, and the mask of what is real, both (B, longest) int64."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), fill, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.int64)
-        mask[row, : len(sequence)] = 1
-    return ids.to(device), mask.to(device)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

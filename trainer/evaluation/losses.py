@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from transpooler.common.log import progress
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, pad
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.sharing import ALONE, Ranks
-from transpooler.trainer.evaluation.generate import batches, pad_batch
+from transpooler.trainer.evaluation.generate import batches
 from transpooler.trainer.evaluation.texts import source_ids, target_ids
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def held_out_losses(
     with progress("held-out loss", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
             sources = [source_ids(documents[i], tokenizer, config) for i in batch]
-            input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
+            input_ids, attention_mask = (each.to(model.device) for each in pad(sources, tokenizer.pad_token_id))
             losses = []
             for chosen in (batch, [partners[i] for i in batch]):
                 targets = [target_ids(documents[i], tokenizer, config) for i in chosen]
-                labels, _ = pad_batch(targets, IGNORED_LABEL, model.device)
+                labels = pad(targets, IGNORED_LABEL)[0].to(model.device)
                 summed = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, num_items_in_batch=1)
                 losses.append(float(summed.loss))
             sums.append((number, losses))

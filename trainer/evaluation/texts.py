@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from transpooler.data_pipeline.limits import cut
+
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerFast
@@ -12,13 +14,13 @@ if TYPE_CHECKING:
 
 def source_ids(document: "Document", tokenizer: "PreTrainedTokenizerFast", config: "Config") -> list[int]:
     """Token ids that the model reads: cut to data.max_source_tokens, </s> at the end."""
-    return [*document.source[: config.data.max_source_tokens - 1].tolist(), tokenizer.eos_token_id]
+    return cut(document.source, config.data.max_source_tokens, tokenizer.eos_token_id).tolist()
 
 
 def target_ids(document: "Document", tokenizer: "PreTrainedTokenizerFast", config: "Config") -> list[int]:
     """Token ids of the document's summary: cut to data.max_target_tokens, </s> at the end."""
     assert document.target is not None
-    return [*document.target[: config.data.max_target_tokens - 1].tolist(), tokenizer.eos_token_id]
+    return cut(document.target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
 
 
 def reference_text(document: "Document", tokenizer: "PreTrainedTokenizerFast") -> str:

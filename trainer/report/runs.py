@@ -8,6 +8,7 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
+from transpooler.data_pipeline.sources.locations import is_remote
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import EvaluationFolder, RunFolder, require_run
 
@@ -109,7 +110,7 @@ def _read_corpora(config: Config, start: Path) -> list[RunCorpus]:
     mixture = [(entry.shards, f"{entry.name}, weight {entry.weight:g}") for entry in config.data.mixture]
     corpora = []
     for shards, role in [(config.data.shards, "validation and tokenizer" if mixture else ""), *mixture]:
-        folder = shards if "://" in shards else str(start / Path(shards).expanduser())
+        folder = shards if is_remote(shards) else str(start / Path(shards).expanduser())
         report = Path(folder) / "report.json"
         splits = read_json(report).get("splits") if report.is_file() else None
         corpora.append(RunCorpus(folder=folder, splits=splits, role=role))

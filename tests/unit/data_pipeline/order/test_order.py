@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from transpooler.data_pipeline.order.mixture import PERIOD, BatchOrder
-from transpooler.data_pipeline.order.order import MIN_CLASS_CHUNKS, CorpusOrder, Cut, key_of, length_classes, permute
+from transpooler.data_pipeline.order.order import MIN_CLASS_CHUNKS, CorpusOrder, Cut, length_classes
+from transpooler.data_pipeline.order.permutation import key_of, permute
 
 FEW = Cut(documents=8, width=0.05)
 TOKENS = Cut(tokens=20_000, width=0.05)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transpooler.data_pipeline.loading.objectives.denoise import text_infilling
-from transpooler.data_pipeline.loading.objectives.gap_sentences import gap_sentences
-from transpooler.data_pipeline.loading.objectives.sentences import SentenceEnds, permute_sentences, split_units
+from transpooler.data_pipeline.objectives.denoise import text_infilling
+from transpooler.data_pipeline.objectives.gap_sentences import gap_sentences
+from transpooler.data_pipeline.objectives.sentences import SentenceEnds, permute_sentences, split_units
 from transpooler.data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
@@ -76,9 +76,9 @@ def test_gap_sentences_are_cut_out_and_wanted_in_order(tokens, limit, seed):
 def test_sentences_end_at_newlines_and_at_full_stops_before_a_space():
     word, dot, newline, glued = 20, 6, 7, 8
     source = np.array([word] * 7 + [dot] + [word] * 7 + [newline] + [9] * 8)
-    assert SentenceEnds(TOKENS).after(source).tolist() == [8, 16]
+    assert SentenceEnds(TOKENS).find(source).tolist() == [8, 16]
     tokens = [*TOKENS[:8], "x", *TOKENS[9:]]
-    assert SentenceEnds(tokens).after(np.array([word, dot, glued, word])).tolist() == []
+    assert SentenceEnds(tokens).find(np.array([word, dot, glued, word])).tolist() == []
 
 
 def test_the_sentence_most_like_the_rest_is_taken():

@@ -1,16 +1,39 @@
 """Gap sentences (PEGASUS, Zhang et al. 2020): principal sentences are taken out of a document and generated.
 
-Which are principal (section 3.1 of the paper), all by ROUGE-1 F1 of the chosen with the rest of the document:
-ind: each sentence scored alone, the best taken; seq: taken one by one, such that the chosen together score best;
-orig: tokens count as often as they occur; uniq: once. Beside them lead (the first ones) and random.
+A sentence is principal (section 3.1 of the paper) if it has a high ROUGE-1 F1 with the rest of the document.
+ind scores each sentence alone and takes the best; seq takes one after another such that all that are chosen score best
+together. orig counts a token as often as it occurs, uniq once. Besides there are lead (the first sentences) and random.
 
 Differences from the paper: unigrams are token ids, not words; sentences end where `SentenceEnds` says.
 """
 
 import numpy as np
 
-from transpooler.data_pipeline.loading.objectives.sentences import SentenceEnds, split_units
+from transpooler.data_pipeline.config import DataConfig
+from transpooler.data_pipeline.objectives.sentences import SentenceEnds, split_units
+from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
 from transpooler.data_pipeline.tokenizer import SpecialIds
+
+
+def make_pair(
+    source: np.ndarray,
+    summary: np.ndarray | None,
+    config: DataConfig,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the document with gaps, and the sentences that were there."""
+    return gap_sentences(
+        source,
+        vocabulary.special,
+        rng,
+        boundaries=vocabulary.sentence_ends,
+        gap_fraction=config.gap_fraction,
+        max_target_tokens=config.max_target_tokens - 1,
+        selection=config.gap_selection,
+        noise=config.gap_noise,
+        kept_fraction=config.gap_kept_fraction,
+    )
 
 
 def gap_sentences(
@@ -25,17 +48,18 @@ def gap_sentences(
     noise: float = 0.2,
     kept_fraction: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Select up to `gap_fraction` of the sentences (at least one) while they fit into the target: it is them, in order.
+    """Replace principal sentences by <gap>; returns the document with gaps and the sentences in order, int64 ids.
 
-    Each selected one is replaced by <gap>, but for `kept_fraction` of them, which stay in the source, too (section 6.1
-    of the paper). Scores are multiplied by 1 to 1 + `noise` at random.
+    Up to `gap_fraction` of the sentences (at least one) are selected, as many as fit into `max_target_tokens`.
+    `kept_fraction` of the selected ones stay in the source (section 6.1 of the paper). Each score is multiplied by a
+    random factor between 1 and 1 + `noise`.
     """
     units = split_units(source, boundaries)
     lengths = np.diff([0, *(stop for _, stop in units)])
     wanted = max(1, round(gap_fraction * len(units)))
     factors = 1 + noise * rng.random(len(units))
-    ranked = _ranking(source, lengths, selection, factors, wanted, max_target_tokens, rng)
-    chosen = sorted(_fitting(ranked, lengths, wanted, max_target_tokens)) or [int(ranked[0])]
+    ranked = _rank(source, lengths, selection, factors, wanted, max_target_tokens, rng)
+    chosen = sorted(_choose_fitting(ranked, lengths, wanted, max_target_tokens)) or [int(ranked[0])]
     num_kept = min(round(kept_fraction * len(chosen)), len(chosen) - 1)
     kept = set(rng.choice(chosen, size=num_kept, replace=False).tolist()) if num_kept else set()
     pieces: list[np.ndarray | list[int]] = []
@@ -48,8 +72,8 @@ def gap_sentences(
     return np.concatenate([*pieces, source[end:]]).astype(np.int64), target[:max_target_tokens]
 
 
-def _fitting(ranked: np.ndarray, lengths: np.ndarray, wanted: int, room: int) -> list[int]:
-    """The first `wanted` of the ranked sentences that fit into `room` tokens together."""
+def _choose_fitting(ranked: np.ndarray, lengths: np.ndarray, wanted: int, room: int) -> list[int]:
+    """Choose the first `wanted` of the ranked sentences that fit into `room` tokens together."""
     chosen: list[int] = []
     for unit in ranked.tolist():
         if len(chosen) == wanted:
@@ -60,7 +84,7 @@ def _fitting(ranked: np.ndarray, lengths: np.ndarray, wanted: int, room: int) ->
     return chosen
 
 
-def _ranking(
+def _rank(
     source: np.ndarray,
     lengths: np.ndarray,
     selection: str,
@@ -69,18 +93,18 @@ def _ranking(
     room: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Sentences from the most to the least wanted."""
+    """Return the numbers of the sentences, the best first."""
     if selection == "lead":
         return np.arange(len(lengths))
     if selection == "random":
         return rng.permutation(len(lengths))
     rouge = _Rouge(source, lengths, unique=selection.endswith("uniq"))
     if selection.startswith("ind"):
-        return np.argsort(-rouge.with_chosen() * factors, kind="stable")
+        return np.argsort(-rouge.score_next() * factors, kind="stable")
     chosen: list[int] = []
     left = np.ones(len(lengths), bool)
     while len(chosen) < wanted:
-        scores = np.where(left & (lengths <= room), rouge.with_chosen() * factors, -1.0)
+        scores = np.where(left & (lengths <= room), rouge.score_next() * factors, -1.0)
         best = int(np.argmax(scores))
         if scores[best] < 0:
             break
@@ -100,7 +124,7 @@ class _Rouge:
         present = np.flatnonzero(counts > 0)
         number = np.empty(len(counts), np.int32)
         number[present] = np.arange(len(present))
-        self._rest = counts[present]  # of each token, how many are in sentences that are not chosen
+        self._rest = counts[present]  # occurrences of each token in sentences that are not chosen
         self._chosen = np.zeros_like(self._rest)
         unit_of = np.repeat(np.arange(len(lengths)), lengths)
         fits = len(lengths) * len(present) < 2**31
@@ -112,8 +136,8 @@ class _Rouge:
         self._token = pairs[first] - self._unit * len(present)
         self._num_units = len(lengths)
 
-    def with_chosen(self) -> np.ndarray:
-        """F1 for each sentence, were it chosen next."""
+    def score_next(self) -> np.ndarray:
+        """Return the F1 that each sentence would give if it were chosen next."""
         chosen, rest = self._chosen, self._rest
         chosen_then = chosen[self._token] + self._count
         rest_then = rest[self._token] - self._count
@@ -122,7 +146,7 @@ class _Rouge:
                 (n > 0).astype(np.int64) for n in (chosen, rest, chosen_then, rest_then)
             )
         overlap = self._sum(np.minimum(chosen, rest), np.minimum(chosen_then, rest_then))
-        # A sentence that moves from the one side to the other changes the number of types, not that of tokens.
+        # Moving a sentence to the chosen changes the number of distinct tokens, but not the number of tokens.
         total = self._sum(chosen + rest, chosen_then + rest_then) if self.unique else (chosen + rest).sum()
         return 2 * overlap / np.maximum(total, 1)
 
@@ -133,6 +157,6 @@ class _Rouge:
         self._rest[self._token[own]] -= self._count[own]
 
     def _sum(self, now: np.ndarray, then: np.ndarray) -> np.ndarray:
-        """Sum over all tokens of a quantity, for each sentence with `then` in place of `now` at its own tokens."""
+        """For each sentence, sum a quantity over all tokens, with `then` instead of `now` at the sentence's tokens."""
         change = np.bincount(self._unit, then - now[self._token], minlength=self._num_units)
         return now.sum() + change

@@ -9,10 +9,10 @@ MIN_UNIT_TOKENS = 6
 
 
 class SentenceEnds:
-    """Where sentences end, decided on ids: tables over the vocabulary, made once from its tokens' text.
+    """Finds the ends of sentences on ids, with tables over the vocabulary that are made once from its tokens' text.
 
-    A sentence ends after a token with a newline (so that lines of code are units), and after a token that ends in
-    . ! or ? if the next one begins with white space.
+    A sentence ends after a token that holds a newline (so each line of code is a unit), and after a token that ends in
+    . ! or ? if the next token begins with white space.
     """
 
     def __init__(self, tokens: list[str]) -> None:
@@ -21,8 +21,8 @@ class SentenceEnds:
         self.ends = np.array([text.rstrip("\"')”’").endswith((".", "!", "?", "。")) for text in texts])
         self.begins_with_space = np.array([text[:1].isspace() for text in texts])
 
-    def after(self, source: np.ndarray) -> np.ndarray:
-        """Positions p such that a sentence ends before token p (0 and the end of the document left out)."""
+    def find(self, source: np.ndarray) -> np.ndarray:
+        """Return the positions p (int64, ascending) such that a sentence ends between tokens p - 1 and p."""
         ends = self.has_newline[source[:-1]] | (self.ends[source[:-1]] & self.begins_with_space[source[1:]])
         return np.flatnonzero(ends) + 1
 
@@ -32,10 +32,10 @@ _VISIBLE_WHITE_SPACE = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "č": "
 
 
 def split_units(source: np.ndarray, boundaries: SentenceEnds) -> list[tuple[int, int]]:
-    """Cut a document into sentences [start, stop), at least two where it has two tokens."""
+    """Cut a document into sentences [start, stop); at least two, if it has two tokens."""
     units: list[tuple[int, int]] = []
     start, end = 0, len(source)
-    for stop in [*boundaries.after(source).tolist(), end]:
+    for stop in [*boundaries.find(source).tolist(), end]:
         length = stop - start
         while length > MAX_UNIT_TOKENS:
             units.append((start, start + MAX_UNIT_TOKENS))
@@ -50,7 +50,7 @@ def split_units(source: np.ndarray, boundaries: SentenceEnds) -> list[tuple[int,
 
 
 def permute_sentences(source: np.ndarray, boundaries: SentenceEnds, rng: np.random.Generator) -> np.ndarray:
-    """The sentences of a document in random order: BART's second noise (Lewis et al. 2020, section 2.2)."""
+    """Shuffle the sentences of a document, which is BART's second noise (Lewis et al. 2020, section 2.2)."""
     units = split_units(source, boundaries)
     if not units:
         return source

@@ -1,1 +1,0 @@
-"""What a document becomes: source and target of one training example."""
