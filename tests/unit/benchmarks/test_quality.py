@@ -15,13 +15,21 @@ import pytest
 import yaml
 
 from tests.paths import ROOT
-from transpooler.benchmarks.quality.needles import FACT_WORDS, document, needle_sources, recalled_facts, vocabulary
-from transpooler.benchmarks.quality.outcome import ArmResult, seconds_at, seed_rows, table_rows, verdict
-from transpooler.benchmarks.quality.runs import Workplace, check
-from transpooler.benchmarks.quality.statistics import Estimate, difference, estimate
-from transpooler.benchmarks.quality.study import load_study, resolve
-from transpooler.benchmarks.quality.table import each_seed, notes, readable
+from transpooler.benchmarks.quality.needles import (
+    FACT_WORDS,
+    make_document,
+    make_vocabulary,
+    recall_facts,
+    write_needles,
+)
+from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds, sum_seconds
+from transpooler.benchmarks.quality.runs import Workplace, check_study
+from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
+from transpooler.benchmarks.quality.study import load_study, resolve_config
+from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
 from transpooler.common.errors import UserError
+from transpooler.trainer.config import load_config
+from transpooler.trainer.config.presets import preset_names
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -133,25 +141,25 @@ def test_paired_differences_do_not_know_that_documents_differ() -> None:
     rng = np.random.default_rng(4)
     hard = rng.normal(0, 10, 200)  # documents differ much more than arms do
     ours, baseline = (hard + shift + rng.normal(0, 0.1, (3, 200)) for shift in (0.5, 0.0))
-    apart = difference(ours, baseline, np.ones(200))
+    apart = compare(ours, baseline, np.ones(200))
     assert apart.low < 0.5 < apart.high
     assert apart.high - apart.low < 0.1
-    assert verdict(apart) == "better"
-    assert verdict(apart, lower_is_better=True) == "worse"
+    assert judge(apart) == "better"
+    assert judge(apart, lower_is_better=True) == "worse"
 
 
 def test_seeds_that_disagree_leave_it_undecided() -> None:
     ones = np.ones(100)
     ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[2.5], [2.5]]) * ones
-    assert verdict(difference(ours, baseline, ones)) == "undecided"
+    assert judge(compare(ours, baseline, ones)) == "undecided"
     alike = np.array([[0.5], [2.5]]) * ones  # seeds differ, and the arms do so in the same way with each
-    assert verdict(difference(ours, alike, ones)) == "better"
-    assert verdict(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
+    assert judge(compare(ours, alike, ones)) == "better"
+    assert judge(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
 
 
 def test_seconds_add_up_over_windows() -> None:
     rows = [{"step": 10, "step_time_s": 2.0}, {"step": 20, "step_time_s": 1.0}, {"step": 25, "step_time_s": 4.0}]
-    assert seconds_at(rows) == [20.0, 30.0, 50.0]
+    assert sum_seconds(rows) == [20.0, 30.0, 50.0]
 
 
 @pytest.mark.parametrize(
@@ -183,23 +191,46 @@ def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path,
     study = load_study(path)
     assert len(study.arms) >= 6
     for arm in study.arms:
-        assert resolve(study, arm.name, [arm.settings]) != config_from_dict({})
-    check(Workplace(study=study, shards=tmp_path, output=tmp_path))
+        assert resolve_config(study, arm.name, [arm.settings]) != config_from_dict({})
+    check_study(Workplace(study=study, shards=tmp_path, output=tmp_path))
     part = load_study(path, arms=" random, hard,random", seeds="1, 0,1")
     assert (part.asked, part.seeds, part.arms) == (("random", "hard"), (1, 0), study.arms)
 
 
+def test_studies_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [name for name in preset_names() if name.startswith("studies/") and name.count("/") == 1]
+    assert len(names) >= 6
+    for study in map(load_study, names):
+        assert study.path.is_absolute()
+        for arm in study.arms:  # with all files that the study refers to
+            resolve_config(study, arm.name, [arm.settings])
+    assert load_study("studies/needles").configs[0].name == "needles.yaml"
+    # A file of one's own refers to files beside it, and to presets by name; a file goes before a preset.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "blockwise.yaml").write_text("model: {d_model: 64}")
+    study_file = tmp_path / "mine" / "study.yaml"
+    study_file.write_text(yaml.safe_dump({**TINY, "settings": {}, "configs": ["pyramidion", "blockwise.yaml"]}))
+    study = load_study("mine/study.yaml")
+    architecture = resolve_config(study, "blockwise", []).model
+    assert (architecture.d_model, len(architecture.pooling)) == (64, len(load_config(["pyramidion"]).model.pooling))
+    with pytest.raises(
+        UserError, match=r"studies/neddles: cannot read the study: .*; studies by name: .*studies/needles"
+    ):
+        load_study("studies/neddles")
+
+
 def test_needles_are_the_same_bytes_again_and_all_facts_are_in_the_document(tmp_path: Path) -> None:
     counts = {"train": 20, "test": 5}
-    first, again = (needle_sources(tmp_path / name, counts) for name in ("a", "b"))
+    first, again = (write_needles(tmp_path / name, counts) for name in ("a", "b"))
     assert [path.read_bytes() for path in first.values()] == [path.read_bytes() for path in again.values()]
-    words = vocabulary()
+    words = make_vocabulary()
     known = [*words.fields, *words.filler, *(word for field in words.facts for place in field for word in place)]
     assert len(known) == len(set(known))
     for line in first["test"].read_text().splitlines():
         row = json.loads(line)
         assert 192 <= len(row["article"].split()) <= 256
-        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+        assert recall_facts(row["abstract"], row["article"]) == 1.0
         assert len(set(row["abstract"].split())) == FACT_WORDS
         assert not set(words.filler) & set(row["abstract"].split())
 
@@ -208,24 +239,24 @@ def test_facts_are_planted_in_running_text(tmp_path: Path) -> None:
     text = [f"w{number}" for number in range(1000)]
     source = tmp_path / "texts.jsonl"
     source.write_text(json.dumps({"text": " ".join(text)}) + "\n" + json.dumps({"text": "too short"}) + "\n")
-    paths = needle_sources(tmp_path / "made", {"train": 20, "test": 5}, texts={"train": source, "test": source})
+    paths = write_needles(tmp_path / "made", {"train": 20, "test": 5}, texts={"train": source, "test": source})
     for line in paths["test"].read_text().splitlines():
         row = json.loads(line)
         rest = [word for word in row["article"].split() if word not in row["abstract"].split()]
         assert 300 <= len(row["article"].split()) <= 400
         assert " ".join(rest) in " ".join(text)
-        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+        assert recall_facts(row["abstract"], row["article"]) == 1.0
     source.write_text(json.dumps({"text": "too short"}) + "\n")
     with pytest.raises(UserError, match="no document has 400 words"):
-        needle_sources(tmp_path / "none", {"test": 5}, texts={"test": source})
+        write_needles(tmp_path / "none", {"test": 5}, texts={"test": source})
 
 
 def test_recall_counts_whole_facts() -> None:
-    _, abstract = document(vocabulary(), 32, np.random.default_rng(0), lambda count, rng: ["filler"] * count)
+    _, abstract = make_document(make_vocabulary(), 32, np.random.default_rng(0), lambda count, rng: ["filler"] * count)
     words = abstract.split()
-    assert recalled_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
+    assert recall_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
     words[5] = "wrong"
-    assert recalled_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
+    assert recall_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
 
 
 def test_documents_cannot_be_given_to_a_study_that_makes_its_own() -> None:
@@ -281,21 +312,21 @@ def test_arms_of_unlike_seeds_are_compared_over_those_that_both_have(tmp_path: P
     path.write_text(yaml.safe_dump({**TINY, "arms": {"a": {}, "b": {}, "c": {}}}))
     study = load_study(path)
     results = [_result("a", {0: 1.0, 1: 2.0, 2: 3.0}), _result("b", {2: 2.75, 1: 1.75}), _result("c", {7: 0.1235})]
-    rows, each = table_rows(results, study), seed_rows(results)
+    rows, each = compare_arms(results, study), list_seeds(results)
     assert rows[1]["loss_less_a"] == rows[1]["loss_less_a_high"] == pytest.approx(-0.25)
     assert "loss_less_a" not in rows[2]
-    (table,) = readable(rows, study).values()
+    (table,) = format_arms(rows, study).values()
     assert table[1]["loss less a"] == "-0.250 (-0.250 to -0.250) better"
     assert [row["loss"].split()[0] for row in table] == ["2.000", "2.250", "0.123"]
     assert [(row["arm"], row["seed"], row["loss"], row["steps"]) for row in each][3:5] == [
         ("b", 2, 2.75, 12),
         ("b", 1, 1.75, 12),
     ]
-    (lines,) = each_seed(each).values()
+    (lines,) = format_seeds(each).values()
     assert lines[1] == {"arm": "b", "seed 1": "50.0 (1.750)", "seed 2": "50.0 (2.750)"}
-    assert "Arms differ in their seeds" in notes(study, each)
-    assert "Not finished" not in notes(study, each)
-    assert "Not finished: c." in notes(study, each[:-1])
+    assert "Arms differ in their seeds" in format_notes(study, each)
+    assert "Not finished" not in format_notes(study, each)
+    assert "Not finished: c." in format_notes(study, each[:-1])
 
 
 def _result(arm: str, losses: dict[int, float]) -> ArmResult:

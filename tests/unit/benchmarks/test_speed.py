@@ -15,19 +15,19 @@ import torch
 from tests.paths import ROOT
 from transpooler.benchmarks.speed.architectures import ENTRIES, build
 from transpooler.benchmarks.speed.bench import write_outputs
-from transpooler.benchmarks.speed.goals import verdicts
-from transpooler.benchmarks.speed.plots import exponent, fitted
-from transpooler.benchmarks.speed.run import known, run_cells
+from transpooler.benchmarks.speed.goals import judge_goals
+from transpooler.benchmarks.speed.plots import fit_exponent, format_range
+from transpooler.benchmarks.speed.run import find_result, run_cells
 from transpooler.benchmarks.speed.settings import (
     Cell,
     Limits,
     Settings,
     keep_settings,
-    outcome,
+    make_result,
     parse_lengths,
     parse_phases,
 )
-from transpooler.benchmarks.speed.table import cost_cell, rows, terminal_tables
+from transpooler.benchmarks.speed.table import format_cost, make_rows, print_tables
 from transpooler.benchmarks.speed.work import count_flops
 from transpooler.common.errors import UserError
 from transpooler.common.files import write_json
@@ -79,19 +79,19 @@ def test_a_cell_over_its_limits_is_recorded_and_longer_ones_are_left_out(tmp_pat
     first, second = (json.loads(cell.path(tmp_path).read_text()) for cell in cells)
     assert (first["status"], first["note"]) == ("time_limit", "over 0.2 s")
     assert (second["status"], second["note"]) == ("skipped", "time_limit at 64 tokens")
-    assert known(cells[0], Limits(time_limit_s=0.1), tmp_path)
-    assert known(cells[0], Limits(time_limit_s=60), tmp_path) is None
+    assert find_result(cells[0], Limits(time_limit_s=0.1), tmp_path)
+    assert find_result(cells[0], Limits(time_limit_s=60), tmp_path) is None
     run_cells(cells[:1], SETTINGS, Limits(memory_limit_gib=0.01), tmp_path)
     assert json.loads(cells[0].path(tmp_path).read_text())["status"] == "out_of_memory"
-    assert known(cells[0], Limits(memory_limit_gib=1), tmp_path) is None
+    assert find_result(cells[0], Limits(memory_limit_gib=1), tmp_path) is None
 
 
 def test_a_cell_that_breaks_says_why_and_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = Cell(architecture="blockwise", length=64, phase="train")
-    write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
-    assert known(cell, Limits(), tmp_path) is None
-    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0, train_step_s_repeats=5))
-    assert known(cell, Limits(), tmp_path)
+    write_json(cell.path(tmp_path), make_result(cell, "failed", "RuntimeError: out of luck"))
+    assert find_result(cell, Limits(), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", train_step_s=1.0, train_step_s_repeats=5))
+    assert find_result(cell, Limits(), tmp_path)
 
 
 def test_operations_are_counted_as_one_counts_by_hand() -> None:
@@ -104,27 +104,27 @@ def test_operations_are_counted_as_one_counts_by_hand() -> None:
 
 def test_ratios_verdicts_and_gaps() -> None:
     cells = [
-        outcome(Cell(architecture="deep_blockwise", length=8192, phase="train"), "ok", train_step_s=9.0),
-        outcome(Cell(architecture="deep_pyramidion", length=8192, phase="train"), "ok", train_step_s=4.5),
-        outcome(Cell(architecture="deep_vanilla", length=8192, phase="train"), "out_of_memory", "over 4 GiB"),
-        outcome(Cell(architecture="vanilla", length=8192, phase="train"), "ok", train_step_s=8.0),
-        outcome(Cell(architecture="pyramid24", length=8192, phase="train"), "ok", train_step_s=10.0),
+        make_result(Cell(architecture="deep_blockwise", length=8192, phase="train"), "ok", train_step_s=9.0),
+        make_result(Cell(architecture="deep_pyramidion", length=8192, phase="train"), "ok", train_step_s=4.5),
+        make_result(Cell(architecture="deep_vanilla", length=8192, phase="train"), "out_of_memory", "over 4 GiB"),
+        make_result(Cell(architecture="vanilla", length=8192, phase="train"), "ok", train_step_s=8.0),
+        make_result(Cell(architecture="pyramid24", length=8192, phase="train"), "ok", train_step_s=10.0),
     ]
-    found = {row["architecture"]: row for row in rows(cells)}
+    found = {row["architecture"]: row for row in make_rows(cells)}
     assert found["deep_pyramidion"]["train_step_s_vs_blockwise"] == 2
     assert "train_step_s_vs_vanilla" not in found["deep_pyramidion"]
     assert found["pyramid24"]["train_step_s_vs_vanilla"] == 0.8
-    assert cost_cell(found["deep_vanilla"], "train_step_s") == "out of memory"
-    assert cost_cell(found["deep_pyramidion"], "train_step_s") == "4.50 s (2.0/-)"
-    lines = verdicts(list(found.values()))
+    assert format_cost(found["deep_vanilla"], "train_step_s") == "out of memory"
+    assert format_cost(found["deep_pyramidion"], "train_step_s") == "4.50 s (2.0/-)"
+    lines = judge_goals(list(found.values()))
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["paper's number reached", "missed"]
-    terminal_tables(list(found.values()))
+    print_tables(list(found.values()))
 
 
 def test_exponents_are_slopes_of_logarithms() -> None:
     lengths = [1000, 2000, 8000]
-    assert exponent(lengths, [3e-6 * length**1.7 for length in lengths]) == pytest.approx(1.7)
-    assert exponent([1000], [1.0]) is None
+    assert fit_exponent(lengths, [3e-6 * length**1.7 for length in lengths]) == pytest.approx(1.7)
+    assert fit_exponent([1000], [1.0]) is None
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.source in ("led", "longt5")])
@@ -149,9 +149,9 @@ def test_one_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
     other = Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY, batch_size=2)
     cell = Cell(architecture="blockwise", length=64, phase="train")
     keep_settings(tmp_path, other)
-    write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
+    write_json(cell.path(tmp_path), make_result(cell, "failed", "RuntimeError: out of luck"))
     keep_settings(tmp_path, SETTINGS)  # what failed is no measurement
-    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0))
+    write_json(cell.path(tmp_path), make_result(cell, "ok", train_step_s=1.0))
     keep_settings(tmp_path, SETTINGS)
     with pytest.raises(UserError, match="holds measurements with batch_size 1"):
         keep_settings(tmp_path, other)
@@ -185,13 +185,13 @@ def test_a_wrong_setting_is_found_before_anything_is_written(tmp_path: Path, set
 
 def test_a_cell_that_was_repeated_less_often_than_asked_is_measured_again(tmp_path: Path) -> None:
     cell = Cell(architecture="blockwise", length=64, phase="infer")
-    write_json(cell.path(tmp_path), outcome(cell, "ok", encoder_s_repeats=3, document_s_repeats=1))
-    assert known(cell, Limits(repeats=1), tmp_path)
-    assert known(cell, Limits(repeats=2), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", encoder_s_repeats=3, document_s_repeats=1))
+    assert find_result(cell, Limits(repeats=1), tmp_path)
+    assert find_result(cell, Limits(repeats=2), tmp_path) is None
     # Time allowed no more: it is not tried for ever.
-    write_json(cell.path(tmp_path), outcome(cell, "ok", repeats_asked=5, encoder_s_repeats=3, document_s_repeats=1))
-    assert known(cell, Limits(repeats=5), tmp_path)
-    assert known(cell, Limits(repeats=6), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", repeats_asked=5, encoder_s_repeats=3, document_s_repeats=1))
+    assert find_result(cell, Limits(repeats=5), tmp_path)
+    assert find_result(cell, Limits(repeats=6), tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ['{"status": "o', "[]", '{"status": "ok"}'])
@@ -200,7 +200,7 @@ def test_a_torn_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
     cell.path(tmp_path).parent.mkdir()
     cell.path(tmp_path).write_text(text)
     with pytest.raises(UserError, match=f"{cell.name}.json: .*delete it and run the command again"):
-        known(cell, Limits(), tmp_path)
+        find_result(cell, Limits(), tmp_path)
 
 
 def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_pat
         cell = Cell(architecture=name, length=64, phase="train")
         where = machine | {"threads": 3, "commit": f"commit-of-{name}"}
         write_json(
-            cell.path(tmp_path), outcome(cell, "ok", train_step_s=step_s, train_peak_mib=1019.7, environment=where)
+            cell.path(tmp_path), make_result(cell, "ok", train_step_s=step_s, train_peak_mib=1019.7, environment=where)
         )
     write_outputs(tmp_path)
     text = (tmp_path / "speed.md").read_text()
@@ -241,14 +241,15 @@ def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
         assert len(set(labels)) >= 3, labels
         assert [str(line.get_label()).split(" ", 3)[-1] for line in axis.get_lines()] == ["(2k-8k)"]
         pyplot.close(figure)
-    assert fitted([2048, 8192]) == "2k and 8k alone"
+    assert format_range([2048, 8192]) == "2k and 8k alone"
 
 
 def test_a_cell_does_not_outlive_its_benchmark() -> None:
     script = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'from benchmarks.speed.cell import _die_with_parent;"
-        " import time; _die_with_parent(); print(1, flush=True); time.sleep(60)'], stdout=subprocess.PIPE)\n"
+        "work = 'import time; from transpooler.benchmarks.speed.cell import die_with_parent as die; die(); '\n"
+        "work += 'print(1, flush=True); time.sleep(60)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', work], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
