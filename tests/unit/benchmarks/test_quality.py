@@ -1,20 +1,14 @@
 """`transpooler bench quality`: studies are checked, their runs resume, their statistics agree with other arithmetic."""
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from tests.paths import ROOT
+from tests.tiny import STUDY
 from transpooler.benchmarks.quality.needles import (
     FACT_WORDS,
     make_document,
@@ -28,99 +22,9 @@ from transpooler.benchmarks.quality.statistics import Estimate, compare, estimat
 from transpooler.benchmarks.quality.study import load_study, resolve_config
 from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
 from transpooler.common.errors import UserError
+from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.presets import preset_names
-
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "budget": {"steps": 12},
-    "settings": {
-        "data": {"max_source_tokens": 64, "max_target_tokens": 12, "batch_size": 4},
-        "model": {
-            "d_model": 32,
-            "num_heads": 2,
-            "ffn_dim": 64,
-            "block_size": 16,
-            "encoder_layers": 2,
-            "decoder_layers": 1,
-        },
-        "engine": {"micro_batch_size": 4, "zero_stage": 0},
-        "optimizer": {"warmup_steps": 2, "learning_rate": 0.003},
-        "train": {"evaluate_every_steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 2, "tensorboard": False},
-        "generation": {"num_beams": 1, "max_new_tokens": 6},
-    },
-    "arms": {
-        "blockwise": None,
-        "warm": {
-            "model": {"pooling": [{"after_layer": 2, "length": 8}]},
-            "start": {"arm": "blockwise", "share": 0.5},
-        },
-    },
-}
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, shards: Path) -> None:
-    study, out = tmp_path / "tiny.yaml", tmp_path / "out"
-    study.write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
-    command += ["--output", str(out)]
-    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    first = out / "runs" / "blockwise-seed0" / "checkpoints"
-    while killed.poll() is None and not list(first.glob("global_step*")):
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stderr
-    rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
-    assert [rows[arm]["steps"] for arm in ("blockwise", "warm")] == [12, 12]
-    assert rows["blockwise"]["loss"] == pytest.approx(_evaluated_loss(out / "runs" / "blockwise-seed0"), rel=1e-4)
-    points = list(csv.DictReader((out / "curves.csv").open()))
-    assert [point["step"] for point in points if point["arm"] == "warm"] == ["4", "6", "10", "12"]
-    assert (out / "curves.png").stat().st_size > 10_000
-    _check_each_seed(out, rows)
-    # Started twice, and noted twice: another commit might have been there.
-    assert len(json.loads((out / "runs" / "blockwise-seed0" / "environment.json").read_text())) == 2
-    (trained,) = json.loads((out / "quality.json").read_text())["environment"]["trained_with"]
-    assert (trained["count"], "torch" in trained["versions"]) == (3, True)  # both arms, and what warm starts as
-    # All is done: nothing is trained or evaluated again.
-    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
-    _a_part_leaves_the_whole_in_the_table(command, study, out)
-
-
-def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
-    each = list(csv.DictReader((out / "seeds.csv").open()))
-    assert [(row["arm"], row["seed"], row["steps"]) for row in each] == [("blockwise", "0", "12"), ("warm", "0", "12")]
-    assert float(each[1]["loss"]) == pytest.approx(rows["warm"]["loss"])
-    assert float(each[1]["reads_its_input"]) == pytest.approx(rows["warm"]["reads_its_input"])
-    assert json.loads((out / "quality.json").read_text())["seeds"][1]["rouge1"] == float(each[1]["rouge1"])
-
-
-def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
-    (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
-    part = subprocess.run(
-        [*command, "--arms", "warm, warm", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert part.returncode == 0, part.stderr
-    rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
-    assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "1", "warm": "2"}
-    text = (out / "quality.md").read_text()
-    assert "Arms differ in their seeds" in text
-    assert "commit unknown" in text
-    # What was trained with other settings than the study has now is no part of it.
-    study.write_text(yaml.safe_dump(TINY | {"arms": TINY["arms"] | {"blockwise": {"model": {"block_size": 8}}}}))
-    other = subprocess.run([*command, "--seeds", "2", "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
-    assert "blockwise-seed0: was trained with other settings" in other.stderr
-    assert next(csv.DictReader((out / "seeds.csv").open()))["seed"] == "2"
-
-
-def _evaluated_loss(run: Path) -> float:
-    return float(json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["loss"])
 
 
 def test_intervals_agree_with_the_standard_error_of_the_mean() -> None:
@@ -177,7 +81,7 @@ def test_seconds_add_up_over_windows() -> None:
 )
 def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: str) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**TINY, **change}))
+    path.write_text(yaml.safe_dump({**STUDY, **change}))
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert str(path) in str(caught.value)
@@ -210,7 +114,7 @@ def test_studies_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "blockwise.yaml").write_text("model: {d_model: 64}")
     study_file = tmp_path / "mine" / "study.yaml"
-    study_file.write_text(yaml.safe_dump({**TINY, "settings": {}, "configs": ["pyramidion", "blockwise.yaml"]}))
+    study_file.write_text(yaml.safe_dump({**STUDY, "settings": {}, "configs": ["pyramidion", "blockwise.yaml"]}))
     study = load_study("mine/study.yaml")
     architecture = resolve_config(study, "blockwise", []).model
     assert (architecture.d_model, len(architecture.pooling)) == (64, len(load_config(["pyramidion"]).model.pooling))
@@ -259,17 +163,15 @@ def test_recall_counts_whole_facts() -> None:
     assert recall_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
 
 
-def test_documents_cannot_be_given_to_a_study_that_makes_its_own() -> None:
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", "configs/studies/needles.yaml", "--data", "x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "makes its own documents" in done.stderr
+def test_documents_cannot_be_given_to_a_study_that_makes_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "quality", "studies/needles", "--data", "x"]) == 2
+    assert "makes its own documents" in capsys.readouterr().err
 
 
 def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    arms = TINY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
-    path.write_text(yaml.safe_dump({**TINY, "arms": arms}))
+    arms = STUDY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
+    path.write_text(yaml.safe_dump({**STUDY, "arms": arms}))
     study = load_study(path, arms="warm")
     arm = study.arms[1]
     assert (study.asked, arm.name) == (("warm",), "warm")
@@ -284,32 +186,33 @@ def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
         ({"optimizer": {"warmup_steps": 8}}, "arms.warm.start: optimizer.warmup_steps is 8, above train.steps = 6"),
     ],
 )
-def test_a_mistake_in_any_arm_is_found_before_anything_is_written(tmp_path: Path, change: dict, message: str) -> None:
+def test_a_mistake_in_any_arm_is_found_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict, message: str
+) -> None:
     study, out = tmp_path / "study.yaml", tmp_path / "out"
-    settings = TINY["settings"] | {key: value for key, value in change.items() if key != "arms"}
-    study.write_text(yaml.safe_dump(TINY | {"settings": settings, "arms": change.get("arms", TINY["arms"])}))
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--output", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, f"{study}: {message}" in done.stderr) == (2, True), done.stderr
+    settings = STUDY["settings"] | {key: value for key, value in change.items() if key != "arms"}
+    study.write_text(yaml.safe_dump(STUDY | {"settings": settings, "arms": change.get("arms", STUDY["arms"])}))
+    code, errors = main(["bench", "quality", str(study), "--output", str(out)]), capsys.readouterr().err
+    assert (code, f"{study}: {message}" in errors) == (2, True), errors
     assert not out.exists()
 
 
-def test_shards_are_looked_at_before_anything_is_trained(tmp_path: Path) -> None:
+def test_shards_are_looked_at_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study, out = tmp_path / "study.yaml", tmp_path / "out"
-    study.write_text(yaml.safe_dump(TINY))
+    study.write_text(yaml.safe_dump(STUDY))
     for shards, message in (
         (tmp_path / "no", f"--shards {tmp_path / 'no'}: no such folder"),
         (tmp_path, "no shards here"),
     ):
-        command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
-        done = subprocess.run([*command, "--output", str(out)], cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        code = main(["bench", "quality", str(study), "--shards", str(shards), "--output", str(out)])
+        errors = capsys.readouterr().err
+        assert (code, message in errors) == (2, True), errors
         assert not out.exists()
 
 
 def test_arms_of_unlike_seeds_are_compared_over_those_that_both_have(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "arms": {"a": {}, "b": {}, "c": {}}}))
+    path.write_text(yaml.safe_dump({**STUDY, "arms": {"a": {}, "b": {}, "c": {}}}))
     study = load_study(path)
     results = [_result("a", {0: 1.0, 1: 2.0, 2: 3.0}), _result("b", {2: 2.75, 1: 1.75}), _result("c", {7: 0.1235})]
     rows, each = compare_arms(results, study), list_seeds(results)

@@ -24,7 +24,7 @@ def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_says_something_and_imports_nothing_heavy(command: str) -> None:
     script = (
-        "import sys\nfrom launch.cli import main\n"
+        "import sys\nfrom transpooler.launch.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
