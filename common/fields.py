@@ -1,10 +1,12 @@
 """Rules that stand at a setting's field: `steps: int = at_least(1, 300_000)`. The configuration loader checks them all.
 
-A value of None means that an optional setting is not set, and passes. Floats must be finite whatever the rule.
+A field whose type allows None may be left unset: None passes. A rule for a tuple holds for each of its items, and
+numbers must be finite whatever the rule.
 """
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,19 +16,23 @@ Rule = Callable[[Any], str | None]
 """What is wrong with a value, such as 'must be at least 1'; None for a good one."""
 
 
-def at_least(minimum: float, default: Any) -> Any:
-    """A field whose number is `minimum` or more."""
-    return _field(default, lambda value: None if value >= minimum else f"must be at least {minimum:g}")
+def at_least(minimum: float, default: Any, why: str = "") -> Any:
+    """A field whose number is `minimum` or more; `why` follows the limit in the message, in brackets."""
+    limit = f"must be at least {minimum}{f' ({why})' if why else ''}" if minimum or why else "must not be negative"
+    return _field(default, lambda value: None if value >= minimum else limit)
 
 
-def above(limit: float, default: Any) -> Any:
-    """A field whose number is more than `limit`."""
-    return _field(default, lambda value: None if value > limit else f"must be above {limit:g}")
+def positive(default: Any) -> Any:
+    """A field whose number is above 0."""
+    return _field(default, lambda value: None if value > 0 else "must be positive")
 
 
-def between(low: float, high: float, default: Any) -> Any:
-    """A field whose number lies in [low, high]."""
-    return _field(default, lambda value: None if low <= value <= high else f"must lie between {low:g} and {high:g}")
+def between(low: float, high: float, default: Any, exclude: Sequence[float] = ()) -> Any:
+    """A field whose number lies in [low, high]; `exclude` names the ends that do not belong to it."""
+    interval = f"{'(' if low in exclude else '['}{low}, {high}{')' if high in exclude else ']'}"
+    return _field(
+        default, lambda value: None if low <= value <= high and value not in exclude else f"must lie in {interval}"
+    )
 
 
 def one_of(choices: Sequence[Any], default: Any) -> Any:
@@ -35,17 +41,45 @@ def one_of(choices: Sequence[Any], default: Any) -> Any:
     return _field(default, lambda value: None if value in choices else f"choose one of {names}")
 
 
+def all_problems(section: Any) -> Iterator[tuple[str, str]]:
+    """(key, message) for all that is wrong with a dataclass and those inside it; keys are paths such as `a.b[0].c`.
+
+    First what the rules at the fields find, then what each dataclass's own `problems()` yields about other keys.
+    """
+    sections = list(_sections(section, ""))
+    broken = [(f"{prefix}{key}", message) for prefix, each in sections for key, message in field_problems(each)]
+    yield from broken
+    reported = dict(broken)
+    for prefix, each in sections:
+        if hasattr(each, "problems"):
+            found = ((f"{prefix}{key}", message) for key, message in each.problems())
+            yield from ((key, message) for key, message in found if key not in reported)
+
+
 def field_problems(section: Any) -> Iterator[tuple[str, str]]:
-    """(field, message) for each field of a dataclass that breaks its rule or is no finite number."""
+    """(field, message) for each field of a dataclass that breaks its rule or holds a number that is not finite."""
     for entry in dataclasses.fields(section):
-        value = getattr(section, entry.name)
-        if value is None:
-            continue
-        if isinstance(value, float) and not math.isfinite(value):
-            yield entry.name, f"is {value}; must be a finite number"
-        elif (rule := entry.metadata.get(_RULE)) is not None and (problem := rule(value)) is not None:
-            yield entry.name, f"is {value!r}; {problem}"
+        value, rule = getattr(section, entry.name), entry.metadata.get(_RULE)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is None:
+                continue
+            if isinstance(item, float) and not math.isfinite(item):
+                yield entry.name, f"is {item}; must be a finite number"
+            elif rule is not None and (problem := rule(item)) is not None:
+                optional = ", or null" if type(None) in typing.get_args(entry.type) else ""
+                yield entry.name, f"is {value!r}; {problem}{optional}"
 
 
 def _field(default: Any, rule: Rule) -> Any:
     return dataclasses.field(default=default, metadata={_RULE: rule})
+
+
+def _sections(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(prefix of its keys, dataclass) for the dataclasses in `value`, items of tuples included; the outermost last."""
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _sections(item, f"{prefix.removesuffix('.')}[{index}].")
+    elif dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            yield from _sections(getattr(value, entry.name), f"{prefix}{entry.name}.")
+        yield prefix, value

@@ -15,11 +15,14 @@ INCOMPLETE_SUFFIX = ".incomplete"
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w", *, keep: bool = False, unique: bool = False) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: Path, mode: str = "w", *, keep: bool = False, unique: bool = False, durable: bool = True
+) -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` for writing; on success fsync it and rename it to `path`, else remove it.
 
     `keep`: what was written before a failure stays there, in PATH.incomplete. `unique`: under a temporary name of its
-    own, for files that several processes may write at the same time; the last one wins.
+    own, for files that several processes may write at the same time; the last one wins. `durable=False`: without
+    fsync, for files that nobody needs after a power failure.
     Raises UserError when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f"{path.name}{f'.{uuid.uuid4().hex}' if unique else ''}{INCOMPLETE_SUFFIX}")
@@ -27,10 +30,12 @@ def atomic_write(path: Path, mode: str = "w", *, keep: bool = False, unique: boo
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     except BaseException as error:
         if os.path.lexists(temporary) and not (keep and temporary.stat().st_size):
             temporary.unlink()

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-OPERATORS = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
-SCORED = ("successive_halving", "hard", "iterative_softmax")
-"""Operators that read scores; the others have no scorer."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
+"""The rows of `ops.operators.OPERATORS`, which needs torch."""
 NORMS = ("pre", "post")
 POOLING_NORMS = ("after", "before")
 POSITIONS = ("sinusoidal", "rotary", "learned")
@@ -26,11 +29,18 @@ class PoolingStage:
     """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, iterative_softmax)."""
 
     def slots(self, num_tokens: int) -> int:
-        """Slots that a document of so many tokens (at least 1) fills after the stage."""
+        """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n)."""
         if self.length is not None:
             return min(self.length, num_tokens)
         assert self.ratio is not None  # Architecture.problems
         return -(-num_tokens // round(1 / self.ratio))
+
+    def slots_of_each(self, num_tokens_B: "Tensor") -> "Tensor":
+        """`slots` of a batch: int64 (B,) -> int64 (B,), without waiting for a GPU."""
+        if self.length is not None:
+            return num_tokens_B.clamp(max=self.length)
+        assert self.ratio is not None
+        return -(-num_tokens_B // round(1 / self.ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +72,12 @@ class Architecture:
     pooling_base: float = 20.0
     """Base b of the pair softmax, softmax(b^s) (Successive Halving paper)."""
     pooling_norm: str = "after"
-    """norm=pre: pool the residual stream as it is and normalise later (after), or what the norm makes of it (before).
-    Before is what the paper's post-norm layers do, and what gates need: a norm after the last pooling undoes them."""
+    """For norm=pre. after: pool the residual stream and normalise later; before: pool the normalised tokens. The latter
+    is what the paper's post-norm layers do, and what gates need: a norm after the last pooling would undo them."""
     scorer_init_std: float | None = None
-    """Standard deviation of the scorers' first weights; null = init_std. At 0 pooling begins as plain means, so that
-    no kind of token is dropped before the decoder could use it (not for operator=hard, which would keep the first)."""
+    """Standard deviation of the scorers' initial weights; null = init_std. At 0 pooling starts as plain means, so that
+    no kind of token is dropped before the decoder has learned to use it (not for operator=hard, which would keep the
+    first tokens)."""
     dropout: float = 0.1
     init_std: float = 0.02
 
@@ -110,8 +121,8 @@ class Architecture:
                 or int(1 / stage.ratio) & (int(1 / stage.ratio) - 1)
             ):
                 yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."
-            if stage.operator not in OPERATORS:
-                yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATORS)}"
+            if stage.operator not in OPERATOR_NAMES:
+                yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATOR_NAMES)}"
             if previous and stage.after_layer <= previous.after_layer:
                 yield f"{key}.after_layer", f"is {stage.after_layer}; must be above the stage before it"
             if previous and previous.length and stage.length and stage.length >= previous.length:

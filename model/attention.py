@@ -17,11 +17,11 @@ from transpooler.model.positions import rotate
 
 CosSin = tuple[Tensor, Tensor]
 Attended = tuple[Tensor, Tensor | None]
-"""Output, and the attention weights if they were asked for."""
+"""The output, and the attention weights if they were requested."""
 
 
 class Attention(nn.Module):
-    """Projections and heads; what attends to what is decided by the subclasses."""
+    """Projections and heads; subclasses decide which tokens attend to which."""
 
     is_causal = False
 
@@ -40,9 +40,10 @@ class Attention(nn.Module):
     def attend(
         self, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, output_attentions: bool
     ) -> Attended:
-        """Heads side by side (B, N, D), and weights (B, H, N, M): only eager attention has them, so asking chooses it.
+        """Return the concatenated heads (B, N, D) and, if requested, the weights (B, H, N, M).
 
-        `mask`: bool, True = attend, or added to the scores; None: all, or what `is_causal` allows.
+        Requesting weights selects eager attention, the only implementation that returns them. `mask`: bool (True =
+        attend), or floats that are added to the scores; None: everything, or what `is_causal` allows.
         """
         name = "eager" if output_attentions else self.config._attn_implementation
         function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
@@ -60,14 +61,15 @@ class BlockAttention(Attention):
         q, k, v = (project(x_PD) for project in (self.q_proj, self.k_proj, self.v_proj))
         if cos_sin is not None:
             q, k = (rotate(part.unflatten(-1, (self.num_heads, -1)), cos_sin).flatten(1) for part in (q, k))
-        q, k, v = (self.split(layout.blocks.put(part)) for part in (q, k, v))
+        q, k, v = (self.split(layout.blocks.to_rows(part)) for part in (q, k, v))
         out_RmD, weights = self.attend(q, k, v, layout.block_mask, output_attentions)
         if weights is not None and layout.blocks.rows > len(layout.lengths):
-            # (R, H, m, m) -> (B, H, N, m). The output is made of what is handed out, so that its gradient can be asked.
-            weights = layout.documents.put(layout.blocks.take(weights.transpose(1, 2))).transpose(1, 2)
-            regrouped = layout.blocks.put(layout.documents.take(weights.transpose(1, 2))).transpose(1, 2)
+            # (R, H, m, m) -> (B, H, N, m). The output is computed from the tensor that is returned, so that callers can
+            # differentiate with respect to it.
+            weights = layout.documents.to_rows(layout.blocks.to_tokens(weights.transpose(1, 2))).transpose(1, 2)
+            regrouped = layout.blocks.to_rows(layout.documents.to_tokens(weights.transpose(1, 2))).transpose(1, 2)
             out_RmD = (regrouped @ v).transpose(1, 2).flatten(2)
-        return self.out_proj(layout.blocks.take(out_RmD)), weights
+        return self.out_proj(layout.blocks.to_tokens(out_RmD)), weights
 
 
 class CausalAttention(Attention):
@@ -83,7 +85,7 @@ class CausalAttention(Attention):
         cache: EncoderDecoderCache | None,
         output_attentions: bool,
     ) -> Attended:
-        """`mask`: broadcast to (B, H, N, M), or None: plainly causal, or one new token that sees all."""
+        """`mask` broadcasts to (B, H, N, M). None: a plain causal mask, or a single new token, which sees all."""
         q, k, v = (self.split(project(x_BND)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if cos_sin is not None:
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
@@ -104,7 +106,7 @@ class CrossAttention(Attention):
         cache: EncoderDecoderCache | None,
         output_attentions: bool,
     ) -> Attended:
-        """x_BND has a row for each document of memory_BMD, or for each beam of each; memory_mask (B, 1, 1, M) bool."""
+        """x_BND has one row per document of memory_BMD, or one per beam; memory_mask is bool (B, 1, 1, M)."""
         q = self.split(self.q_proj(x_BND))
         if cache is not None and cache.is_updated.get(self.layer):
             stored: Any = cache.cross_attention_cache.layers[self.layer]

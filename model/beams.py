@@ -21,7 +21,7 @@ SHARED = ("encoder_outputs", "attention_mask")
 
 
 class SharedMemoryGeneration(_Base):
-    """`generate` with the encoder's output as it is, whatever num_beams and num_return_sequences."""
+    """`generate` that never repeats the encoder's output, whatever num_beams and num_return_sequences are."""
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs
@@ -33,7 +33,7 @@ class SharedMemoryGeneration(_Base):
         return input_ids, model_kwargs | shared
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
-        """Beams change places within their document alone, so only what they wrote follows them."""
+        """Beams swap only within their document, so only their self-attention cache is reordered."""
         past_key_values.self_attention_cache.reorder_cache(beam_idx)  # type: ignore[arg-type]
         return past_key_values
 

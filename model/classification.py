@@ -1,4 +1,4 @@
-"""A label, or numbers, for a document, from what the encoder kept of it."""
+"""Labels or numbers for documents, from the tokens that the encoder keeps."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -6,7 +6,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.encoder import WHOLE_TO_ENCODER, TranspoolerEncoder, TranspoolerPreTrainedModel, own_names
+from transpooler.model.encoder import (
+    WHOLE_TO_ENCODER,
+    WITHOUT_DECODER,
+    TranspoolerEncoder,
+    TranspoolerPreTrainedModel,
+    forget_key_mapping,
+)
 
 
 class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
@@ -16,7 +22,7 @@ class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
     `from_pretrained` reads folders of this class, of the encoder alone and of the whole model (the classifier is new).
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = WITHOUT_DECODER
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
@@ -27,7 +33,7 @@ class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
         mapping = {name: f"model.{own}" for name, own in WHOLE_TO_ENCODER.items()} | (key_mapping or {})
-        return own_names(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
+        return forget_key_mapping(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
 
     @can_return_tuple
     def forward(

@@ -11,7 +11,7 @@ from transpooler.model.config import TranspoolerConfig
 from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
 from transpooler.model.input_checks import check_inputs, check_mask
 from transpooler.model.layers import DecoderLayer, FinalNorm
-from transpooler.model.layout import somewhere
+from transpooler.model.layout import open_empty_rows
 from transpooler.model.positions import rotary
 
 
@@ -45,7 +45,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         encoder_attention_mask (B, S) is the mask of the encoder's output, not that of its input.
         """
         given = check_inputs(input_ids, inputs_embeds, self.config, prefix="decoder_")
-        memory_mask = _memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
+        memory_mask = _prepare_memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not (self.training and self.layers[0].gradient_checkpointing):
@@ -78,8 +78,8 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         )
 
 
-def _memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
-    """bool (B, 1, 1, S) of a memory (B, S, D); a document that has nothing kept is read as it is, zeros."""
+def _prepare_memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
+    """Return the bool mask (B, 1, 1, S) of a memory (B, S, D). A document without kept tokens attends to zeros."""
     if memory is None or memory.dim() != 3 or len(memory) == 0 or batch % len(memory):
         found = None if memory is None else tuple(memory.shape)
         raise ValueError(
@@ -88,4 +88,4 @@ def _memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> T
     if mask_BS is None:
         mask_BS = torch.ones(memory.shape[:2], device=memory.device)
     check_mask("encoder_attention_mask", mask_BS, memory)
-    return somewhere(mask_BS.bool())[:, None, None]
+    return open_empty_rows(mask_BS.bool())[:, None, None]

@@ -22,7 +22,7 @@ from transpooler.model.positions import rotary, sinusoidal
 
 
 class TranspoolerPreTrainedModel(PreTrainedModel):
-    """What the encoder, the decoder and the whole share as `transformers` models."""
+    """What the encoder, the decoder and the whole model share as `transformers` models."""
 
     config: TranspoolerConfig
     config_class = TranspoolerConfig
@@ -42,8 +42,8 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
 
 
 class Embedder(nn.Module):
-    """Token embeddings as a stack reads them: with sinusoids (scaled by sqrt(D) first) or learned positions added, or
-    plain before rotary; then the norm, if any."""
+    """Adds positions to token embeddings: sinusoids (after scaling by sqrt(D)), learned ones, or none if they are
+    rotary; then applies the norm, if there is one."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
@@ -70,29 +70,31 @@ class PooledStage(NamedTuple):
     groups_BN: Tensor
     weights_BN: Tensor
     mask_BN: Tensor
-    """What was real before the stage."""
+    """The real tokens before the stage."""
     scored: bool
     """Whether the operator chooses by scores."""
 
 
 WHOLE_TO_ENCODER = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
-"""How names of the whole model's weights read in the encoder alone."""
+"""Names of the whole model's weights (patterns) -> their names in the encoder alone."""
+WITHOUT_DECODER = [r"^(model\.)?decoder\.", r"^lm_head\."]
+"""Names of the whole model's weights (patterns) that a model without a decoder leaves out."""
 
 
-def own_names(loaded):
-    """What from_pretrained returned with a key_mapping, which the library would undo when saving: not here."""
+def forget_key_mapping(loaded):
+    """Drop the key mapping that from_pretrained stores; otherwise save_pretrained would write the old names back."""
     model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__dict__.pop("_weight_conversions", None)
     return loaded
 
 
 class TranspoolerEncoder(TranspoolerPreTrainedModel):
-    """Documents to the few token representations that matter; useful alone for retrieval and classification.
+    """Turns documents into the few token representations that matter; alone it serves retrieval and classification.
 
     `from_pretrained` reads folders of the encoder alone and of the whole model.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = WITHOUT_DECODER
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
@@ -103,12 +105,13 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         self.poolers = nn.ModuleDict({str(stage.after_layer): Pooler(config, stage) for stage in stages})
         self.final_norm = FinalNorm(config)
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
-        self.last_pooling: list[PooledStage] = []
+        self.pooled_stages: list[PooledStage] = []
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        return own_names(super().from_pretrained(*args, key_mapping=WHOLE_TO_ENCODER | (key_mapping or {}), **kwargs))
+        mapping = WHOLE_TO_ENCODER | (key_mapping or {})
+        return forget_key_mapping(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
 
     @can_return_tuple
     def forward(
@@ -125,20 +128,20 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         check_mask("attention_mask", attention_mask, given)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        x, layout, positions_P = self._packed(given, attention_mask)
-        hidden_states, attentions, self.last_pooling = [], [], []
+        x, layout, positions_P = self._pack(given, attention_mask)
+        hidden_states, attentions, self.pooled_stages = [], [], []
         for number, layer in enumerate(self.layers, 1):
             if keep_all:
-                hidden_states.append(layout.documents.put(x))
-                # What was handed out is what is read on, so that its gradient can be asked for.
-                x = layout.documents.take(hidden_states[-1])
+                hidden_states.append(layout.documents.to_rows(x))
+                # Continue from the tensor that is returned, so that callers can differentiate with respect to it.
+                x = layout.documents.to_tokens(hidden_states[-1])
             x, weights = layer(x, layout, self._cos_sin(positions_P, x), output_attentions)
             attentions.append(weights)
             if number == len(self.layers) and not self.norm_is_last:
                 x = self.final_norm(x)
             if str(number) in self.poolers:
-                x, layout, positions_P = self._pooled(number, x, layout, positions_P)
-        memory = layout.documents.put(self.final_norm(x) if self.norm_is_last else x)
+                x, layout, positions_P = self._pool(number, x, layout, positions_P)
+        memory = layout.documents.to_rows(self.final_norm(x) if self.norm_is_last else x)
         if not layout.all_real:
             memory = memory.masked_fill(~layout.document_mask[..., None], 0)
         return EncoderOutput(
@@ -146,20 +149,20 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
             hidden_states=(*hidden_states, memory) if keep_all else None,
             attentions=tuple(attentions) if output_attentions else None,
             attention_mask=layout.document_mask.long(),
-            positions=layout.documents.put(positions_P),
+            positions=layout.documents.to_rows(positions_P),
         )
 
-    def _packed(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
-        """Embedded real tokens (P, D), their layout, and their positions (P,) in the document, padding not counted."""
+    def _pack(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
+        """Return the embedded real tokens (P, D), their layout, and their positions (P,), padding not counted."""
         batch, num_tokens = given.shape[:2]
         block, flat = self.config.block_size, given.flatten(0, 1)
         if attention_mask is None:
             layout = Layout([num_tokens] * batch, block, given.device)
             positions_P = torch.arange(num_tokens, device=given.device).repeat(batch)
         else:
-            layout, at_P = Layout.of_mask(attention_mask.bool(), block)
+            layout, at_P = Layout.from_mask(attention_mask.bool(), block)
             flat = flat.index_select(0, at_P)
-            positions_P = layout.documents.take(torch.arange(layout.longest, device=given.device).repeat(batch, 1))
+            positions_P = layout.documents.to_tokens(torch.arange(layout.longest, device=given.device).repeat(batch, 1))
         embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
         return self.embedder(embeddings, positions_P), layout, positions_P
 
@@ -168,14 +171,14 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
             return None
         return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
 
-    def _pooled(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
+    def _pool(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
         pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
         # Reentrant checkpointing returns a plain tuple.
-        pooled = SoftTopK(*pooler(layout.documents.put(x_PD), mask_BN))
-        self.last_pooling.append(
+        pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN))
+        self.pooled_stages.append(
             PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
         )
         lengths = [pooler.stage.slots(length) for length in layout.lengths]
         after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
-        positions_BS = layout.documents.put(positions_P).gather(1, pooled.positions)
-        return after.documents.take(pooled.embeddings), after, after.documents.take(positions_BS)
+        positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
+        return after.documents.to_tokens(pooled.embeddings), after, after.documents.to_tokens(positions_BS)

@@ -1,6 +1,6 @@
-"""What can be wrong with a model's inputs, said with the argument, its value and what was expected.
+"""Checks of a model's inputs. Each ValueError names the argument, its value and what was expected.
 
-Values are read on the CPU alone: on a GPU that would make the host wait.
+Values are read only on CPUs: on a GPU the host would have to wait for them.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transpooler.model.config import TranspoolerConfig
 def check_inputs(
     input_ids: Tensor | None, inputs_embeds: Tensor | None, config: TranspoolerConfig, prefix: str = ""
 ) -> Tensor:
-    """The one that was given of token ids (B, N) and embeddings (B, N, D), N at least 1."""
+    """Return whichever of token ids (B, N) and embeddings (B, N, D) was given; N is at least 1."""
     if (input_ids is None) == (inputs_embeds is None):
         number = "neither" if input_ids is None else "both"
         raise ValueError(f"{prefix}input_ids, {prefix}inputs_embeds: {number} given; expected exactly one of them")
@@ -38,10 +38,11 @@ def check_inputs(
 
 
 def check_mask(name: str, mask: Tensor | None, given: Tensor) -> None:
-    """A mask (B, N) for `given` (B, N, ...)."""
+    """Check that a mask has the shape (B, N) of `given` (B, N, ...)."""
     if mask is not None and mask.shape != given.shape[:2]:
         raise ValueError(f"{name}: {describe(mask)}; expected {tuple(given.shape[:2])}, as the tokens that it is for")
 
 
 def describe(tensor: Tensor) -> str:
+    """Such as "int64 (2, 40)"."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

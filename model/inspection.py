@@ -1,4 +1,4 @@
-"""What the poolers chose: each token's weight through all stages, and statistics of the last batch."""
+"""What the poolers chose: the weight of each token through all stages, and statistics of the last batch."""
 
 from collections.abc import Sequence
 
@@ -26,12 +26,12 @@ def select(encoder: TranspoolerEncoder, input_ids_BN: Tensor, attention_mask_BN:
     slots = torch.arange(input_ids_BN.shape[1], device=input_ids_BN.device).expand_as(order)
     slots = torch.where(mask.bool().gather(1, order), slots, -1)
     weights, stage_weights = (slots >= 0).float(), []
-    for stage in encoder.last_pooling:
+    for stage in encoder.pooled_stages:
         at = slots.clamp(min=0)
         weights = torch.where(slots >= 0, weights * stage.weights_BN.gather(1, at), 0)
         slots = torch.where(slots >= 0, stage.groups_BN.gather(1, at), -1)
-        stage_weights.append(_to_the_input(weights, order))
-    return Selection(_to_the_input(weights, order), _to_the_input(slots, order), stage_weights)
+        stage_weights.append(_restore_order(weights, order))
+    return Selection(_restore_order(weights, order), _restore_order(slots, order), stage_weights)
 
 
 @torch.no_grad()
@@ -64,6 +64,6 @@ def pooling_statistics(stages: Sequence[PooledStage]) -> dict[str, float]:
     return numbers
 
 
-def _to_the_input(x_BN: Tensor, order_BN: Tensor) -> Tensor:
+def _restore_order(x_BN: Tensor, order_BN: Tensor) -> Tensor:
     """Undo `front_order`."""
     return torch.empty_like(x_BN).scatter_(1, order_BN, x_BN)

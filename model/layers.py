@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + dropout(sublayer(x)) with its norm before the sublayer or after the sum, in two halves."""
+    """x + dropout(sublayer(x)), with a norm before the sublayer (pre) or after the sum (post); called in two halves."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class Residual(nn.Module):
         self.dropout = config.dropout
 
     def before(self, x: Tensor) -> Tensor:
-        """What the sublayer reads."""
+        """Return the input of the sublayer."""
         return self.norm(x) if self.pre else x
 
     def after(self, x: Tensor, out: Tensor) -> Tensor:
-        """The stream with what the sublayer made of it."""
+        """Add the output of the sublayer to the stream."""
         x = x + F.dropout(out, self.dropout, self.training)
         return x if self.pre else self.norm(x)
 
@@ -58,7 +58,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.attention_residual, self.ffn_residual = Residual(config), Residual(config)
 
     def forward(self, x_PD: Tensor, layout: Layout, cos_sin: CosSin | None, output_attentions: bool) -> Attended:
-        """x_PD and the result (P, D), packed tokens; weights as BlockAttention's."""
+        """Packed tokens (P, D) -> (P, D), and the weights as BlockAttention returns them."""
         out, weights = self.attention(self.attention_residual.before(x_PD), layout, cos_sin, output_attentions)
         x_PD = self.attention_residual.after(x_PD, out)
         return self.ffn_residual.after(x_PD, self.ffn(self.ffn_residual.before(x_PD))), weights
@@ -83,7 +83,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         output_attentions: bool,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x_BTD and the result (B, T, D), then the weights of both attentions; masks as theirs."""
+        """(B, T, D) -> (B, T, D), and the weights of both attentions; masks as these take them."""
         cache = past_key_values
         out, weights = self.self_attention(self.self_residual.before(x_BTD), mask, cos_sin, cache, output_attentions)
         x_BTD = self.self_residual.after(x_BTD, out)
@@ -94,7 +94,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class FinalNorm(nn.Module):
-    """The norm that closes a stack of pre-norm layers; nothing after post-norm ones."""
+    """The norm that closes a stack of pre-norm layers; the identity for post-norm layers."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 Layers work on packed tokens, so padding costs nothing outside attention, and inside it only what completes a document's
 last block. The lengths are read once per batch (one host synchronisation on a GPU); the poolers' results follow from
-them. Under torch.compile nothing is read: every document counts as long as the batch, and masks do the rest.
+them. Under torch.compile no length is read: every document is treated as full, and masks do the rest.
 
 B documents, N longest length, P packed tokens (the sum of the lengths), R blocks of m.
 """
@@ -19,7 +19,7 @@ class Grid:
     def __init__(self, lengths: Sequence[int], widths: Sequence[int], columns: int, device: torch.device) -> None:
         """Document i takes `lengths[i]` tokens of its `widths[i]` places; widths are multiples of `columns`."""
         self.rows, self.columns = sum(widths) // columns, columns
-        self.slots_P: Tensor | None = None  # None: nothing is padding, so a reshape does
+        self.slots_P: Tensor | None = None  # None: there is no padding, so a reshape suffices
         if list(lengths) != list(widths):
             lengths_B, widths_B = torch.tensor([lengths, widths]).to(device, non_blocking=True)
             shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B)
@@ -27,13 +27,13 @@ class Grid:
             shift_P = shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
             self.slots_P = torch.arange(num_tokens, device=device) + shift_P
 
-    def put(self, x: Tensor) -> Tensor:
+    def to_rows(self, x: Tensor) -> Tensor:
         """(P, ...) -> (rows, columns, ...), zero where there is no token."""
         if self.slots_P is not None:
             x = x.new_zeros(self.rows * self.columns, *x.shape[1:]).index_copy(0, self.slots_P, x)
         return x.unflatten(0, (self.rows, self.columns))
 
-    def take(self, x: Tensor) -> Tensor:
+    def to_tokens(self, x: Tensor) -> Tensor:
         """(rows, columns, ...) -> (P, ...)."""
         x = x.flatten(0, 1)
         return x if self.slots_P is None else x.index_select(0, self.slots_P)
@@ -54,17 +54,17 @@ class Layout:
         """(R, m)."""
         self.all_real = mask_BN is None
         real_P = torch.ones(sum(self.lengths), dtype=torch.bool, device=device)
-        self.document_mask = self.documents.put(real_P) if mask_BN is None else mask_BN
+        self.document_mask = self.documents.to_rows(real_P) if mask_BN is None else mask_BN
         """bool (B, N): real tokens."""
         self.block_mask: Tensor | None = None
         """bool (R, 1, 1, m): the tokens to attend to, or None where every block is full."""
         if mask_BN is not None or self.blocks.slots_P is not None:
-            real_P = real_P if mask_BN is None else self.documents.take(mask_BN)
-            self.block_mask = somewhere(self.blocks.put(real_P))[:, None, None]
+            real_P = real_P if mask_BN is None else self.documents.to_tokens(mask_BN)
+            self.block_mask = open_empty_rows(self.blocks.to_rows(real_P))[:, None, None]
 
     @classmethod
-    def of_mask(cls, mask_BN: Tensor, block: int | None) -> "tuple[Layout, Tensor]":
-        """The layout of the True tokens and their indices (P,) in the flattened mask; an empty row keeps one place."""
+    def from_mask(cls, mask_BN: Tensor, block: int | None) -> "tuple[Layout, Tensor]":
+        """Return the layout of the True tokens and their indices (P,) in the flattened mask; an empty row keeps one."""
         batch, num_tokens = mask_BN.shape
         if torch.compiler.is_compiling() or mask_BN.is_meta:
             order_BN = front_order(mask_BN)
@@ -81,8 +81,8 @@ class Layout:
         return cls(lengths, block, mask_BN.device, front_BN), packed_BN.flatten().nonzero().squeeze(1)
 
 
-def somewhere(mask: Tensor) -> Tensor:
-    """The mask with rows that allow nothing opened: softmax over nothing is NaN, and what comes out is never read."""
+def open_empty_rows(mask: Tensor) -> Tensor:
+    """Unmask rows that are fully masked: softmax over an empty row is NaN. Their output is never read."""
     return mask | ~mask.any(dim=-1, keepdim=True)
 
 

@@ -66,18 +66,18 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
-        """As BART's; attention_mask (B, N) is that of the source, also where encoder_outputs are given."""
+        """Arguments as BART's. attention_mask (B, N) is always that of the source, even with encoder_outputs."""
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
         elif isinstance(encoder_outputs, tuple | list):
-            encoder_outputs = encoder_output_of(encoder_outputs)
+            encoder_outputs = read_encoder_output(encoder_outputs)
         assert isinstance(encoder_outputs, ModelOutput)
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs[0],
-            encoder_attention_mask=memory_mask_of(encoder_outputs, attention_mask, self.config),
+            encoder_attention_mask=find_memory_mask(encoder_outputs, attention_mask, self.config),
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -162,7 +162,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels shifted right behind decoder_start_token_id; ignored ones become padding."""
+        """Shift labels right, behind decoder_start_token_id; ignored labels become padding."""
         if labels.dim() != 2 or self.config.decoder_start_token_id is None or self.config.pad_token_id is None:
             raise ValueError(
                 f"labels: {describe(labels)}; expected int64 (batch, tokens), and a configuration with"
@@ -172,22 +172,22 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
-        """Which tokens the poolers keep of each document, with what weight; see `Selection`."""
+        """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
         return select(self.model.encoder, input_ids, attention_mask)
 
     def pooling_statistics(self) -> dict[str, float]:
         """What the poolers did in the last forward pass; see `inspection.pooling_statistics`."""
-        return pooling_statistics(self.model.encoder.last_pooling)
+        return pooling_statistics(self.model.encoder.pooled_stages)
 
 
-def encoder_output_of(outputs: Sequence) -> EncoderOutput:
-    """What the encoder returned with return_dict=False, its parts known by their shapes; only the first is needed."""
+def read_encoder_output(outputs: Sequence) -> EncoderOutput:
+    """Rebuild the encoder's output from a tuple (return_dict=False); its first part with two dimensions is the mask."""
     masks = [part for part in outputs[1:] if isinstance(part, Tensor) and part.dim() == 2]
     return EncoderOutput(last_hidden_state=outputs[0], attention_mask=masks[0] if masks else None)
 
 
-def memory_mask_of(outputs: ModelOutput, attention_mask: Tensor | None, config: TranspoolerConfig) -> Tensor:
-    """(B, S) mask of the kept tokens; what carries none is full of tokens, or as full as the source's mask makes it."""
+def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, config: TranspoolerConfig) -> Tensor:
+    """(B, S) mask of the kept tokens. Outputs without a mask follow the source's mask; without that, all are kept."""
     mask, memory = outputs.get("attention_mask"), outputs[0]
     if mask is not None:
         return mask
@@ -195,16 +195,12 @@ def memory_mask_of(outputs: ModelOutput, attention_mask: Tensor | None, config: 
         return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device)
     kept_B = attention_mask.bool().sum(1)
     for stage in config.architecture.pooling:
-        if stage.ratio is not None:
-            shrink = round(1 / stage.ratio)
-            kept_B = (kept_B + shrink - 1) // shrink
-        else:
-            kept_B = kept_B.clamp(max=stage.length)
+        kept_B = stage.slots_of_each(kept_B)
     return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
 
 
 def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross entropy summed in float32 over labels that are not -100, over `num_items` or their number, at least 1."""
+    """Cross entropy summed in float32 over labels other than -100, divided by `num_items` or their number (>= 1)."""
     if labels_BT.shape != logits_BTV.shape[:2]:
         expected = tuple(logits_BTV.shape[:2])
         raise ValueError(f"labels: {describe(labels_BT)}; expected {expected}, one for each decoder token")

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 class EncoderOutput(BaseModelOutput):
     """The kept tokens of a batch; S slots a document, filled ones first, padding dropped: S <= N.
 
-    hidden_states: embeddings and each layer's output (after its pooling), (B, N, D), N falling where a stage pools.
+    hidden_states: embeddings and each layer's output (after its pooling), (B, N, D), N shrinks where a stage pools.
     attentions: (B, H, N, m) a layer, before its pooling; column j is the j-th token of the query's own block of m.
     """
 

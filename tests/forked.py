@@ -78,10 +78,10 @@ def train(world_size: int, settings: Sequence[str], log: Path, prelude: Callable
 
 def whole_weights(job: Any) -> dict[str, Any]:
     """In a rank, on all at once: copies of the weights of a `trainer.job.Job` by name, whole also under ZeRO 3."""
-    from transpooler.trainer.engine.engine import gathered
+    from transpooler.trainer.engine.engine import gather_weights
 
     items = dict(job.engine.module.named_parameters())
-    with gathered(list(items.values())):
+    with gather_weights(list(items.values())):
         return {name: value.detach().clone() for name, value in items.items()}
 
 

@@ -11,15 +11,14 @@ from transpooler.common.errors import UserError
 from transpooler.common.log import say, set_quiet
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.trainer.checkpoint import checkpoint
-from transpooler.trainer.config import Config, load_config, save_config
-from transpooler.trainer.engine.agreement import together
-from transpooler.trainer.engine.engine import (
-    check_fragment,
-    check_machine,
-    create_engine,
-    init_distributed,
-    sharded_init,
-)
+from transpooler.trainer.config import Config, save_config
+from transpooler.trainer.config.differences import resume_conflicts
+from transpooler.trainer.config.load import load_saved_config
+from transpooler.trainer.engine.agreement import run_on_all_ranks
+from transpooler.trainer.engine.distributed import init_distributed
+from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, sharded_init
+from transpooler.trainer.engine.protocol import TrainingEngine
+from transpooler.trainer.engine.settings import deepspeed_config
 from transpooler.trainer.guards.stop import Stop
 from transpooler.trainer.guards.watchdog import Watchdog
 from transpooler.trainer.metrics import MetricsWriter, check_wandb
@@ -29,12 +28,6 @@ from transpooler.trainer.weights.models import build_model
 from transpooler.trainer.weights.warm_start import start_from
 
 RANK_SEED_STRIDE = 1_000_003
-FREE_TO_CHANGE = (
-    *("model.dropout", "model.init_std"),
-    *("data.shards", "data.prefetch_steps", "data.workers", "data.cache", "data.cache_gib", "data.fetch_ahead_steps"),
-    *("data.fetch_retries", "data.max_damaged_documents"),
-)
-"""Keys of the fixed sections that a resumed run may change: they do not decide what it is."""
 
 
 @dataclass
@@ -47,7 +40,7 @@ class Job:
     world_size: int
     loader: Loader
     validation: Loader | None
-    engine: Any
+    engine: TrainingEngine
     state: TrainState
     facts: dict[str, Any]
     metrics: MetricsWriter | None
@@ -62,7 +55,7 @@ class Job:
         return int(self.engine.module.config.vocab_size)
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it was loaded or written already."""
+        """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.state.step:
             return
         settings = self.config.train
@@ -85,28 +78,31 @@ class Job:
             self.watchdog.mark(self.state.step, phase, self.state.ledger)
 
     def check_stop(self, phase: str) -> None:
-        """`mark`, and raise Stopped on all ranks if any is asked to stop. A collective: for evaluation, generation."""
+        """`mark` the phase, then raise Stopped on all ranks if any is asked to stop. A collective."""
         self.mark(phase)
         self.stop.check(self.engine.device)
 
 
 def prepare_job(config: Config, stop: Stop | None = None) -> Job:
-    """Check everything that can be checked, join the other ranks, build or resume."""
+    """Check all that can be checked beforehand, join the other ranks, build the engine, resume where there is a run.
+
+    Raises UserError before anything is written into the run folder.
+    """
     check_machine(config.engine)
     check_wandb(config.train.wandb_project)
     run = Path(config.run)
     check_run_folder(config, run)
-    rank, world_size = init_distributed(config)
+    rank, world_size = init_distributed(config.engine)
     if rank:
         set_quiet(True)
-    loader, validation = together(lambda: _loaders(config, rank, world_size))
-    check_fragment(config, loader.num_micro_batches, world_size)
+    loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
+    settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
+    check_fragment(settings)
     step = checkpoint.agreed_newest_valid(run)
-    sharded = sharded_init(config, loader.num_micro_batches, world_size)
-    model = build_model(config, loader.tokenizer, sharded)
+    model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
     if config.train.init_from is not None and step is None:
         start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
-    engine = create_engine(model, config, loader.num_micro_batches, world_size)
+    engine = create_engine(model, config.engine, config.optimizer, settings)
     facts = {
         "world_size": world_size,
         "zero_stage": config.engine.zero_stage,
@@ -114,12 +110,12 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
         "tokenizer_fingerprint": loader.tokenizer_fingerprint,
     }
     if step is None:
-        torch.manual_seed(_rank_seed(config, rank, 0))
+        torch.manual_seed(_rank_seed(config.seed, rank, 0))
         state = TrainState()
     else:
-        state = checkpoint.load(engine, run, step, facts, seed=_rank_seed(config, rank, step))
+        state = checkpoint.load(engine, run, step, facts, seed=_rank_seed(config.seed, rank, step))
         say(f"{run}: resumed at step {step}")
-    torch.distributed.barrier()  # nobody reads config.yaml any more
+    torch.distributed.barrier()  # every rank has read config.yaml, which rank 0 now writes
     metrics = None
     if rank == 0:
         save_config(config, RunFolder(run).config)
@@ -139,8 +135,8 @@ def check_run_folder(config: Config, run: Path) -> None:
         return
     if not config.train.resume:
         raise UserError(f"{run}: holds a run already, and train.resume is false; choose another folder (run=...)")
-    before = load_config([RunFolder(run).config])
-    changed = [key for key, old, new in _fixed_differences(before, config) if old != new]
+    before, unknown_keys = load_saved_config(RunFolder(run).config)
+    changed = resume_conflicts(before, config) + [key for key in unknown_keys if key.startswith(("model.", "data."))]
     if changed:
         raise UserError(
             f"{run}: holds a run with other values of {', '.join(changed)}; choose another folder (run=...) "
@@ -148,31 +144,18 @@ def check_run_folder(config: Config, run: Path) -> None:
         )
 
 
-def _fixed_differences(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
-    pairs = [
-        ("seed", before.seed, after.seed),
-        ("train.init_from", before.train.init_from, after.train.init_from),
-        ("optimizer.name", before.optimizer.name, after.optimizer.name),
-    ]
-    for section in ("model", "data"):
-        old, new = getattr(before, section), getattr(after, section)
-        for entry in dataclasses.fields(old):
-            pairs.append((f"{section}.{entry.name}", getattr(old, entry.name), getattr(new, entry.name)))
-    return [pair for pair in pairs if pair[0] not in FREE_TO_CHANGE]
+def _rank_seed(seed: int, rank: int, step: int) -> int:
+    """Seed of dropout, which differs between ranks; `step` where a run continues with other ranks than it had."""
+    return (seed * RANK_SEED_STRIDE + rank + (step << 32)) % 2**63
 
 
-def _rank_seed(config: Config, rank: int, step: int) -> int:
-    """Seed of dropout, which differs between ranks; `step` where a run goes on with other ranks than it had."""
-    return (config.seed * RANK_SEED_STRIDE + rank + (step << 32)) % 2**63
-
-
-def _loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
+def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
     evaluates = config.train.evaluate_every_steps and config.data.validation_split
-    validation = _loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
-    return _loader(config, config.data.train_split, rank, world_size), validation
+    validation = _open_loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
+    return _open_loader(config, config.data.train_split, rank, world_size), validation
 
 
-def _loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
+def _open_loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
     return Loader(
         config.data,
         split=split,

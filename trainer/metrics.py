@@ -47,25 +47,25 @@ class MetricsWriter:
         wandb_project: str | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """Continue after `step`: what a killed run wrote beyond it is removed, since it will be written again.
+        """Continue after `step`: lines that a killed run wrote beyond it are removed, since they will be written again.
 
         `settings`, the whole configuration, goes to Weights & Biases with the run.
         """
         kept = [row for row in read_metrics(run) if row["step"] <= step]
         path = RunFolder(run).metrics
         with atomic_write(path) as file:
-            file.writelines(_line(row) for row in kept)
+            file.writelines(_to_line(row) for row in kept)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
         self._tensorboard: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(RunFolder(run).tensorboard), purge_step=step + 1)
-        self._wandb: Any = None if wandb_project is None else _wandb_run(run, wandb_project, settings or {})
+        self._wandb: Any = None if wandb_project is None else _start_wandb(run, wandb_project, settings or {})
 
     def write(self, row: dict[str, Any]) -> None:
         """One line; `row` has step and split, and numbers or strings."""
-        self._file.write(_line(row))
+        self._file.write(_to_line(row))
         numbers = {
             f"{row['split']}/{name}": value
             for name, value in row.items()
@@ -87,13 +87,13 @@ class MetricsWriter:
 
 
 def check_wandb(project: str | None) -> None:
-    """UserError where Weights & Biases is asked for and not installed."""
+    """UserError where Weights & Biases is wanted and not installed."""
     if project is not None and find_spec("wandb") is None:
         raise UserError("train.wandb_project is set, but wandb is not installed; pip install 'transpooler[wandb]'")
 
 
-def _wandb_run(run: Path, project: str, settings: dict[str, Any]) -> Any:
-    """A run of Weights & Biases that goes on where one of this folder stopped; its id is the folder's path."""
+def _start_wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
+    """Start a run of Weights & Biases, or continue that of the same folder: its id is made from the folder's path."""
     import wandb
 
     name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
@@ -103,5 +103,5 @@ def _wandb_run(run: Path, project: str, settings: dict[str, Any]) -> Any:
     return started
 
 
-def _line(row: dict[str, Any]) -> str:
+def _to_line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"

@@ -8,13 +8,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from transpooler.common.log import say
-from transpooler.trainer.config.root import TrainConfig
+from transpooler.trainer.config.train import TrainConfig
 from transpooler.trainer.run_folder import RunFolder
 
 
 @contextmanager
 def profiling(run: Path, settings: TrainConfig, rank: int, first_step: int) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each step. Rank 0 records train.profile_steps steps, all kinds of devices.
+    """Yields a function to call after each step. Rank 0 records train.profile_steps steps on all devices.
 
     The window begins train.profile_start_step steps after `first_step`; RUN/profile/step<N>.json names its first step.
     A run that ends inside the window writes what it has.

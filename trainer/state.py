@@ -35,7 +35,7 @@ class TrainState:
     """The evaluation of this step is due and not done: a run stopped during it starts with it."""
     loss_spikes: int = 0
     loss_mean: float = 0.0
-    """Moving mean of the loss per target token, and of its squared distance from it: what a spike is measured by."""
+    """Moving mean of the loss per target token; with its variance, what a spike is measured by."""
     loss_variance: float = 0.0
     losses_seen: int = 0
 
@@ -44,4 +44,5 @@ class TrainState:
         self.ledger = hashlib.sha256("\n".join([self.ledger, *keys]).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
         return asdict(self)

@@ -1,6 +1,5 @@
 """The training loop: one for pretraining and fine-tuning, run by each rank."""
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,6 +10,7 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
 from transpooler.common.log import progress, say
+from transpooler.common.processes import peak_resident_mib
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale
@@ -40,7 +40,7 @@ def train(config: Config) -> None:
         job = prepare_job(config, stop)
         if is_complete(job) and RunFolder(job.run).export_config.is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
-        elif _watched_loop(job):
+        elif _loop_under_watchdog(job):
             _finish(job)
         else:
             job.save()
@@ -54,22 +54,22 @@ def train(config: Config) -> None:
             raise SystemExit(PREEMPTED)
 
 
-def _watched_loop(job: Job) -> bool:
-    """`_loop` under the watchdog. A collective that fails for a rank that is gone ends this process with one line."""
+def _loop_under_watchdog(job: Job) -> bool:
+    """Run `_loop`; if a collective fails because another rank is gone, end this process with one line that says so."""
     with watchdog(job.run, job.config.guards) as job.watchdog:
         try:
             return _loop(job)
         except RuntimeError as error:
             if job.watchdog is None or not is_lost_connection(error):
                 raise
-            job.watchdog.lost_connection(error)
+            job.watchdog.report_lost_connection(error)
             raise
         except Stopped:
             return False
 
 
 def _loop(job: Job) -> bool:
-    """Take steps until the run is complete (True) or asked to stop (False, or Stopped)."""
+    """Take steps until the run is complete (True), or until a rank is asked to stop (False, or Stopped)."""
     state, settings = job.state, job.config.train
     peak = peak_tflops(job.config.engine.precision, job.config.engine.peak_tflops)
     clock = _Clock(peak and peak * job.world_size)
@@ -81,13 +81,15 @@ def _loop(job: Job) -> bool:
         while True:
             if state.evaluation_pending and evaluate_in_loop(job):
                 job.save()
-            if state.step and _due(state.step, settings.checkpoint_every_steps, settings.steps):
+            if state.step and _is_due(state.step, settings.checkpoint_every_steps, settings.steps):
                 job.save()
             if is_complete(job):
                 return True
             job.mark("data")
-            job.loader.damaged_documents = state.damaged_documents  # the limit is for all ranks and all starts together
-            step = clock.waited_for(steps)
+            job.loader.damaged_documents = (
+                state.damaged_documents
+            )  # the limit covers all ranks and all starts of the run
+            step = clock.take_step(steps)
             job.mark("step")
             result = train_step(job, step, job.stop.wanted())
             if result is None:
@@ -95,12 +97,12 @@ def _loop(job: Job) -> bool:
             _record(job, step, result)
             clock.count(result)
             step_is_done()
-            bar.advance(note=f"loss {result.loss_sum / max(1, result.target_tokens):.3f}")
-            if _due(state.step, settings.log_every_steps, settings.steps):
+            bar.advance(note=f"loss {result.loss:.3f}")
+            if _is_due(state.step, settings.log_every_steps, settings.steps):
                 _log(job, step, result, clock)
 
 
-def _due(step: int, every: int, last: int) -> bool:
+def _is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
@@ -108,13 +110,13 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
     """Update the state; stop a run whose gradients are not finite step after step."""
     state = job.state
     state.step += 1
-    state.source_tokens += result.source_tokens
-    state.target_tokens += result.target_tokens
-    state.damaged_documents += result.damaged_documents
+    state.source_tokens += result.counts.source_tokens
+    state.target_tokens += result.counts.target_tokens
+    state.damaged_documents += result.counts.damaged_documents
     state.record(step.keys)
     every, last = job.config.train.evaluate_every_steps, job.config.train.steps
-    state.evaluation_pending = job.validation is not None and _due(state.step, every, last)
-    loss = result.loss_sum / max(1, result.target_tokens)
+    state.evaluation_pending = job.validation is not None and _is_due(state.step, every, last)
+    loss = result.loss
     if result.spike:
         state.loss_spikes += 1
         what = "a spike, no update" if result.skipped else "a spike"
@@ -124,7 +126,7 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
         note_loss(state, loss)
         state.skipped_in_a_row = 0
         state.window_loss += result.loss_sum
-        state.window_target_tokens += result.target_tokens
+        state.window_target_tokens += result.counts.target_tokens
         return
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
@@ -138,7 +140,7 @@ def _record(job: Job, step: Step, result: StepResult) -> None:
 
 
 def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
-    """One line of metrics; the loss is the mean over the window since the last line."""
+    """Write one line of metrics; its loss is the mean since the line before."""
     state = job.state
     loss = state.window_loss / max(1, state.window_target_tokens)
     state.window_loss, state.window_target_tokens = 0.0, 0
@@ -166,7 +168,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
 
 
 def _finish(job: Job) -> None:
-    """Export the complete run; the other ranks wait."""
+    """Save and export the complete run; the other ranks wait for rank 0 at the barrier that follows."""
     job.save()
     if job.rank == 0:
         step = job.state.best_step if job.config.train.export_best else None
@@ -176,17 +178,17 @@ def _finish(job: Job) -> None:
 
 
 def _peak_memory_mib() -> float:
-    """Of this rank: device memory on CUDA, else resident memory of the process."""
+    """Peak memory of this rank: on the device with CUDA, else the resident memory of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_resident_mib()
 
 
 class _Clock:
-    """Times and token counts of this process since the last line of metrics."""
+    """Counts time, tokens and operations since the last line of metrics."""
 
     def __init__(self, peak_tflops: float | None) -> None:
-        """`peak_tflops` of all ranks' devices together."""
+        """`peak_tflops`: of the devices of all ranks together; None leaves mfu out."""
         self._peak_tflops = peak_tflops
         self._reset()
 
@@ -195,8 +197,8 @@ class _Clock:
         self._steps = self._source_tokens = self._padded_tokens = 0
         self._flops = 0.0
 
-    def waited_for(self, steps: Iterator[Step]) -> Step:
-        """The next step of the loader, with the wait for it measured."""
+    def take_step(self, steps: Iterator[Step]) -> Step:
+        """Take the next step from the loader and count the time that it takes."""
         started = time.perf_counter()
         step = next(steps)
         self._waited_s += time.perf_counter() - started
@@ -205,12 +207,12 @@ class _Clock:
     def count(self, result: StepResult) -> None:
         """Add one step."""
         self._steps += 1
-        self._source_tokens += result.source_tokens
-        self._padded_tokens += result.padded_tokens
-        self._flops += result.flops
+        self._source_tokens += result.counts.source_tokens
+        self._padded_tokens += result.counts.padded_tokens
+        self._flops += result.counts.flops
 
     def window(self) -> dict[str, float]:
-        """Means since the last call (evaluation and checkpoints in between included)."""
+        """Rates since the last call, evaluations and checkpoints in between included. Starts a new window."""
         elapsed_s = time.perf_counter() - self._started
         values = {
             "step_time_s": elapsed_s / max(1, self._steps),

@@ -116,7 +116,7 @@ def _parts(case: Case, backend: str) -> dict[str, Callable[[], Any]]:
     embeddings_BND, scores_BN, _ = _inputs(case)
     mask_BN = torch.ones_like(scores_BN, dtype=torch.bool)
     k_B1 = torch.full((case.batch, 1), case.k, device=case.device)
-    arguments = (scores_BN, mask_BN, k_B1, case.k, num_rounds(case.num_tokens, case.k), BASE, True, backend)
+    arguments = (scores_BN, mask_BN, k_B1, case.k, num_rounds(case.num_tokens, case.k), BASE, backend)
     weights_BN, _, groups_BN, _, _ = tournament_op(*arguments)
     return {
         "tournament": lambda: tournament_op(*arguments),

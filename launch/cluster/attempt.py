@@ -1,4 +1,4 @@
-"""One attempt: start the engine, merge what ranks print, watch their signs of life, say how it ended and by whom."""
+"""One attempt: starts the engine, merges what ranks print, watches their signs of life, says who ended it and how."""
 
 import contextlib
 import json
@@ -16,28 +16,30 @@ from pathlib import Path
 from typing import IO, Any
 
 from transpooler.common.exit_codes import DONE, PREEMPTED, USER_ERROR
-from transpooler.launch.cluster.attempt_plan import Plan
+from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.run_folder import RunFolder
 
 POLL_EVERY_S = 0.25
 LOOK_S_PER_RANK = 0.002
-"""Signs of life are files on a shared file system: large jobs are looked at less often."""
+"""Signs of life are files on a shared file system, so large jobs are polled less often."""
 END_TOGETHER_S = 20.0
-"""When one rank has failed, the engine may take so long to end the others before it is killed."""
+"""How long the engine may take to end the other ranks after one has failed, before it is killed."""
 ENGINE_END_S = 3.0
-"""What an engine gets to end on its own account, and again after SIGTERM."""
+"""How long an engine may take to end by itself, and again after SIGTERM."""
 START_TIMEOUT_S = 600.0
-"""Ranks must give a first sign of life within this time."""
+"""Ranks must give their first sign of life within this time."""
 RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\] .*)$")
+STOPPED_STATES = ("stopped", "tracing-stop")
+"""As psutil names them: after SIGSTOP, or in a debugger."""
 MISTAKE = "transpooler: error: "
 ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `ending` is one of ENDINGS; rank, host and reason name the culprit where there is one."""
+    """How an attempt ended. `ending` is one of ENDINGS; rank, host and reason name the culprit if there is one."""
 
     ending: str
     reason: str = ""
@@ -56,16 +58,16 @@ class _Sign:
 
 @dataclass
 class Attempt:
-    """A running attempt; `request_stop` asks all ranks to save and end with 75."""
+    """One attempt; `execute` runs it, `request_stop` asks its ranks to save and end with 75."""
 
-    plan: Plan
+    plan: AttemptPlan
     folder: Path
     run: Path
     cluster: ClusterConfig
     signs: dict[int, _Sign] = field(default_factory=dict)
     engine_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     mistakes: dict[str, tuple[int, str] | None] = field(default_factory=dict)
-    """What ranks called a user's mistake, and the (rank, host) that said so first; None: before there was a rank."""
+    """Each user's mistake that was reported, with the (rank, host) that did so first; None: before any rank started."""
     started_at: float = 0.0
     progress_at: float = 0.0
     metrics_size_bytes: int = -1
@@ -74,7 +76,7 @@ class Attempt:
     """Called several times a second while the ranks run."""
 
     def execute(self) -> Outcome:
-        """Run it to its end."""
+        """Run it to its end. A run folder that cannot be written is a mistake of the user; nothing is raised."""
         try:
             self.plan.write()
             RunFolder(self.run).logs.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ class Attempt:
             return Outcome(
                 "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
             )
-        with _log(RunFolder(self.run).logs / "all.log") as merged:
+        with _open_log(RunFolder(self.run).logs / "all.log") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
                 self.plan.command,
@@ -91,7 +93,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone
+                start_new_session=True,  # Ctrl-C reaches this process alone
             )
             assert engine.stdout is not None
             reader = threading.Thread(target=self._merge, args=(engine.stdout, merged), daemon=True)
@@ -106,7 +108,7 @@ class Attempt:
         return outcome
 
     def request_stop(self) -> None:
-        """Ask the ranks of all hosts to save and end; they look for this file."""
+        """Ask the ranks of all hosts to save and end: they look for a file."""
         if self.stop_requested_at is None:
             self.stop_requested_at = time.monotonic()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +120,9 @@ class Attempt:
         while (code := engine.poll()) is None:
             time.sleep(max(POLL_EVERY_S, LOOK_S_PER_RANK * num_ranks(self.plan.hosts)))
             now = time.monotonic()
-            self._look(now)
+            self._read_signs(now)
             self.on_poll()
-            if (outcome := self._silent_or_stopped(now)) is not None:
+            if (outcome := self._find_silent(now)) is not None:
                 return outcome
             if failed_at is None and any(sign.facts.get("exit") for sign in self.signs.values()):
                 failed_at = now
@@ -130,11 +132,11 @@ class Attempt:
                 return Outcome(
                     "stopped", f"ranks did not save within cluster.stop_grace_s = {self.cluster.stop_grace_s:g} s"
                 )
-        self._look(time.monotonic())
-        return self._ended(code)
+        self._read_signs(time.monotonic())
+        return self._judge_end(code)
 
-    def _look(self, now: float) -> None:
-        """Read the signs of life."""
+    def _read_signs(self, now: float) -> None:
+        """Read the signs of life, and whether metrics have grown."""
         for path in self.folder.glob("rank-*.json"):
             try:
                 facts = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +147,7 @@ class Attempt:
                 sign = self.signs[facts["rank"]] = _Sign(facts, now)
             if facts["beat"] != sign.facts["beat"]:
                 sign.facts, sign.changed_at = facts, now
-            stopped = facts["state"] in "Tt" and "exit" not in facts
+            stopped = facts["state"] in STOPPED_STATES and "exit" not in facts
             sign.stopped_since = (sign.stopped_since or now) if stopped else None
             if "exit" in facts and sign.ended_at is None:
                 sign.ended_at = now
@@ -154,12 +156,12 @@ class Attempt:
         if size != self.metrics_size_bytes:
             self.metrics_size_bytes, self.progress_at = size, now
 
-    def _silent_or_stopped(self, now: float) -> Outcome | None:
-        """A rank that is stopped, a rank or host that went silent, a job that hangs."""
+    def _find_silent(self, now: float) -> Outcome | None:
+        """The outcome where a rank is stopped, a rank or host went silent, or the job hangs; else None."""
         limit = self.cluster.heartbeat_timeout_s
         running = [sign for sign in self.signs.values() if "exit" not in sign.facts]
         if not self.signs and now - self.started_at > START_TIMEOUT_S:
-            return Outcome("hung", f"no rank started within {START_TIMEOUT_S:.0f} s: {self._engine_says()}")
+            return Outcome("hung", f"no rank started within {START_TIMEOUT_S:.0f} s: {self._last_engine_line()}")
         for sign in running:
             if sign.stopped_since is not None and now - sign.stopped_since > limit:
                 return _blame("stopped", sign, f"its process {sign.facts['pid']} is stopped (SIGSTOP or a debugger)")
@@ -171,25 +173,25 @@ class Attempt:
             )
         hang = self.cluster.hang_timeout_s
         if hang and now - self.progress_at > hang:
-            return Outcome("hung", f"no progress for {hang:.0f} s; ranks wait in {self._states()}")
+            return Outcome("hung", f"no progress for {hang:.0f} s; ranks wait in {self._describe_states()}")
         return None
 
-    def _ended(self, code: int | None) -> Outcome:
-        """The engine has ended (code), or had to be ended (None): who was first?"""
+    def _judge_end(self, code: int | None) -> Outcome:
+        """Who ended the attempt, and how; `code` is the engine's, None where it still runs and has to be ended."""
         signs = self.signs.values()
         exits = [sign.facts["exit"] for sign in signs if "exit" in sign.facts]
         if code == DONE and all(value == DONE for value in exits):
             return Outcome("done")
         mistaken = next((sign for sign in signs if sign.facts.get("exit") == USER_ERROR), None)
         if mistaken is not None and not self.mistakes:
-            return _blame("mistake", mistaken, _errors(mistaken))
-        if self.mistakes and (mistaken is not None or not exits):  # no exits: not even these could be written
+            return _blame("mistake", mistaken, _describe_exit(mistaken))
+        if self.mistakes and (mistaken is not None or not exits):  # no exits: the disk was too full for them
             rank, host = next(iter(self.mistakes.values())) or (None, None)
             return Outcome("mistake", "; ".join(self.mistakes), rank, host, USER_ERROR)
-        # Without a last word: killed together with what watches it, unless the engine had ordered the end.
-        wordless = [sign for sign in signs if "exit" not in sign.facts and not sign.facts["told"]]
-        failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_order)
-        killed = next((sign for sign in failed if sign.facts["exit"] < 0 and not sign.facts["told"]), None)
+        # These ranks wrote no exit record: they were killed together with their watcher, unless told to stop.
+        wordless = [sign for sign in signs if "exit" not in sign.facts and not sign.facts["stop_signal"]]
+        failed = sorted((sign for sign in signs if sign.facts.get("exit")), key=_end_time)
+        killed = next((sign for sign in failed if sign.facts["exit"] < 0 and not sign.facts["stop_signal"]), None)
         if killed is None and wordless and exits:
             stopped = next((sign for sign in wordless if sign.stopped_since is not None), None)
             if stopped is not None:
@@ -197,16 +199,16 @@ class Attempt:
                     "stopped", stopped, f"its process {stopped.facts['pid']} is stopped (SIGSTOP or a debugger)"
                 )
             return _blame(
-                "lost", wordless[0], "ended without a word: it and what watched it were killed, or the host died"
+                "lost", wordless[0], "ended without a word: it was killed together with its watcher, or the host died"
             )
         if failed:
             culprit = killed or failed[0]
             if culprit.facts["exit"] == PREEMPTED or (self.stop_requested_at is not None and PREEMPTED in exits):
                 return Outcome("preempted", "ranks saved and stopped", exit_code=PREEMPTED)
-            return _blame("crashed", culprit, _errors(culprit))
+            return _blame("crashed", culprit, _describe_exit(culprit))
         return Outcome(
             "crashed",
-            f"the engine of target {self.plan.target} ended with {code}: {self._engine_says()}",
+            f"the engine of target {self.plan.target} ended with {code}: {self._last_engine_line()}",
             exit_code=code,
         )
 
@@ -214,7 +216,7 @@ class Attempt:
         return sum("exit" in sign.facts for sign in self.signs.values()) >= num_ranks(self.plan.hosts)
 
     def _merge(self, source: IO[bytes], merged: IO[str]) -> None:
-        """Rank-prefixed lines to all.log and standard error; what the engine says to all.log alone."""
+        """Copy lines of ranks to all.log and standard error, and those of the engine to all.log alone."""
         for raw in source:
             text = raw.decode(errors="replace").rstrip("\n")
             match = RANK_LINE.match(text)
@@ -234,28 +236,24 @@ class Attempt:
                 continue
 
     def _end(self, engine: subprocess.Popen[bytes]) -> None:
-        """End the engine and all that it started on this machine; ranks elsewhere end through the kill file.
-
-        DeepSpeed's runner is killed outright: it would answer SIGTERM with a `pkill` of every DeepSpeed job of this
-        user on all hosts.
-        """
-        gently = () if self.plan.target in ("ssh", "local") else (signal.SIGTERM,)
+        """End the engine and all that it started on this machine; ranks elsewhere end through the kill file."""
+        gently = (signal.SIGTERM,) if self.plan.ends_gently else ()
         for number in (0, *gently, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(engine.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 engine.wait(None if number == signal.SIGKILL else ENGINE_END_S)
 
-    def _engine_says(self) -> str:
+    def _last_engine_line(self) -> str:
         return next((line.strip() for line in reversed(self.engine_lines) if line.strip()), "it said nothing")
 
-    def _states(self) -> str:
+    def _describe_states(self) -> str:
         return ", ".join(f"rank {number}: {sign.facts['state']}" for number, sign in sorted(self.signs.items()))
 
 
 @contextlib.contextmanager
-def _log(path: Path) -> Iterator[IO[str]]:
-    """Opened for appending. Closing it does not fail: on a full disk its last lines are lost, the outcome is not."""
+def _open_log(path: Path) -> Iterator[IO[str]]:
+    """Open a log for appending. Closing it never fails: a full disk costs its last lines, not the outcome."""
     file = open(path, "a", encoding="utf-8")  # noqa: SIM115
     try:
         yield file
@@ -264,8 +262,8 @@ def _log(path: Path) -> Iterator[IO[str]]:
             file.close()
 
 
-def _order(sign: _Sign) -> tuple[float, float]:
-    """In the order in which they ended, as seen here; clocks of hosts decide only within one look."""
+def _end_time(sign: _Sign) -> tuple[float, float]:
+    """Sorts ranks by when their end was seen here; the clocks of hosts decide only between ends seen together."""
     return (sign.ended_at or 0.0, sign.facts.get("ended", 0.0))
 
 
@@ -274,8 +272,8 @@ def _blame(ending: str, sign: _Sign, reason: str) -> Outcome:
     return Outcome(ending, reason, facts["rank"], facts["host"], facts.get("exit"))
 
 
-def _errors(sign: _Sign) -> str:
-    """What a rank said last."""
+def _describe_exit(sign: _Sign) -> str:
+    """Why a rank ended, in its own last words."""
     code = sign.facts["exit"]
     if code < 0:
         name = signal.Signals(-code).name

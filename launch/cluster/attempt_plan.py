@@ -1,4 +1,4 @@
-"""What will run: one attempt of a job as data, so that --dry-run prints exactly what would be started."""
+"""One attempt of a job as data: what is asked of a target, and its answer. --dry-run prints what would be started."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,32 @@ from transpooler.trainer.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a target needs to know in order to plan one attempt."""
+class AttemptRequest:
+    """What a target needs to know to plan one attempt."""
 
     config: Config
     settings: tuple[str, ...]
-    """Arguments of launch.train."""
+    """Arguments of each rank: configuration files and key=value."""
     hosts: tuple[Host, ...]
     master: tuple[str, int] | None
-    """Address and port of the rendezvous; None where the engine or SLURM's variables say it."""
+    """Address and port of the rendezvous; None where no host was asked, or where the ranks find it out."""
     folder: Path
     """RUN/launch/attempt-<N>: receives the plan's files and the ranks' signs of life."""
     variables: Mapping[str, str]
     """Environment of the ranks."""
 
+    @property
+    def rank_script(self) -> Path:
+        """What the engine starts once per rank."""
+        return self.folder / "rank.sh"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AttemptPlan:
     """One attempt: a command that starts the engine, and the files that it needs."""
 
     target: str
+    """Its name, for people."""
     hosts: tuple[Host, ...]
     command: tuple[str, ...]
     files: Mapping[Path, str]
@@ -38,6 +44,8 @@ class Plan:
     directory: Path
     engine_variables: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of the engine alone."""
+    ends_gently: bool = True
+    """Whether SIGTERM may be sent to the engine before SIGKILL."""
 
     def write(self) -> None:
         """Write the files."""

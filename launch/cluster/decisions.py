@@ -1,4 +1,4 @@
-"""What follows from the end of an attempt. Pure: no clock, no processes, so that every case can be tested."""
+"""Decides what follows from the end of an attempt. Pure (no clock, no processes), so that every case can be tested."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,21 +12,21 @@ GIVEN_UP = 1
 PEERS = re.compile(
     r"closed by peer|reset by peer|Timed out|timed out|unreachable|Broken pipe|No route|Connection refused"
 )
-"""What a rank says when it is another one that failed."""
+"""What a rank says when another one has failed."""
 HARDWARE = re.compile(r"CUDA error|ECC|uncorrectable|NCCL|Input/output error|SIGBUS|SIGSEGV|SIGKILL")
-"""What speaks against the host rather than against the code."""
+"""What points to the host rather than to the code."""
 
 
 @dataclass
 class History:
-    """What has happened so far."""
+    """What happened in earlier attempts."""
 
     fruitless: int = 0
     """Failures in a row without a new checkpoint in between."""
     failures: dict[str, int] = field(default_factory=dict)
-    """Failures that speak against a host."""
+    """Failures that point to a host, by its name."""
     step: int = 0
-    """Newest checkpoint at the last end."""
+    """Step of the newest checkpoint when an attempt last failed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Decision:
 
 
 def blames_peer(outcome: Outcome) -> bool:
-    """True where the rank that failed first only saw another one vanish."""
+    """Whether the rank that failed first only saw another one vanish."""
     return outcome.ending == "crashed" and (outcome.exit_code == STALLED or bool(PEERS.search(outcome.reason)))
 
 
 def blames_host(outcome: Outcome) -> bool:
-    """True where the end speaks against the culprit's host."""
+    """Whether the end points to the culprit's host."""
     if outcome.host is None or blames_peer(outcome):
         return False
     return outcome.ending in ("lost", "stopped") or bool(HARDWARE.search(outcome.reason))
@@ -55,7 +55,7 @@ def blames_host(outcome: Outcome) -> bool:
 def decide(
     outcome: Outcome, history: History, hosts: list[Host], cluster: ClusterConfig, step: int, stop_requested: bool
 ) -> Decision:
-    """What to do after `outcome`; `step` is the newest checkpoint's. Updates `history`."""
+    """Decide what to do after `outcome`, and update `history`; `step` is that of the newest checkpoint."""
     if outcome.ending == "done":
         return Decision(False, "the run is complete")
     if outcome.ending == "mistake":

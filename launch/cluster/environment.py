@@ -1,7 +1,7 @@
-"""What a rank finds when it starts: its working directory, its environment, its Python. One rendered script says it.
+"""The working directory, environment and Python that a rank starts with, rendered into one script.
 
-Engines differ in what they pass on (and some cut values at a comma), so nothing is left to them: each starts the same
-script, RUN/launch/attempt-N/rank.sh, once per rank.
+Engines differ in which variables they pass on (and some cut values at a comma), so none is left to them: each starts
+the same script, RUN/launch/attempt-N/rank.sh, once per rank.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ def run_folder(config: Config) -> Path:
 
 
 def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
-    """Variables that every rank gets: the allow-list's, the interface, then the configuration's."""
+    """Variables of every rank: those of `here` that the allow-list names, the interface, then the configuration's."""
     cluster = config.cluster
     variables = {
         name: value
@@ -43,7 +43,7 @@ def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:
 
 
 def prologue(config: Config, variables: Mapping[str, str]) -> list[str]:
-    """Shell lines that put a process of any host into the ranks' folder and environment."""
+    """Shell lines that give a process on any host the ranks' folder and environment."""
     folder = shlex.quote(str(working_directory(config)))
     message = shlex.quote(f"no folder {working_directory(config)}; share it or set cluster.working_directory")
     return [
@@ -54,16 +54,16 @@ def prologue(config: Config, variables: Mapping[str, str]) -> list[str]:
 
 
 def python(config: Config) -> str:
-    """The interpreter on every host: this one's path, or `python` of what `cluster.activate` activates."""
+    """The interpreter on every host: this one's path, or the `python` that `cluster.activate` puts on PATH."""
     return "python" if config.cluster.activate else sys.executable
 
 
 def script(config: Config, variables: Mapping[str, str], command: Sequence[str], comment: str) -> str:
-    """A bash script: the prologue, then `command` in the script's place."""
+    """A bash script: the prologue, then `command`, which replaces the shell."""
     lines = ["#!/usr/bin/env bash", f"# {comment}", *prologue(config, variables), f"exec {shlex.join(command)}"]
     return "\n".join(lines) + "\n"
 
 
 def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Settings whose configuration files are absolute paths: ranks may start in another folder."""
+    """Settings with absolute paths of configuration files, because ranks may start in another folder."""
     return [item if item in overrides or is_preset(item) else str(Path(item).absolute()) for item in settings]

@@ -1,4 +1,4 @@
-"""RUN/events.jsonl: one line for every decision of the launcher, appended and fsynced."""
+"""RUN/events.jsonl: a line for every decision of the launcher, appended and fsynced."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from transpooler.trainer.run_folder import RunFolder
 
 
 class Events:
-    """Appends decisions to RUN/events.jsonl, and says them."""
+    """Appends decisions to RUN/events.jsonl and logs them."""
 
     def __init__(self, run: Path) -> None:
         self.path = RunFolder(run).events
 
     def write(self, event: str, text: str, **facts: Any) -> None:
-        """Record one decision: `event` is its name, `text` what a person reads, `facts` what a program does."""
+        """Record a decision: `event` is its name, `text` is for people, `facts` are for programs."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, "text": text, **facts}
         say(f"launch: {text}")
         try:
@@ -26,12 +26,5 @@ class Events:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:  # a full disk: training ends on its own account, the decision was said
+        except OSError as error:  # a full disk: training ends by itself, and the decision was logged
             say(f"launch: {self.path}: cannot write: {error.strerror}")
-
-
-def read_events(run: Path) -> list[dict[str, Any]]:
-    """All lines; a half-written last one is left out."""
-    path = RunFolder(run).events
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]

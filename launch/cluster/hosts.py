@@ -11,14 +11,14 @@ from transpooler.trainer.config.cluster import ClusterConfig
 
 @dataclass(frozen=True)
 class Host:
-    """A host and the ranks on it."""
+    """A host and its number of ranks (0: one a GPU, decided when the host was asked)."""
 
     name: str
     slots: int
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """Hosts of lines `host slots=N`; blank lines and # comments are skipped. UserError names file, line and remedy."""
+    """Hosts from lines `host slots=N`; blank lines and # comments are skipped. UserError names file, line and remedy."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -46,7 +46,7 @@ def read_hostfile(path: Path) -> list[Host]:
 
 
 def chosen_hosts(cluster: ClusterConfig) -> list[Host]:
-    """Hosts of the hostfile after include, exclude and processes_per_node; slots 0 = one a GPU, decided on the host."""
+    """Hosts of the hostfile after include, exclude and processes_per_node. UserError names a wrong setting."""
     if cluster.hostfile is None:
         raise UserError("cluster.hostfile is not set; give a file of lines `host slots=N` (cluster.hostfile=HOSTS)")
     hosts = read_hostfile(Path(cluster.hostfile))

@@ -1,49 +1,44 @@
-"""Starts a job again and again until it is done: after a crash, a hang, a lost host; never after a user's mistake.
+"""Restarts a job until it is done: after a crash, a hang or a lost host, never after a user's mistake.
 
-Where training continues is not decided here: each rank's own start finds the newest valid checkpoint of the run folder.
+Where training continues is not decided here: every start of the ranks finds the newest valid checkpoint itself.
 """
 
 import fcntl
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
 from transpooler.common.signals import STOP_SIGNALS, handling
 from transpooler.launch.cluster.attempt import Attempt, Outcome
-from transpooler.launch.cluster.attempt_plan import Job, Plan
+from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
-from transpooler.launch.cluster.doctor import preflight, probe
+from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.environment import rank_variables, run_folder
 from transpooler.launch.cluster.events import Events
-from transpooler.launch.cluster.hosts import Host, num_ranks
-from transpooler.launch.cluster.targets import slurm
-from transpooler.launch.cluster.targets.engines import plan
+from transpooler.launch.cluster.hosts import num_ranks
+from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
-
-OVER_SSH = ("ssh", "torchrun", "openmpi", "mpich")
-SIGNAL_ARRIVES_WITHIN_S = 3.0
 
 
 class Supervisor:
     """Runs one job to its end; `run` returns the exit code."""
 
-    def __init__(self, target: str, config: Config, settings: Sequence[str], hosts: Sequence[Host]) -> None:
+    def __init__(self, target: Target, config: Config, settings: Sequence[str]) -> None:
         self.target, self.config, self.settings = target, config, tuple(settings)
-        self.hosts, self.folder = list(hosts), run_folder(config)
+        self.hosts, self.folder = target.hosts(config), run_folder(config)
         self.events, self.history = Events(self.folder), History(step=newest_step(run_folder(config)))
         self.stop, self.stop_signal = threading.Event(), ""
         self.attempt: Attempt | None = None
 
     def run(self) -> int:
-        """Attempt after attempt until the run is complete or nothing helps."""
+        """Make attempts until the run is complete or a restart would not help; UserError before the first one."""
         with _one_launcher(self.folder), handling(STOP_SIGNALS, self._stop):
             try:
                 return self._run()
@@ -66,18 +61,12 @@ class Supervisor:
             decision = decide(
                 outcome, self.history, self.hosts, self.config.cluster, newest_step(self.folder), self.stop.is_set()
             )
-            if not self._go_on(outcome, decision):
+            if not self._go_on(decision):
                 return PREEMPTED if decision.restart else decision.exit_code
 
-    def _ask(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the hosts say before an attempt. On a restart, silent ones count as failed and may be left out."""
-        if self.target not in OVER_SSH:
-            here = {self.hosts[0].name: probe.facts(port=str(self.config.cluster.master_port or ""))}
-            answers = here if self.target == "local" else slurm.ask_nodes(self.config, self.hosts)
-            if len(answers) == len(self.hosts):
-                self._agreed(answers)
-            return {}
-        answers, silent = preflight.ask_hosts(self.config, self.hosts)
+    def _ask(self) -> Answers:
+        """Ask the hosts before an attempt. On a restart, silent ones count as failed and may be left out."""
+        answers, silent = self.target.ask(self.config, self.hosts)
         problems = [f"{name}: {problem}" for name, problem in silent.items()]
         if silent and self.attempt is not None:
             for name, problem in silent.items():
@@ -88,37 +77,35 @@ class Supervisor:
             if self.config.cluster.elastic and bad == set(silent) and len(remaining) >= self.config.cluster.min_nodes:
                 self._leave_out(sorted(bad), "did not answer")
                 problems = []
+        if answers and not problems:
+            problems = list(preflight.problems(self.config, self.hosts, answers))
         if problems:
             raise UserError("\n".join(problems))
-        self._agreed(answers)
-        self.hosts = preflight.with_slots(self.hosts, answers)
-        return {host.name: answers[host.name] for host in self.hosts}
+        if answers:
+            self.hosts = preflight.with_slots(self.hosts, answers)
+        return answers
 
-    def _agreed(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
-        if problems := list(preflight.problems(self.config, self.hosts, answers)):
-            raise UserError("\n".join(problems))
-
-    def _attempt(self, answers: Mapping[str, Mapping[str, Any]]) -> Outcome:
+    def _attempt(self, answers: Answers) -> Outcome:
         number = next_attempt(self.folder)
-        what = self.plan(number, answers)
+        plan = self.plan(number, answers)
         names = [host.name for host in self.hosts]
         self.events.write(
             "start",
-            f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target}), "
+            f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target.name}), "
             f"from step {newest_step(self.folder)}",
             attempt=number,
-            target=self.target,
+            target=self.target.name,
             hosts=names,
             ranks=num_ranks(self.hosts),
             step=newest_step(self.folder),
         )
         folder = RunFolder(self.folder).attempt(number)
-        self.attempt = Attempt(what, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
+        self.attempt = Attempt(plan, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)
         if self.stop.is_set():  # signalled while this was set up
             self.attempt.request_stop()
         outcome = self._with_culprit(self.attempt.execute())
-        if outcome.ending == "preempted" and self.target == "slurm":
-            self.stop.wait(SIGNAL_ARRIVES_WITHIN_S)  # SLURM signals ranks and launcher one after the other
+        if outcome.ending == "preempted":
+            self.stop.wait(self.target.signal_spread_s)
         self._announce_stop()
         where = f" (rank {outcome.rank} on {outcome.host})" if outcome.rank is not None else ""
         self.events.write(
@@ -134,35 +121,24 @@ class Supervisor:
         )
         return outcome
 
-    def plan(self, number: int, answers: Mapping[str, Mapping[str, Any]]) -> Plan:
-        """The plan of attempt `number`; without answers (local, slurm, --dry-run) the master is the engine's matter."""
-        master = None
-        if self.target == "local":
-            from transpooler.common.net import free_port
-
-            master = ("127.0.0.1", self.config.cluster.master_port or free_port())
-        elif answers:
-            master = preflight.master_of(self.config, self.hosts[0].name, answers)
-        job = Job(
+    def plan(self, number: int, answers: Answers) -> AttemptPlan:
+        """The plan of attempt `number`; without answers (--dry-run) as far as it is known before hosts are asked."""
+        request = AttemptRequest(
             config=self.config,
             settings=self.settings,
             hosts=tuple(self.hosts),
-            master=master,
+            master=self.target.master(self.config, self.hosts, answers),
             folder=RunFolder(self.folder).attempt(number),
             variables=rank_variables(self.config, os.environ),
         )
-        return plan(self.target, job)
+        return self.target.plan(request)
 
     def _with_culprit(self, outcome: Outcome) -> Outcome:
-        """Where a rank only saw another one vanish, or nothing was seen, ask which host is gone."""
+        """Name the host that is gone, where a rank only saw another one vanish or nothing was seen."""
         only_seen = outcome.ending in ("hung", "crashed") and (blames_peer(outcome) or outcome.host is None)
         if not (only_seen or outcome.ending == "lost"):
             return outcome
-        names = [host.name for host in self.hosts]
-        if self.target in OVER_SSH:
-            gone = preflight.unreachable(names)
-        else:
-            gone = slurm.hosts_down(names) if self.target == "slurm" else {}
+        gone = self.target.gone([host.name for host in self.hosts])
         if not gone:
             return outcome
         name = outcome.host if outcome.host in gone else next(iter(gone))
@@ -174,7 +150,8 @@ class Supervisor:
             reason=f"{name}: {gone[name]}; seen by others as: {outcome.reason}",
         )
 
-    def _go_on(self, outcome: Outcome, decision: Decision) -> bool:
+    def _go_on(self, decision: Decision) -> bool:
+        """Record a decision and wait as it says; whether another attempt follows."""
         if not decision.restart:
             name = "give_up" if decision.exit_code in (GIVEN_UP, USER_ERROR) else "finish"
             self.events.write(name, f"{decision.why} (exit code {decision.exit_code})", exit_code=decision.exit_code)
@@ -198,30 +175,32 @@ class Supervisor:
         )
 
     def _stop(self, number: int) -> None:
-        """The handler of signals: it only sets flags."""
+        """Handle a signal: only set flags."""
         self.stop_signal = signal.Signals(number).name
         self.stop.set()
         if self.attempt is not None:
             self.attempt.request_stop()
 
     def _announce_stop(self) -> None:
+        """Record a signal, outside of its handler."""
         name, self.stop_signal = self.stop_signal, ""
         if name:
             self.events.write("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
 
 
 def newest_step(run: Path) -> int:
-    """Step of the newest checkpoint folder, 0 without one."""
+    """Step of the newest checkpoint folder; 0 if there is none."""
     return max(RunFolder(run).checkpoint_steps(), default=0)
 
 
 def next_attempt(run: Path) -> int:
-    """Attempts are numbered from 1 over the life of a run."""
+    """Number of the next attempt; they count from 1 over the life of a run."""
     return max(RunFolder(run).attempts(), default=0) + 1
 
 
 @contextmanager
 def _one_launcher(run: Path) -> Iterator[None]:
+    """Hold the run's lock, or raise UserError; ranks that a killed launcher left behind are ended."""
     paths = RunFolder(run)
     paths.launch.mkdir(parents=True, exist_ok=True)
     with open(paths.launch_lock, "w", encoding="utf-8") as file:
@@ -232,5 +211,5 @@ def _one_launcher(run: Path) -> Iterator[None]:
                 f"{run}: another launcher runs this run already; stop it first, or choose run=..."
             ) from None
         for number in paths.attempts():
-            (paths.attempt(number) / "kill").touch()  # ranks that a killed launcher left behind
+            (paths.attempt(number) / "kill").touch()
         yield

@@ -61,7 +61,7 @@ def run(parsed: argparse.Namespace) -> int | None:
         options = [f"{name}={value}" for name, value in given.items() if value is not None]
         quiet = ["--quiet"] if parsed.quiet else []
         settings = config_settings(parsed.settings)
-        return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="launch")
+        return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="transpooler")
     name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
     from transpooler.trainer.evaluation.evaluate import print_table

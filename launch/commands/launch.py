@@ -4,17 +4,8 @@ import argparse
 import sys
 
 from transpooler.launch.arguments import add_command, add_settings, config_settings, split_settings
+from transpooler.launch.cluster.targets import TARGETS
 from transpooler.launch.config_argument import checked_config
-
-TARGETS = {
-    "local": "this machine",
-    "ssh": "hosts of a hostfile: DeepSpeed's runner and pdsh",
-    "torchrun": "hosts of a hostfile: torchrun, c10d rendezvous",
-    "openmpi": "hosts of a hostfile: OpenMPI's mpirun",
-    "mpich": "hosts of a hostfile: MPICH's mpiexec",
-    "slurm": "a batch job: sbatch and srun",
-    "kubernetes": "a manifest to apply: JobSet or Kubeflow TrainJob",
-}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run\n\n"
         "The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.",
     )
-    names = "\n".join(f"  {name:<11}{text}" for name, text in TARGETS.items())
+    names = "\n".join(f"  {name:<11}{target.about}" for name, target in TARGETS.items())
     parser.add_argument("target", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
     add_settings(parser)
     parser.description = f"{parser.description}\n\ntargets:\n{names}"
@@ -49,19 +40,14 @@ def run(parsed: argparse.Namespace) -> int | None:
         return None
     from transpooler.launch.cluster.environment import absolute_settings
     from transpooler.launch.cluster.start import dry_run, supervise
-    from transpooler.launch.cluster.targets import kubernetes, slurm
 
+    target = TARGETS[parsed.target]
     settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
     settings += ["--quiet"] if parsed.quiet else []
-    if parsed.target == "kubernetes":
-        sys.stdout.write(kubernetes.manifest(config))
-    elif parsed.target == "slurm" and not parsed.in_allocation:
-        if parsed.dry_run:
-            sys.stdout.write(slurm.batch_script(config, settings))
-        else:
-            print(slurm.submit(config, settings))
+    if target.submits and not parsed.in_allocation:
+        sys.stdout.write((target.describe if parsed.dry_run else target.submit)(config, settings))
     elif parsed.dry_run:
-        print(dry_run(parsed.target, config, settings))
+        print(dry_run(target, config, settings))
     else:
-        return supervise(parsed.target, config, settings)
+        return supervise(target, config, settings)
     return None

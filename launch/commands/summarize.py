@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.errors import UserError
+from transpooler.common.fields import all_problems
 from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
 from transpooler.common.log import Progress, progress, say
 from transpooler.launch.arguments import add_command, finite, positive, whole
 from transpooler.launch.config_argument import require_targets
 from transpooler.launch.input_documents import Document, count_documents, find_inputs, read_documents, spooled
-from transpooler.trainer.config.root import GenerationConfig
+from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
 
@@ -171,6 +172,6 @@ def generation_of(parsed: argparse.Namespace) -> GenerationConfig:
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     generation = GenerationConfig(**given)
-    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
+    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
         raise UserError("\n".join(problems))
     return generation

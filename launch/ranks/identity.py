@@ -1,13 +1,11 @@
-"""Which rank am I? RANK, WORLD_SIZE, LOCAL_RANK and the master, from what SLURM, OpenMPI or MPICH say.
+"""Which rank this process is: RANK, WORLD_SIZE, LOCAL_RANK and the master, from SLURM's, OpenMPI's or MPICH's variables.
 
 So `srun transpooler train CONFIG` and `mpirun ... transpooler train CONFIG` work as they are; mpi4py is not
 needed. Engines that set RANK themselves (DeepSpeed's launcher, torchrun) are left alone.
 """
 
-import fcntl
 import re
 import socket
-import struct
 import subprocess
 import sys
 import zlib
@@ -16,9 +14,9 @@ from collections.abc import Mapping
 from transpooler.common.errors import UserError
 
 MASTER_PORTS = range(20000, 30000)
-"""Ports below Linux' ephemeral range, from which a job derives its own when nobody says one."""
+"""Ports below Linux' ephemeral range, from which a job derives its own if none is given."""
 MAX_STEP = 2**32 - 16
-"""SLURM numbers the batch script and interactive shells from here on: they are no ranks."""
+"""From here on SLURM numbers batch scripts and interactive shells, which are no ranks."""
 MPI_VARIABLES = {
     "OpenMPI": tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
@@ -26,13 +24,16 @@ MPI_VARIABLES = {
 
 
 def rank_identity(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables to add to the environment: none when RANK is set or no engine is recognised. May raise UserError."""
+    """Variables to add to the environment: no RANK when it is set or no engine is recognised.
+
+    UserError where MPI ranks on several hosts lack MASTER_ADDR.
+    """
     if "RANK" in environment:
         found: dict[str, str] = {}
     elif _is_slurm_task(environment):
-        found = _of_slurm(environment)
+        found = _slurm_identity(environment)
     else:
-        found = _of_mpi(environment)
+        found = _mpi_identity(environment)
     master = {**found, **environment}.get("MASTER_ADDR")
     if master and "GLOO_SOCKET_IFNAME" not in environment and (interface := interface_towards(master)):
         found["GLOO_SOCKET_IFNAME"] = interface
@@ -40,14 +41,12 @@ def rank_identity(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface through which this host reaches `address`; None for loopback or when nobody knows.
+    """The network interface through which this host reaches `address`; None for loopback or if there is no route.
 
-    Gloo on its own takes the address that the host's name resolves to, which on many systems is 127.0.1.1.
+    Gloo by itself takes the address that the host's name resolves to, which is 127.0.1.1 on many systems.
     """
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # no packet is sent
-            mine = probe.getsockname()[0]
+        mine = address_towards(address)
     except OSError:
         return None
     found = next((name for name, ip in addresses().items() if ip == mine), None)
@@ -56,14 +55,13 @@ def interface_towards(address: str) -> str | None:
 
 def addresses() -> dict[str, str]:
     """IPv4 address of each network interface that has one."""
+    import psutil
+
     found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
-            except OSError:
-                continue
-            found[name] = socket.inet_ntoa(answer[20:24])
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if entry.family == socket.AF_INET:
+                found.setdefault(name, entry.address)
     return found
 
 
@@ -72,7 +70,7 @@ def _is_slurm_task(environment: Mapping[str, str]) -> bool:
     return step.isdecimal() and int(step) < MAX_STEP and "SLURM_PROCID" in environment
 
 
-def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+def _slurm_identity(environment: Mapping[str, str]) -> dict[str, str]:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "1")
     found = {
@@ -88,7 +86,7 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _of_mpi(environment: Mapping[str, str]) -> dict[str, str]:
+def _mpi_identity(environment: Mapping[str, str]) -> dict[str, str]:
     for engine, names in MPI_VARIABLES.items():
         if names[0] not in environment:
             continue
@@ -131,9 +129,9 @@ def first_hostname(nodes: str) -> str:
 
 
 def address_towards(address: str) -> str:
-    """This host's own address on the way to `address`."""
+    """The address of this host that it uses to reach `address`; OSError if it cannot."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))
+        probe.connect((address, 9))  # sends no packet
         return str(probe.getsockname()[0])
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from transpooler.common.exit_codes import INTERRUPTED
 from transpooler.common.net import free_port
 from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.launch.ranks.watcher import RANK_MODULE
 
-RANK_MODULE = "transpooler.launch.train"
+RUNNER = (sys.executable, "-m", "deepspeed.launcher.runner")
 
 
 def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODULE) -> int:
@@ -19,8 +20,8 @@ def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODUL
     SIGTERM and SIGUSR1 go to the ranks themselves, which save a checkpoint and exit with 75; DeepSpeed's launcher
     alone would kill them. Ctrl-C ends everything.
     """
-    command = launcher_command(processes, free_port(), arguments, module)
-    # A session of its own, so that Ctrl-C reaches us alone and the launcher's traceback stays unseen.
+    command = launcher_command(processes, free_port(), ["--module", module, *arguments])
+    # A session of its own, so that Ctrl-C reaches this process alone and the launcher's traceback stays unseen.
     launcher = subprocess.Popen(command, env=rank_environment(processes), start_new_session=True)
     try:
         with handling(STOP_SIGNALS, lambda number: _signal_ranks(launcher.pid, module, number)):
@@ -33,18 +34,16 @@ def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODUL
             launcher.wait()
 
 
-def launcher_command(processes: int, port: int, arguments: Sequence[str], module: str = RANK_MODULE) -> list[str]:
-    """The command that starts the ranks."""
+def launcher_command(processes: int, port: int, program: Sequence[str], *, log_level: str = "critical") -> list[str]:
+    """The command that starts the ranks on this machine; `program` is --module MODULE or --no_python FILE, and more."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--hostfile", os.devnull, "--num_accelerators", str(processes)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(port), "--log_level", "critical"),
-        *("--no_local_rank", "--module", module, *arguments),
+        *(*RUNNER, "--log_level", log_level, "--hostfile", os.devnull, "--num_accelerators", str(processes)),
+        *("--master_addr", "127.0.0.1", "--master_port", str(port), "--no_local_rank", *program),
     ]
 
 
 def rank_environment(processes: int) -> dict[str, str]:
-    """This environment plus what the ranks need: a share of the cores, the CPU backend without CUDA."""
+    """This environment and what the ranks need: a share of the cores, and the CPU backend where CUDA is missing."""
     environment = dict(os.environ)
     environment["PYTHONSAFEPATH"] = "1"  # what lies in the working directory is not imported
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))

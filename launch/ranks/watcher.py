@@ -2,9 +2,9 @@
 
     python -m transpooler.launch.ranks.watcher CONFIG... key=value...
 
-The same for every engine: who am I (launch.discovery), a share of the cores, a log file per rank, rank-prefixed lines
-on standard output, a sign of life for the supervisor, and stopping on its word. It imports nothing heavy and needs
-some MiB. The files lie on the file system that holds the run folder:
+It does the same under every engine: it finds the rank's identity (launch.ranks.identity), takes a share of the cores,
+writes the rank's log, prefixes its lines on standard output, gives signs of life to the supervisor and stops on its
+word. It imports nothing heavy and needs some MiB. These files lie on the file system of the run folder:
 
 RUN/logs/rank-<N>.log                 what the rank printed, over all attempts
 RUN/launch/attempt-<N>/rank-<N>.json  sign of life: host, pid, state of the process; at the end its exit code
@@ -12,7 +12,7 @@ RUN/launch/attempt-<N>/stop, kill     written by the supervisor: save and exit w
 """
 
 import collections
-import ctypes
+import contextlib
 import json
 import os
 import signal
@@ -23,11 +23,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import USER_ERROR
+from transpooler.common.files import atomic_write
+from transpooler.common.processes import die_with_parent
+from transpooler.common.signals import STOP_SIGNALS, handling
 from transpooler.launch.exits import print_user_error
 from transpooler.launch.ranks.identity import rank_identity
 
@@ -38,7 +40,6 @@ RANKS_AT_THAT_RATE = 200
 """Larger jobs beat more slowly, to spare the shared file system."""
 POLL_EVERY_S = 0.2
 LAST_LINES = 8
-PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str]) -> int:
             int(os.environ.get("LOCAL_RANK", "0")),
             int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")),
         )
-    return Rank(arguments).run()
+    return Watcher(arguments).run()
 
 
 def bind_cores(local_rank: int, local_size: int) -> None:
-    """Keep to this rank's share of the host's cores, unless the engine has bound it already."""
+    """Bind this process to its share of the host's cores, unless the engine has bound it already."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < (os.cpu_count() or 1) or len(cores) < local_size:
         return
@@ -66,30 +67,32 @@ def bind_cores(local_rank: int, local_size: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(len(share)))
 
 
-class Rank:
-    """The training process of this rank, its log and its sign of life."""
+class Watcher:
+    """Runs the training process of this rank, with its log and its signs of life."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.number, self.host = int(os.environ.get("RANK", "0")), socket.gethostname()
         self.attempt = Path(os.environ[ATTEMPT]) if ATTEMPT in os.environ else None
         self.log = self._open_log()
         self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self.told = ""  # the signal that told us to end, if one did
+        self.stop_signal = ""
+        """Name of the signal that asked the rank to end, if one did."""
         self.beats = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._forward)
-        for number in (signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, self._forward_end)
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", RANK_MODULE, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     def run(self) -> int:
-        """Copy output until the process ends; returns its exit code."""
+        """Copy output and forward signals until the process ends; returns its exit code."""
+        ends = (signal.SIGHUP, signal.SIGINT)
+        with handling(STOP_SIGNALS, self._forward), handling(ends, lambda _: self._forward(signal.SIGTERM)):
+            return self._run()
+
+    def _run(self) -> int:
         assert self.process.stdout is not None
         copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
         copier.start()
@@ -119,7 +122,7 @@ class Rank:
                     if file is not None:
                         file.write(text)
                         file.flush()
-                except (OSError, ValueError):  # the engine is gone, or the disk is full: the rank goes on
+                except (OSError, ValueError):  # the engine has ended, or the disk is full: the rank continues
                     continue
 
     def _beat(self, code: int | None = None) -> None:
@@ -127,33 +130,27 @@ class Rank:
             return
         self.beats += 1
         facts: dict[str, Any] = {"rank": self.number, "host": self.host, "pid": self.process.pid, "beat": self.beats}
-        facts |= {"state": _state(self.process.pid), "told": self.told}
+        facts |= {"state": _state_of(self.process.pid), "stop_signal": self.stop_signal}
         if code is not None:
             facts |= {"exit": code, "ended": time.time(), "last_lines": list(self.last_lines)}
-        path = self.attempt / f"rank-{self.number}.json"
-        temporary = path.with_suffix(".new")
-        try:
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError:  # a full disk: an exit still shows in the engine's output and code
-            temporary.unlink(missing_ok=True)
+        # A full disk must not end the rank: its exit still shows in the engine's output and code.
+        with contextlib.suppress(UserError, OSError):
+            with atomic_write(self.attempt / f"rank-{self.number}.json", durable=False) as file:
+                json.dump(facts, file)
 
     def _obey(self) -> None:
         if self.attempt is None:
             return
         if (self.attempt / "kill").exists():
             self.process.kill()
-        elif not self.told and (self.attempt / "stop").exists():
-            self._forward(signal.SIGUSR1, None)
+        elif not self.stop_signal and (self.attempt / "stop").exists():
+            self._forward(signal.SIGUSR1)
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.told = self.told or signal.Signals(number).name
+    def _forward(self, number: int) -> None:
+        self.stop_signal = self.stop_signal or signal.Signals(number).name
         self.process.send_signal(number)
         if number == signal.SIGTERM:
-            self._beat()  # engines kill soon after: leave word that the end was ordered
-
-    def _forward_end(self, number: int, frame: FrameType | None) -> None:
-        self._forward(signal.SIGTERM, frame)
+            self._beat()  # engines kill soon after; record that the end was ordered
 
     def _open_log(self) -> IO[str] | None:
         if LOGS not in os.environ:
@@ -170,16 +167,14 @@ class Rank:
         return file
 
 
-def _state(pid: int) -> str:
-    """The kernel's letter: R running, S sleeping, D waiting for a device, T stopped, Z ended."""
+def _state_of(pid: int) -> str:
+    """State of a process in psutil's words: running, sleeping, disk-sleep, stopped, zombie, ..."""
+    import psutil
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "Z"
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return psutil.Process(pid).status()
+    except psutil.Error:
+        return psutil.STATUS_DEAD
 
 
 if __name__ == "__main__":

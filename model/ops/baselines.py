@@ -5,8 +5,8 @@ random: k tokens drawn evenly, again at every call in training, always the same 
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 
-All take (embeddings_BND, scores_BN, k, *, mask_BN, slots, keep_order) as `soft_topk` does and raise as it does, though
-not for the values of scores. random and strided_mean read no scores (None will do) and keep the document's order.
+All take (embeddings_BND, scores_BN, k, *, mask_BN, slots) as `soft_topk` does, keep the document's order, and raise as
+it does, though not for the values of scores. random and strided_mean read no scores (None will do).
 """
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import check_tensors
+from transpooler.model.ops.soft_topk.interface import sort_best_first
 from transpooler.model.ops.soft_topk.ops import group_sum_op
 
 TEMPERATURE = 0.1  # of iterative softmax: scores lie in (0, 1), so that 1.0 would average everything
@@ -28,13 +29,14 @@ def hard(
     slots: int | None = None,
     keep_order: bool = True,
 ) -> SoftTopK:
-    """The k best tokens as they are; in the backward pass they count as score * token."""
+    """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
-    positions, mask = _chosen(scores_BN.detach(), k_B, slots, mask_BN, keep_order)
+    positions, mask = _choose(scores_BN.detach(), k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     scores = scores_BN.gather(1, positions)
     gate = 1 + (scores - scores.detach())
-    return _of_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
+    result = _keep_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
+    return result if keep_order else sort_best_first(result)
 
 
 def random(
@@ -44,7 +46,6 @@ def random(
     *,
     mask_BN: Tensor | None = None,
     slots: int | None = None,
-    keep_order: bool = True,
     training: bool = False,
 ) -> SoftTopK:
     """k tokens of each document, evenly drawn."""
@@ -53,9 +54,9 @@ def random(
     # One row of draws for all documents in evaluation, so that a document's choice does not depend on its batch.
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
-    positions, mask = _chosen(draws_BN, k_B, slots, mask_BN, keep_order=True)
+    positions, mask = _choose(draws_BN, k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    return _of_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
+    return _keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
 
 
 def strided_mean(
@@ -65,7 +66,6 @@ def strided_mean(
     *,
     mask_BN: Tensor | None = None,
     slots: int | None = None,
-    keep_order: bool = True,
 ) -> SoftTopK:
     """The document cut into k runs of as equal length as can be, each replaced by its mean."""
     _, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
@@ -99,7 +99,6 @@ def iterative_softmax(
     *,
     mask_BN: Tensor | None = None,
     slots: int | None = None,
-    keep_order: bool = True,
 ) -> SoftTopK:
     """Slot j is the softmax average after the j - 1 before it: O(k N D), and every token may flow into every slot.
 
@@ -116,10 +115,9 @@ def iterative_softmax(
     weights_BSN = torch.stack(shares, dim=1)
     filled = torch.arange(slots, device=mask_BN.device) < torch.minimum(k_B[:, None], mask_BN.sum(1, keepdim=True))
     positions = weights_BSN.argmax(2)
-    if keep_order:
-        order = torch.where(filled, positions, mask_BN.shape[1]).sort(dim=1, stable=True).indices
-        weights_BSN = weights_BSN.gather(1, order[..., None].expand_as(weights_BSN))
-        positions = positions.gather(1, order)
+    order = torch.where(filled, positions, mask_BN.shape[1]).sort(dim=1, stable=True).indices
+    weights_BSN = weights_BSN.gather(1, order[..., None].expand_as(weights_BSN))
+    positions = positions.gather(1, order)
     weights_BSN = weights_BSN * filled[..., None]
     best = weights_BSN.max(dim=1)
     with torch.autocast(mask_BN.device.type, enabled=False):  # results come in the dtype of the embeddings
@@ -135,7 +133,7 @@ def iterative_softmax(
 
 
 def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Scores in float32 at least (ones, if None), k of each document, slots of the batch, mask."""
+    """Return scores in at least float32 (ones for None), k of each document, slots of the batch, and the mask."""
     if scores_BN is None:
         scores_BN = torch.ones(embeddings_BND.shape[:2], device=embeddings_BND.device)
     mask_BN = check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
@@ -144,17 +142,16 @@ def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tenso
     return scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float(), k_B, slots, mask_BN
 
 
-def _chosen(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor, keep_order: bool) -> tuple[Tensor, Tensor]:
+def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Positions (B, slots) of the k best real tokens, and which slots are filled; ties go to the earlier token."""
     num_tokens = mask_BN.shape[1]
     order = torch.where(mask_BN, scores_BN, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :slots]
     filled = torch.arange(slots, device=mask_BN.device) < torch.minimum(k_B[:, None], mask_BN.sum(1, keepdim=True))
-    if keep_order:
-        order = torch.where(filled, order, num_tokens).sort(dim=1).values
-    return torch.where(filled, order, 0), filled
+    positions = torch.where(filled, order, num_tokens).sort(dim=1).values
+    return torch.where(filled, positions, 0), filled
 
 
-def _of_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
+def _keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
     """The result of an operator that keeps single tokens; what it drops flows nowhere."""
     groups_BN = torch.full_like(mask_BN, -1, dtype=torch.int64)
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)

@@ -13,12 +13,14 @@ from tests.cluster.runs import Runs
 
 pytestmark = pytest.mark.slow
 TRAINING = ["-m", "transpooler.launch.train"]
+SHORT = ("guards.watchdog_timeout_s=20", "engine.collective_timeout_s=25")
+LONG = ("guards.watchdog_timeout_s=500", "engine.collective_timeout_s=600")
 NOTICED_WITHIN_S = 60
-"""From the fault to the launcher's word about it (heartbeat_timeout_s is 10, collective_timeout_s 15 here)."""
+"""From the fault to the launcher's word about it (heartbeat_timeout_s is 10, the others as in SHORT)."""
 
 
 def test_a_killed_rank_a_stopped_process_and_a_cut_cable(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    settings = (hostfile, "cluster.interface=eth0", "engine.collective_timeout_s=15", "cluster.host_failures=9")
+    settings = (hostfile, "cluster.interface=eth0", *SHORT, "cluster.host_failures=9")
     launcher = cluster.start(0, runs.command("ssh", "faults", *settings))
     second = cluster.host(2)
     try:
@@ -50,7 +52,7 @@ def test_a_killed_rank_a_stopped_process_and_a_cut_cable(cluster: Lab, runs: Run
 
 
 def test_a_host_without_power_is_waited_for(cluster: Lab, runs: Runs, hostfile: str) -> None:
-    launcher = cluster.start(0, runs.command("openmpi", "power", hostfile, "engine.collective_timeout_s=600"))
+    launcher = cluster.start(0, runs.command("openmpi", "power", hostfile, *LONG))
     try:
         runs.wait_for_step("power", 6)
         cluster.crash(2)

@@ -13,15 +13,17 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transpooler.model.architecture import OPERATORS
-from transpooler.model.pooler import SCORED
+from transpooler.model.ops.operators import OPERATORS
 from transpooler.trainer.config import load_config
 
 KINDS = {
     "none": [],
     "torch": ["engine.activation_checkpointing=torch"],
     "deepspeed": ["engine.activation_checkpointing=deepspeed"],
-    "partitioned": ["engine.activation_checkpointing=deepspeed", "engine.partition_activations=true"],
+    "partitioned": [
+        "engine.activation_checkpointing=deepspeed",
+        "engine.deepspeed={activation_checkpointing: {partition_activations: true}}",
+    ],
 }
 COMBINATIONS = [
     *((operator, stage, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS for stage in (0, 3)),
@@ -43,7 +45,7 @@ def step_each(each: list[list[str]]) -> None:
         weights = {name: value.float() for name, value in forked.whole_weights(job).items()}
         if job.rank == 0:
             job.run.mkdir(exist_ok=True)
-            loss = result.loss_sum / result.target_tokens
+            loss = result.loss_sum / result.counts.target_tokens
             seen = {"weights": weights, "loss": loss, "norm": result.gradient_norm, "calls": calls}
             torch.save(seen, job.run / "seen.pt")
 
@@ -93,7 +95,7 @@ def test_what_is_computed_again_is_the_same(tiny_settings, tmp_path):
             tolerance = 1e-6 if precision == "fp32" else 4e-3
             torch.testing.assert_close(seen["weights"][name], value, atol=tolerance, rtol=0, msg=f"{what}: {name}")
         # Encoder layers, poolers and decoder layers all run a second time, and nothing does without checkpointing.
-        scored = ("Pooler",) if operator in SCORED else ()  # the others have no module inside to watch
+        scored = ("Pooler",) if OPERATORS[operator].needs_scores else ()  # the others have no module inside to watch
         for layer in ("EncoderLayer", *scored, "DecoderLayer"):
             times = 1 if kind == "none" else 2
             assert seen["calls"].count(layer) == times * plain["calls"].count(layer) > 0, f"{what}: {layer}"

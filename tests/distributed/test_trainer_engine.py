@@ -1,6 +1,7 @@
 """What reaches DeepSpeed, on real ranks: fragments of its configuration, and a model that no rank ever holds whole."""
 
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -30,7 +31,8 @@ def start(settings: list[str]) -> None:
             prepare_job(load_config([], [*settings, f"engine.deepspeed={fragment}"]))
     config = load_config([], [*settings, "engine.deepspeed={zero_optimization: {reduce_bucket_size: 1234}}"])
     assert not Path(config.run).exists()
-    assert prepare_job(config).engine.zero_reduce_bucket_size() == 1234
+    engine: Any = prepare_job(config).engine
+    assert engine.zero_reduce_bucket_size() == 1234
 
 
 def test_at_stage_3_no_rank_holds_the_model(tiny_settings, tmp_path):
@@ -41,14 +43,17 @@ def test_at_stage_3_no_rank_holds_the_model(tiny_settings, tmp_path):
 def build(settings: list[str]) -> None:
     """In a rank: every module's weights are cut as soon as it is made, so that the peak is one module's."""
     from transpooler.data_pipeline.tokenizer import load_tokenizer
-    from transpooler.trainer.engine.engine import init_distributed, sharded_init
+    from transpooler.trainer.engine.distributed import init_distributed
+    from transpooler.trainer.engine.engine import sharded_init
+    from transpooler.trainer.engine.settings import deepspeed_config
     from transpooler.trainer.weights.models import build_model
 
     config = load_config([], settings)
     tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
     whole = dict(build_model(config, tokenizer).named_parameters())
-    init_distributed(config)
-    for name, parameter in build_model(config, tokenizer, sharded_init(config, 1, 2)).named_parameters():
+    init_distributed(config.engine)
+    sharded = sharded_init(config.engine, deepspeed_config(config.engine, config.optimizer, 1, 2))
+    for name, parameter in build_model(config, tokenizer, sharded).named_parameters():
         assert parameter.numel() == 0, name
         assert parameter.ds_shape == whole[name].shape
         assert parameter.ds_tensor.numel() == -(-whole[name].numel() // 2)

@@ -137,15 +137,15 @@ def hang_at(step: int) -> None:
     """In a rank: rank 1 never gets its batch after so many steps."""
     from transpooler.trainer.train import _Clock
 
-    waited_for, seen = _Clock.waited_for, []
+    take_step, seen = _Clock.take_step, []
 
     def hanging(clock, steps):
         seen.append(1)
         if len(seen) > step and os.environ["RANK"] == "1":
             time.sleep(1000)
-        return waited_for(clock, steps)
+        return take_step(clock, steps)
 
-    setattr(_Clock, "waited_for", hanging)  # noqa: B010
+    setattr(_Clock, "take_step", hanging)  # noqa: B010
 
 
 def signal_in_evaluation(rank: int, number: int) -> None:

@@ -51,7 +51,7 @@ def _train(settings: list[str], whole: bool) -> None:
         result = train_step(job, step, stop=False)
         assert result is not None
         job.state.step += 1
-        seen["losses"].append(result.loss_sum / result.target_tokens)
+        seen["losses"].append(result.loss_sum / result.counts.target_tokens)
         seen["rates"].append([group["lr"] for group in job.engine.optimizer.param_groups])
         if whole and job.state.step == SAVED_AT:
             job.save()

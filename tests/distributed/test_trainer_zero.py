@@ -22,7 +22,10 @@ STEPS = 6
 SETTINGS = [f"train.steps={STEPS}", "model.dropout=0", "optimizer.eps=0.001", "optimizer.max_grad_norm=0.5"]
 MUON = ["optimizer.name=muon", "optimizer.max_grad_norm=0", "optimizer.muon_learning_rate=0.01"]
 CHECKPOINTED = "engine.activation_checkpointing"
-PARTITIONED = [f"{CHECKPOINTED}=deepspeed", "engine.partition_activations=true"]
+PARTITIONED = [
+    f"{CHECKPOINTED}=deepspeed",
+    "engine.deepspeed={activation_checkpointing: {partition_activations: true}}",
+]
 
 
 def zero(stage: int, micro: int, *more: str) -> list[str]:
@@ -95,7 +98,7 @@ def train_each(each: list[list[str]]) -> None:
             assert result is not None
             assert not result.skipped
             job.state.step += 1
-            seen["losses"].append(result.loss_sum / result.target_tokens)
+            seen["losses"].append(result.loss_sum / result.counts.target_tokens)
             seen["norms"].append(result.gradient_norm)
             seen["weights"].append(_float_weights(job))
         seen["held_out"] = held_out_loss(job)[0]

@@ -76,7 +76,7 @@ def run(programs: Path, here: Path, *command: str) -> str:
     environment["PATH"] = os.pathsep.join([str(programs), environment["PATH"]])
     program, *arguments = command
     done = subprocess.run(
-        [programs / program, *arguments], cwd=here, env=environment, capture_output=True, text=True, timeout=400
+        [programs / program, *arguments], cwd=here, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout + done.stderr

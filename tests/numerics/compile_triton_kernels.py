@@ -46,7 +46,7 @@ def main() -> None:
     num_tokens, slots = map(int, sys.argv[1:])
     rounds = num_rounds(num_tokens, slots)
     blocks = triton_backend.level_blocks(num_tokens, slots, rounds)
-    levels = {"ROUNDS": rounds, "BLOCKS": blocks, "KEEP_ORDER": False}
+    levels = {"ROUNDS": rounds, "BLOCKS": blocks}
     num_warps = triton_backend.num_warps(blocks[0])
     compile_kernel(triton_backend._tournament_kernel, levels, num_warps)
     compile_kernel(triton_backend._tournament_backward_kernel, levels, num_warps)

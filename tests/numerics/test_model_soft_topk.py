@@ -103,7 +103,7 @@ def test_gradcheck(backend):
 def test_opcheck(backend):
     embeddings, scores, mask = _inputs(6, 33)
     k = torch.full((2, 1), 5)
-    torch.library.opcheck(tournament_op, (scores, mask, k, 5, 3, 20.0, True, backend))
+    torch.library.opcheck(tournament_op, (scores, mask, k, 5, 3, 20.0, backend))
     plan = soft_topk(embeddings, scores, 5, mask_BN=mask)
     torch.library.opcheck(group_sum_op, (embeddings, plan.weights.detach().requires_grad_(), plan.groups, 5, backend))
 

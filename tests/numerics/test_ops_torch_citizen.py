@@ -55,8 +55,8 @@ def test_autocast_changes_nothing(low, backend):
 def test_autocast_lifts_scores_of_the_bare_operator_to_float32():
     scores, mask, k = torch.rand(1, 16).bfloat16(), torch.ones(1, 16, dtype=torch.bool), torch.tensor([[4]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        weights = ops.tournament_op(scores, mask, k, 4, 2, 20.0, True, "cpp")[0]
-        assert ops.tournament_op(scores.double(), mask, k, 4, 2, 20.0, True, "cpp")[0].dtype == torch.float64
+        weights = ops.tournament_op(scores, mask, k, 4, 2, 20.0, "cpp")[0]
+        assert ops.tournament_op(scores.double(), mask, k, 4, 2, 20.0, "cpp")[0].dtype == torch.float64
     assert weights.dtype == torch.float32
 
 
@@ -160,7 +160,7 @@ def test_opcheck_of_all_four_operators_in_float32(backend):
         pytest.skip("with a GPU, tests/gpu runs the compiled kernels")
     embeddings, logits, mask = _inputs(batch=2, num_tokens=12, dim=4)
     scores = logits.detach().sigmoid().requires_grad_()
-    settings = (torch.full((2, 1), K), K, 2, 20.0, True, backend)
+    settings = (torch.full((2, 1), K), K, 2, 20.0, backend)
     torch.library.opcheck(ops.tournament_op, (scores, mask, *settings))
     plan = soft_topk(embeddings, scores, K, mask_BN=mask)
     weights, grads = plan.weights.detach(), torch.ones(2, K)

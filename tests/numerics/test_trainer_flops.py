@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+from transpooler.model.ops.operators import OPERATORS
 from transpooler.trainer.estimate.flops import batch_flops, forward_flops
 
 SIZES: dict[str, Any] = {
@@ -27,6 +28,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "activation": "swiglu",
         "block_size": 16,
         "pooling": [{"after_layer": 3, "length": 16, "operator": "random"}],
+    },
+    **{
+        operator: {"block_size": 16, "pooling": [{"after_layer": 2, "length": 32, "operator": operator}]}
+        for operator in OPERATORS
     },
 }
 

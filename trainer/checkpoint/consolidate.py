@@ -11,7 +11,7 @@ from transpooler.trainer.run_folder import RunFolder
 
 def consolidated_weights(run: Path, step: int) -> dict[str, Any]:
     """The checkpoint's weights by name, in float32: of ZeRO's shards, or as they were where nothing was sharded."""
-    from transpooler.trainer.engine.engine import choose_accelerator
+    from transpooler.trainer.engine.distributed import choose_accelerator
 
     folder = RunFolder(run).checkpoint(step)
     choose_accelerator()

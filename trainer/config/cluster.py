@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from transpooler.common.fields import at_least, between, one_of
+
 REQUEUE_WAYS = ("scontrol", "exit_code", "none")
 KUBERNETES_KINDS = ("jobset", "trainjob")
 PASSED_ON = (
@@ -22,9 +24,9 @@ class SlurmConfig:
     """Time limit: 12h, 90m, 1d12h, HH:MM:SS, or seconds (as train.max_time, not minutes as for sbatch); anything else,
     such as D-HH:MM:SS, goes to sbatch as it is."""
     gpus_per_node: int | None = None
-    signal_before_end_s: int = 120
-    """The job is signalled so long before its time limit: finish the step, save, requeue."""
-    requeue: str = "scontrol"
+    signal_before_end_s: int = at_least(1, 120)
+    """The job gets a signal this long before its time limit, to finish the step, save and requeue."""
+    requeue: str = one_of(REQUEUE_WAYS, "scontrol")
     """How a job that has to go on later comes back: scontrol (the job requeues itself), exit_code (it ends with 75,
     and the site's RequeueExit=75 does it), or none."""
     array: str | None = None
@@ -39,10 +41,7 @@ class SlurmConfig:
     """Shell lines that run on the first host before training, such as `module load cuda`."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.requeue not in REQUEUE_WAYS:
-            yield "requeue", f"is {self.requeue!r}; choose one of {', '.join(REQUEUE_WAYS)}"
-        if self.signal_before_end_s < 1:
-            yield "signal_before_end_s", f"is {self.signal_before_end_s}; must be at least 1"
+        """Options that sbatch or srun would not take as such."""
         for name in ("options", "srun_options"):
             for item in getattr(self, name):
                 if not item.startswith("-") and item != "hetjob":
@@ -53,7 +52,7 @@ class SlurmConfig:
 class KubernetesConfig:
     """The manifest of target kubernetes."""
 
-    kind: str = "jobset"
+    kind: str = one_of(KUBERNETES_KINDS, "jobset")
     """jobset (jobset.x-k8s.io/v1alpha2) or trainjob (Kubeflow Trainer v2, trainer.kubeflow.org/v1alpha1)."""
     image: str = ""
     """Container image with Python, transpooler and its dependencies."""
@@ -72,8 +71,7 @@ class KubernetesConfig:
     """Size of /dev/shm."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.kind not in KUBERNETES_KINDS:
-            yield "kind", f"is {self.kind!r}; choose one of {', '.join(KUBERNETES_KINDS)}"
+        """A name that Kubernetes would not take."""
         if not self.name.replace("-", "").isalnum() or self.name != self.name.lower() or len(self.name) > 40:
             yield "name", f"is {self.name!r}; use up to 40 lower-case letters, digits and dashes"
 
@@ -88,13 +86,13 @@ class ClusterConfig:
     """Only these hosts of the hostfile."""
     exclude: tuple[str, ...] = ()
     """Not these hosts."""
-    nodes: int = 1
+    nodes: int = at_least(1, 1)
     """Number of hosts where no hostfile says so (slurm, kubernetes)."""
-    processes_per_node: int | None = None
+    processes_per_node: int | None = at_least(1, None)
     """Ranks on each host; null = slots of the hostfile, else the host's GPUs, else 1."""
     master_address: str | None = None
     """Address of the first host that the others reach; null = its address on `interface`, else its name's."""
-    master_port: int | None = None
+    master_port: int | None = between(1024, 65535, None)
     """TCP port of the rendezvous on the first host; null = a free one."""
     interface: str | None = None
     """Network interface of collectives on every host, such as ib0 or eth0; null = the one that leads to the master."""
@@ -109,22 +107,22 @@ class ClusterConfig:
     environment: dict[str, str] = field(default_factory=dict)
     """More variables for the ranks; these win."""
     elastic: bool = False
-    """Go on with fewer hosts at the same data.batch_size when a host had to be left out."""
-    min_nodes: int = 1
-    """The fewest hosts that an elastic job goes on with."""
-    max_restarts: int = 10
+    """Continue with fewer hosts, at the same data.batch_size, when a host had to be left out."""
+    min_nodes: int = at_least(1, 1)
+    """The fewest hosts with which an elastic job continues."""
+    max_restarts: int = at_least(0, 10)
     """Restarts in a row without a new checkpoint in between; then the launcher gives up."""
-    restart_delay_s: float = 5.0
+    restart_delay_s: float = at_least(0, 5.0)
     """Wait before the first restart; doubles with each further one without progress."""
-    max_restart_delay_s: float = 300.0
-    host_failures: int = 2
-    """A host that failed so often is left out."""
-    hang_timeout_s: float = 2400.0
-    """A job without a sign of progress (metrics, output) for so long is restarted; 0 = never. Keep it above
-    engine.collective_timeout_s, so that ranks can tell what they waited for."""
-    heartbeat_timeout_s: float = 120.0
-    """A rank that gave no sign of life, or was found stopped, for so long counts as lost."""
-    stop_grace_s: float = 300.0
+    max_restart_delay_s: float = at_least(0, 300.0)
+    host_failures: int = at_least(1, 2)
+    """A host that failed this often is left out."""
+    hang_timeout_s: float = at_least(0, 2400.0)
+    """A job without a sign of progress (metrics, output) for this long is restarted; 0 = never. Above
+    engine.collective_timeout_s, so that ranks can still tell what they waited for."""
+    heartbeat_timeout_s: float = at_least(5, 120.0)
+    """A rank that gives no sign of life, or is found stopped, for this long counts as lost."""
+    stop_grace_s: float = at_least(0, 300.0)
     """How long ranks may take to save after a signal before they are killed."""
     mpirun: str | None = None
     """Path of mpirun / mpiexec; null = found by name."""
@@ -134,18 +132,7 @@ class ClusterConfig:
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for name in ("nodes", "min_nodes", "host_failures"):
-            if getattr(self, name) < 1:
-                yield name, f"is {getattr(self, name)}; must be at least 1"
-        for name in ("max_restarts", "restart_delay_s", "max_restart_delay_s", "hang_timeout_s", "stop_grace_s"):
-            if getattr(self, name) < 0:
-                yield name, f"is {getattr(self, name)}; must not be negative"
-        if self.heartbeat_timeout_s < 5:
-            yield "heartbeat_timeout_s", f"is {self.heartbeat_timeout_s}; must be at least 5"
-        if self.processes_per_node is not None and self.processes_per_node < 1:
-            yield "processes_per_node", f"is {self.processes_per_node}; must be at least 1, or null"
-        if self.master_port is not None and not 1024 <= self.master_port <= 65535:
-            yield "master_port", f"is {self.master_port}; choose one in 1024..65535, or null for a free one"
+        """Variables whose names no shell would take."""
         for key in self.environment:
             if not key.isidentifier():
                 yield "environment", f"has the key {key!r}, which is no name of a variable"

@@ -1,7 +1,7 @@
 """YAML files and key=value overrides to a checked `Config`. Precedence: defaults < YAML files in order < overrides.
 
-OmegaConf reads and merges; pydantic checks types against the dataclasses; the sections' own `problems` check values.
-All problems are reported at once.
+OmegaConf reads and merges; pydantic checks types against the dataclasses; then the rules at the fields and each
+section's own `problems` check values. All problems are reported at once.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common.errors import UserError
+from transpooler.common.fields import all_problems
 from transpooler.common.files import atomic_write
 from transpooler.trainer.config.presets import find_config, preset_names
 from transpooler.trainer.config.root import Config
@@ -25,20 +26,20 @@ def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one line per problem, each naming the key, its value and the remedy.
     """
-    return config_from_dict(_merged(parts, overrides))
+    return config_from_dict(_merge(parts, overrides))
 
 
 def load_saved_config(path: Path) -> tuple[Config, list[str]]:
-    """A run's config.yaml, also of another version: the configuration, and the keys in it that this version lacks.
+    """The configuration in a run's config.yaml, also of another version, and the keys in it that this version lacks.
 
     Raises UserError with one line per problem, each naming the file.
     """
-    values = _merged([path], ())
+    values = _merge([path], ())
     unknown = list(_unknown_keys(values, Config, ""))
-    for mapping, key, _ in unknown:
-        del mapping[key]
+    for each in unknown:
+        del each.mapping[each.key]
     try:
-        return config_from_dict(values), [problem.partition(":")[0] for _, _, problem in unknown]
+        return config_from_dict(values), [each.path for each in unknown]
     except UserError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
@@ -47,14 +48,14 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
     from pydantic import TypeAdapter, ValidationError
 
-    problems = [problem for _, _, problem in _unknown_keys(values, Config, "")]
+    problems = [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]
     if problems:
         raise UserError("\n".join(problems))
     try:
         config = TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
         raise UserError("\n".join(_type_problem(item) for item in error.errors())) from None
-    problems = [f"{key} {message}" for key, message in _all_problems(config, "")]
+    problems = [f"{key} {message}" for key, message in all_problems(config)]
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -73,7 +74,7 @@ def save_config(config: Config, path: Path) -> None:
         file.write(config_to_yaml(config))
 
 
-def _merged(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
+def _merge(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -112,8 +113,17 @@ def _read_yaml(path: Path) -> Any:
     return loaded
 
 
-def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(mapping, key, problem) for each key that the dataclass `schema` does not have, with the nearest known key."""
+class _UnknownKey(typing.NamedTuple):
+    """A key that no dataclass has: the mapping that holds it, its full path, and what to write in its place."""
+
+    mapping: dict[Any, Any]
+    key: Any
+    path: str
+    remedy: str
+
+
+def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[_UnknownKey]:
+    """Keys that the dataclass `schema` does not have, each with the nearest known key."""
     element = _dataclass_of(schema)
     if element is None:
         return
@@ -130,7 +140,7 @@ def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[tuple[dict[
             continue
         near = difflib.get_close_matches(str(key), hints, n=1)
         remedy = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
-        yield values, key, f"{prefix}{key}: unknown key; {remedy}"
+        yield _UnknownKey(values, key, f"{prefix}{key}", remedy)
 
 
 def _dataclass_of(annotation: Any) -> Any:
@@ -143,12 +153,3 @@ def _dataclass_of(annotation: Any) -> Any:
 def _type_problem(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     return f"{key} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _all_problems(section: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    for entry in dataclasses.fields(section):
-        value = getattr(section, entry.name)
-        if dataclasses.is_dataclass(value):
-            yield from _all_problems(value, f"{prefix}{entry.name}.")
-    if hasattr(section, "problems"):
-        yield from ((f"{prefix}{key}", message) for key, message in section.problems())

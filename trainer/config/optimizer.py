@@ -1,9 +1,28 @@
-"""Settings of the optimizer and its learning-rate schedule."""
+"""The `optimizer:` section: the optimizer and its learning-rate schedule."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-OPTIMIZERS = ("adamw", "fused_adamw", "muon")
+from transpooler.common.fields import at_least, between, one_of, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerTraits:
+    """What the rest of a configuration has to respect about an optimizer."""
+
+    needs_zero: bool = True
+    """Works only inside ZeRO, so from stage 1 on."""
+    offloads: bool = False
+    """Works with engine.offload_optimizer."""
+    whole_matrices: bool = False
+    """Updates whole matrices: ZeRO must not cut their gradients, and would clip the finished updates."""
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerTraits(needs_zero=False, offloads=True),
+    "fused_adamw": OptimizerTraits(),
+    "muon": OptimizerTraits(whole_matrices=True),
+}
+"""Every optimizer by name. How it is built: trainer/engine/optimizer.py."""
 SCHEDULES = ("polynomial", "cosine", "wsd", "constant")
 
 
@@ -11,48 +30,35 @@ SCHEDULES = ("polynomial", "cosine", "wsd", "constant")
 class OptimizerConfig:
     """The optimizer, its parameter groups and its learning-rate schedule."""
 
-    name: str = "adamw"
+    name: str = one_of(tuple(OPTIMIZERS), "adamw")
     """adamw (torch's), fused_adamw (DeepSpeed's kernel; compiled at first use) or muon (DeepSpeed's: matrices
     by Muon, the rest by AdamW; without clipping). The last two need ZeRO 1 to 3. With
     engine.offload_optimizer=cpu, adamw is DeepSpeed's CPU kernel."""
-    learning_rate: float = 5e-4
+    learning_rate: float = positive(5e-4)
     """Peak learning rate (of AdamW's part, where Muon is chosen)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    betas: tuple[float, float] = between(0, 1, (0.9, 0.999), exclude=(1,))
+    eps: float = at_least(0, 1e-8)
+    weight_decay: float = at_least(0, 0.1)
     """Decoupled weight decay; norms, biases and embeddings have none."""
-    scorer_learning_rate_scale: float = 1.0
+    scorer_learning_rate_scale: float = at_least(0, 1.0)
     """Learning rate of the poolers' scorers, as a multiple of learning_rate."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = positive(0.02)
     """muon: peak learning rate of the matrices; it follows the same schedule."""
-    muon_momentum: float = 0.95
-    schedule: str = "polynomial"
+    muon_momentum: float = between(0, 1, 0.95, exclude=(1,))
+    schedule: str = one_of(SCHEDULES, "polynomial")
     """What follows the warm-up: polynomial (linear by default), cosine, wsd (stays at the peak, then falls linearly in
     the last decay_steps) or constant."""
-    warmup_steps: int = 5000
+    warmup_steps: int = at_least(0, 5000)
     """Steps of linear warm-up from 0."""
-    decay_steps: int = 30_000
+    decay_steps: int = at_least(1, 30_000)
     """wsd: length of the final fall, in steps."""
     polynomial_power: float = 1.0
-    final_learning_rate_ratio: float = 0.0
+    final_learning_rate_ratio: float = between(0, 1, 0.0)
     """Learning rate at the last step, as a share of the peak."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = at_least(0, 1.0)
     """Gradients are clipped to this global norm; 0 turns clipping off."""
 
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if self.name not in OPTIMIZERS:
-            yield "name", f"is {self.name!r}; choose one of {', '.join(OPTIMIZERS)}"
-        if self.schedule not in SCHEDULES:
-            yield "schedule", f"is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}"
-        for name in ("learning_rate", "muon_learning_rate"):
-            if getattr(self, name) <= 0:
-                yield name, f"is {getattr(self, name)}; must be positive"
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "scorer_learning_rate_scale"):
-            if getattr(self, name) < 0:
-                yield name, f"is {getattr(self, name)}; must not be negative"
-        if not 0 <= self.final_learning_rate_ratio <= 1:
-            yield "final_learning_rate_ratio", f"is {self.final_learning_rate_ratio}; must lie in [0, 1]"
-        if not 0 <= self.muon_momentum < 1:
-            yield "muon_momentum", f"is {self.muon_momentum}; must lie in [0, 1)"
-        if self.decay_steps < 1:
-            yield "decay_steps", f"is {self.decay_steps}; must be at least 1"
+    @property
+    def traits(self) -> OptimizerTraits:
+        """What the chosen optimizer needs."""
+        return OPTIMIZERS[self.name]

@@ -10,7 +10,7 @@ from transpooler.common.errors import UserError
 Value = TypeVar("Value")
 
 
-def raise_together(error: UserError | None) -> None:
+def raise_on_all_ranks(error: UserError | None) -> None:
     """A collective: if any rank has an error, raise the first one's message on all of them."""
     messages: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(messages, None if error is None else str(error))
@@ -20,12 +20,12 @@ def raise_together(error: UserError | None) -> None:
             raise UserError(f"{message}{where}")
 
 
-def together(make: Callable[[], Value]) -> Value:
+def run_on_all_ranks(make: Callable[[], Value]) -> Value:
     """A collective: `make()`, or a UserError on all ranks if it raised one on any."""
     error: UserError | None = None
     try:
         value = make()
     except UserError as caught:
         error = caught
-    raise_together(error)
+    raise_on_all_ranks(error)
     return value

@@ -3,31 +3,21 @@
 import sys
 from typing import Any
 
-from transpooler.model.ops.soft_topk.cpp_backend import building
-from transpooler.trainer.config import Config
-
-BUILDERS = {"cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
-
-
-def operator_of(config: Config) -> str | None:
-    """The operator that a run's optimizer is compiled from, or None."""
-    if config.optimizer.name == "muon":
-        return None
-    if config.engine.offload_optimizer != "none":
-        return "cpu_adam"
-    return "fused_adam" if config.optimizer.name == "fused_adamw" else None
+from transpooler.model.ops.build_lock import lock_build
+from transpooler.trainer.engine.distributed import choose_accelerator
 
 
 def load_operator(name: str) -> Any:
-    """Build it where it is not built yet, and load it; one process at a time on all hosts that share the folder."""
-    from deepspeed.accelerator import get_accelerator
+    """Load an operator by DeepSpeed's name for it, and build it first where it is not built yet.
 
-    with building(name):
-        return get_accelerator().create_op_builder(BUILDERS[name]).load(verbose=False)
+    One process at a time builds, on all hosts that share the folder of extensions.
+    """
+    choose_accelerator()
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    with lock_build(name):
+        return ALL_OPS[name].load(verbose=False)
 
 
 if __name__ == "__main__":
-    from transpooler.trainer.engine.engine import choose_accelerator
-
-    choose_accelerator()
     load_operator(sys.argv[1])

@@ -1,58 +1,77 @@
-"""AdamW's parameter groups and the learning rate as a pure function of the step."""
+"""The optimizers and how each is built; their parameter groups; the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from transpooler.trainer.config.root import OptimizerConfig
+from transpooler.trainer.config.engine import EngineConfig
+from transpooler.trainer.config.optimizer import OptimizerConfig
+from transpooler.trainer.engine.compiled_ops import load_operator
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def build_optimizer(model: nn.Module, settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
+    """The optimizer that is asked for, over `parameter_groups`; compiles DeepSpeed's operator where it needs one."""
+    if operator := operator_of(settings, engine):
+        load_operator(operator)
+    groups = parameter_groups(model, settings)
+    return METHODS[settings.name, engine.offloads_optimizer].build(groups, settings, engine)
+
+
+def operator_of(settings: OptimizerConfig, engine: EngineConfig) -> str | None:
+    """Name of the DeepSpeed operator that must be compiled for the optimizer, or None."""
+    return METHODS[settings.name, engine.offloads_optimizer].operator
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups for the optimizer: matrices decay; norms, biases and embeddings do not; scorers have a learning rate of
-    their own; with Muon, so do the matrices.
+    their own; with Muon, so do the matrices of the layers.
 
     Each group carries `lr_scale`, its learning rate as a multiple of the schedule's; with Muon, each group and each
     parameter `use_muon`.
     """
+    muon = settings.traits.whole_matrices
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[str, list[Tensor]] = {"decay": [], "no_decay": [], "scorer": [], "muon": []}
     for name, parameter in model.named_parameters():
         # Under zero.Init a rank's part has no shape of its own; DeepSpeed remembers the whole one.
         plain = len(getattr(parameter, "ds_shape", parameter.shape)) < 2 or id(parameter) in embeddings
         kind = "scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"
-        if kind == "decay" and config.name == "muon" and not name.startswith("lm_head"):
+        if kind == "decay" and muon and not name.startswith("lm_head"):
             kind = "muon"
         setattr(parameter, "use_muon", kind == "muon")  # noqa: B010  # where ZeRO looks for what to orthogonalize
         groups[kind].append(parameter)
-    scales = {"scorer": config.scorer_learning_rate_scale, "muon": config.muon_learning_rate / config.learning_rate}
+    scales = {
+        "scorer": settings.scorer_learning_rate_scale,
+        "muon": settings.muon_learning_rate / settings.learning_rate,
+    }
     return [
         {
             "params": parameters,
-            "weight_decay": config.weight_decay if name in ("decay", "muon") else 0.0,
-            "lr": config.learning_rate * scales.get(name, 1.0),
-            "lr_scale": scales.get(name, 1.0),
-            **({"use_muon": name == "muon"} if config.name == "muon" else {}),
+            "weight_decay": settings.weight_decay if kind in ("decay", "muon") else 0.0,
+            "lr": settings.learning_rate * scales.get(kind, 1.0),
+            "lr_scale": scales.get(kind, 1.0),
+            **({"use_muon": kind == "muon"} if muon else {}),
         }
-        for name, parameters in groups.items()
+        for kind, parameters in groups.items()
         if parameters
     ]
 
 
-def learning_rate(step: int, config: OptimizerConfig, total_steps: int) -> float:
+def learning_rate(step: int, settings: OptimizerConfig, total_steps: int) -> float:
     """Learning rate of the 0-based optimizer step: linear warm-up from 0, then the schedule, then its final value."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    falls_from = total_steps - config.decay_steps if config.schedule == "wsd" else config.warmup_steps
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    falls_from = total_steps - settings.decay_steps if settings.schedule == "wsd" else settings.warmup_steps
     done = min(1.0, max(0.0, (step - falls_from) / max(1, total_steps - falls_from)))
-    power = config.polynomial_power if config.schedule == "polynomial" else 1.0
-    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else (1 - done) ** power
-    floor = config.final_learning_rate_ratio
-    return config.learning_rate * (floor + (1 - floor) * left)
+    power = settings.polynomial_power if settings.schedule == "polynomial" else 1.0
+    left = (1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else (1 - done) ** power
+    floor = settings.final_learning_rate_ratio
+    return settings.learning_rate * (floor + (1 - floor) * left)
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], value: float) -> None:
@@ -83,3 +102,55 @@ class GuardedAdamW(torch.optim.AdamW):
         if not self.overflow:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(self.grad_norm))
             super().step(closure)
+
+
+Builder = Callable[[list[dict[str, Any]], OptimizerConfig, EngineConfig], torch.optim.Optimizer]
+
+
+def _build_adamw(
+    groups: list[dict[str, Any]], settings: OptimizerConfig, engine: EngineConfig
+) -> torch.optim.Optimizer:
+    if not engine.shards_states:
+        return GuardedAdamW(groups, max_grad_norm=settings.max_grad_norm, **_adam(settings))
+    # ZeRO clips and looks for non-finite gradients itself, and knows stock AdamW only.
+    return torch.optim.AdamW(groups, **_adam(settings))
+
+
+def _build_muon(groups: list[dict[str, Any]], settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    adam = {"betas": settings.betas, "eps": settings.eps}
+    muon = {"momentum": settings.muon_momentum}
+    return MuonWithAuxAdam([{**(muon if group["use_muon"] else adam), **group} for group in groups])
+
+
+def _deepspeed(name: str, **options: Any) -> Builder:
+    """Builds one of the Adams in deepspeed.ops.adam."""
+
+    def build(groups: list[dict[str, Any]], settings: OptimizerConfig, _: EngineConfig) -> torch.optim.Optimizer:
+        from deepspeed.ops import adam
+
+        return getattr(adam, name)(groups, **options, **_adam(settings))
+
+    return build
+
+
+def _adam(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+
+
+class OptimizerMethod(NamedTuple):
+    """How an optimizer is built, and the operator (DeepSpeed's name of it) that must be compiled before."""
+
+    build: Builder
+    operator: str | None = None
+
+
+METHODS = {
+    ("adamw", False): OptimizerMethod(_build_adamw),
+    ("adamw", True): OptimizerMethod(_deepspeed("DeepSpeedCPUAdam", adamw_mode=True), "cpu_adam"),
+    ("fused_adamw", False): OptimizerMethod(_deepspeed("FusedAdam", adam_w_mode=True), "fused_adam"),
+    ("muon", False): OptimizerMethod(_build_muon),
+}
+"""Every optimizer by its name and whether its states are offloaded. What a configuration has to respect about each:
+trainer/config/optimizer.py."""

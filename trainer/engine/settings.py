@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from transpooler.common.errors import UserError
-from transpooler.trainer.config.root import Config, EngineConfig
+from transpooler.trainer.config.engine import EngineConfig
+from transpooler.trainer.config.optimizer import OptimizerConfig
 
 NO_CLIPPING = 1e30
-"""As a bound on the gradient norm it never binds, but DeepSpeed computes the norm, which metrics show."""
+"""A bound on the gradient norm that never binds; with it DeepSpeed computes the norm, which metrics show."""
 
 OWNED = {
     "train_batch_size": "data.batch_size",
@@ -21,7 +22,6 @@ OWNED = {
     "zero_optimization.offload_param.device": "engine.offload_parameters",
     "zero_optimization.offload_param.nvme_path": "engine.nvme_path",
     "activation_checkpointing.cpu_checkpointing": "engine.checkpoint_in_cpu",
-    "activation_checkpointing.partition_activations": "engine.partition_activations",
     "bf16.enabled": "engine.precision",
     "fp16.enabled": "engine.precision",
     "optimizer": "the optimizer section",
@@ -30,39 +30,39 @@ OWNED = {
 """Keys of DeepSpeed's configuration that are ours, and where a user sets them."""
 
 
-def deepspeed_config(config: Config, num_micro_batches: int, world_size: int) -> dict[str, Any]:
+def deepspeed_config(
+    engine: EngineConfig, optimizer: OptimizerConfig, num_micro_batches: int, world_size: int
+) -> dict[str, Any]:
     """DeepSpeed's configuration: ours, then the user's fragment, which may add keys but change none of ours."""
-    engine = config.engine
     ours: dict[str, Any] = {
         "train_batch_size": engine.micro_batch_size * num_micro_batches * world_size,
         "train_micro_batch_size_per_gpu": engine.micro_batch_size,
         "gradient_accumulation_steps": num_micro_batches,
-        # At stage 0 our optimizer clips: DeepSpeed would not tell the norm.
-        "gradient_clipping": (config.optimizer.max_grad_norm or NO_CLIPPING) if engine.zero_stage else 0.0,
-        "zero_optimization": {"stage": engine.zero_stage, **_offload(engine)},
+        # At stage 0 our own optimizer clips, because DeepSpeed would not tell the norm.
+        "gradient_clipping": (optimizer.max_grad_norm or NO_CLIPPING) if engine.shards_states else 0.0,
+        "zero_optimization": {"stage": engine.zero_stage, **_offload_settings(engine)},
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
-    if config.optimizer.name == "muon":
-        # Muon needs whole matrices of gradients, which reduce_scatter would cut.
+    if optimizer.traits.whole_matrices:
+        # reduce_scatter would cut the gradients of matrices.
         ours["zero_optimization"]["reduce_scatter"] = False
     if engine.activation_checkpointing == "deepspeed":
         ours["activation_checkpointing"] = {
-            # Without a GPU they are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
+            # Without a GPU the inputs are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
             "cpu_checkpointing": engine.checkpoint_in_cpu and torch.cuda.is_available(),
-            "partition_activations": engine.partition_activations,
         }
     if engine.precision == "bf16":
         ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if engine.zero_stage > 1:
+        if engine.shards_gradients:
             # At stage 1 DeepSpeed would take its BF16_Optimizer, whose checkpoints its own zero_to_fp32 cannot read.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     elif engine.precision == "fp16":
         ours["fp16"] = {"enabled": True}
-    return _merged(ours, engine.deepspeed, "")
+    return _merge(ours, engine.deepspeed, "")
 
 
-def _offload(engine: EngineConfig) -> dict[str, Any]:
+def _offload_settings(engine: EngineConfig) -> dict[str, Any]:
     places = {"offload_optimizer": engine.offload_optimizer, "offload_param": engine.offload_parameters}
     return {
         name: {"device": place, **({"nvme_path": engine.nvme_path} if place == "nvme" else {})}
@@ -71,7 +71,7 @@ def _offload(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _merge(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict[str, Any]:
     merged = dict(ours)
     for key, value in fragment.items():
         path = f"{prefix}{key}"
@@ -79,7 +79,7 @@ def _merged(ours: dict[str, Any], fragment: dict[str, Any], prefix: str) -> dict
             raise UserError(f"engine.deepspeed.{path} is set by {OWNED[path]}; remove it here")
         if isinstance(value, dict):
             inner = ours.get(key)
-            merged[key] = _merged(inner if isinstance(inner, dict) else {}, value, f"{path}.")
+            merged[key] = _merge(inner if isinstance(inner, dict) else {}, value, f"{path}.")
             continue
         if inside := [owned for owned in OWNED if owned.startswith(f"{path}.")]:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Work that is dealt to the ranks and collected in its own order: results do not depend on the number of ranks."""
+"""Work that ranks share and whose results are gathered in order, so that they do not depend on the number of ranks."""
 
 import os
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ Item = TypeVar("Item")
 
 
 class Ranks(NamedTuple):
-    """This process among those that share the work; one alone needs no process group."""
+    """This process among those that share the work; a single one needs no process group."""
 
     rank: int = 0
     size: int = 1
 
-    def own(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
+    def share(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
         """This rank's items, every `size`-th, with their numbers."""
         return list(enumerate(items))[self.rank :: self.size]
 
-    def collected(self, results: Sequence[tuple[int, Any]]) -> list[Any]:
+    def gather_in_order(self, results: Sequence[tuple[int, Any]]) -> list[Any]:
         """Results of all ranks in the order of their numbers, on every rank. A collective."""
         if self.size == 1:
             return [value for _, value in results]

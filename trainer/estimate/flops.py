@@ -1,9 +1,9 @@
 """The model's own count of its work: floating-point operations of the matrix products, from the lengths alone.
 
-Counted as `torch.utils.flop_counter` counts, two per multiply-add; norms, softmax, embeddings and the poolers' sums are
-left out, as there (the top-k is linear in n·d: less than a thousandth). Real tokens count, padding does not: what is
-computed on padding is not useful work. The backward pass costs twice the forward pass; what activation checkpointing
-computes again is not counted (Chowdhery et al. 2022, PaLM, appendix B).
+Counted as `torch.utils.flop_counter` counts, two per multiply-add; norms, softmax, embeddings and the sums of the
+poolers that are linear in n·d (less than a thousandth) are left out, as there. Real tokens count, padding does not:
+what is computed on padding is not useful work. The backward pass costs twice the forward pass; what activation
+checkpointing computes again is not counted (Chowdhery et al. 2022, PaLM, appendix B).
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from transpooler.model.architecture import Architecture
+from transpooler.model.ops.operators import OPERATORS
 
 PEAK_TFLOPS = {
     "V100": {"fp16": 125},
@@ -38,16 +39,17 @@ class ForwardFlops:
 
 
 def forward_flops(model: Architecture, vocab_size: int, source_tokens: int, target_tokens: int) -> ForwardFlops:
-    """One document of `source_tokens`, one summary of `target_tokens`, </s> included in both."""
+    """Count one document of `source_tokens` and its summary of `target_tokens`, </s> included in both."""
     width, ffn = model.d_model, feed_forward_weights(model)
     stages = {stage.after_layer: stage for stage in model.pooling}
     length, encoder = source_tokens, 0.0
     for layer in range(1, model.encoder_layers + 1):
-        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _attended(length, model.block_size)
+        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _count_pairs(length, model.block_size)
         if (stage := stages.get(layer)) is not None:
-            if stage.operator in ("successive_halving", "hard", "iterative_softmax"):
-                encoder += 2 * length * width  # the scorer
-            length = min(length, stage.length) if stage.length else max(1, -(-length // round(1 / (stage.ratio or 1))))
+            operator, slots = OPERATORS[stage.operator], stage.slots(length)
+            scorer = 2 * length * width if operator.needs_scores else 0
+            encoder += scorer + operator.flops(length, slots, width)
+            length = slots
     tokens = target_tokens
     self_attention = 2 * tokens * 4 * width**2 + 4 * width * tokens**2  # causal, counted in full as the counter does
     cross_attention = 2 * width**2 * (2 * tokens + 2 * length) + 4 * width * tokens * length
@@ -79,7 +81,7 @@ def peak_tflops(precision: str, given: float | None) -> float | None:
     return next((peaks.get(precision) for part, peaks in PEAK_TFLOPS.items() if part in name), None)
 
 
-def _attended(length: int, block_size: int | None) -> int:
+def _count_pairs(length: int, block_size: int | None) -> int:
     """Pairs of a query and a key in blockwise self-attention."""
     if block_size is None:
         return length**2

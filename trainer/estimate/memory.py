@@ -12,7 +12,8 @@ import numpy as np
 
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
 from transpooler.model.architecture import Architecture
-from transpooler.trainer.config.root import Config, EngineConfig
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.estimate.flops import forward_flops
 
 GIB = 2**30
@@ -87,23 +88,23 @@ def model_states(
     parameters: int, largest_layer: int, stage: int, engine: EngineConfig, world_size: int
 ) -> tuple[int, int]:
     """(device, host) bytes of weights, gradients and optimizer states of one rank at a ZeRO stage."""
-    from transpooler.trainer.engine.engine import estimated_states
+    from transpooler.trainer.engine.engine import estimate_states
 
-    offloads = engine.offload_optimizer != "none" and stage == engine.zero_stage
-    if stage >= 2 and engine.precision != "fp32":
+    offloads, at_stage = engine.offloads_optimizer and stage == engine.zero_stage, replace(engine, zero_stage=stage)
+    if at_stage.shards_gradients and engine.precision != "fp32":
         offloads_weights = engine.offload_parameters != "none"
-        return estimated_states(parameters, largest_layer, stage, world_size, offloads, offloads_weights)
+        return estimate_states(parameters, largest_layer, stage, world_size, offloads, offloads_weights)
     # fp32 has no second copy of the weights: 4 weights, 4 gradients, 8 moments. DeepSpeed's estimates assume 16 bit.
     weights, gradients, states = (4, 4, 8) if engine.precision == "fp32" else (2, 4, 12)
     parts = {
-        "weights": weights / (world_size if stage == 3 else 1),
-        "gradients": gradients / (world_size if stage >= 2 else 1),
-        "states": states / (world_size if stage >= 1 else 1),
+        "weights": weights / (world_size if at_stage.shards_weights else 1),
+        "gradients": gradients / (world_size if at_stage.shards_gradients else 1),
+        "states": states / (world_size if at_stage.shards_states else 1),
     }
     host = parts.pop("states") * world_size if offloads else 0
-    if stage == 3 and stage == engine.zero_stage and engine.offload_parameters != "none":
+    if engine.shards_weights and stage == engine.zero_stage and engine.offload_parameters != "none":
         host += parts.pop("weights") * world_size
-    gathered = weights * largest_layer if stage == 3 else 0
+    gathered = weights * largest_layer if at_stage.shards_weights else 0
     return int(parameters * sum(parts.values()) + gathered), int(parameters * host)
 
 

@@ -84,7 +84,7 @@ def held_out_losses(
     """
     model.eval()
     partners = derangement(len(documents), config.seed)
-    work = ranks.own(list(batches(range(len(documents)), config.generation.batch_size)))
+    work = ranks.share(list(batches(range(len(documents)), config.generation.batch_size)))
     sums = []
     num_tokens = sum(len(_target(document, tokenizer, config)) for document in documents)
     with progress("held-out loss", sum(len(batch) for _, batch in work)) as bar:
@@ -100,7 +100,7 @@ def held_out_losses(
             sums.append((number, losses))
             bar.advance(len(batch))
     # Both sums run over the same summaries, so over the same number of tokens.
-    loss, shuffled = np.sum(ranks.collected(sums), axis=0) / num_tokens
+    loss, shuffled = np.sum(ranks.gather_in_order(sums), axis=0) / num_tokens
     return float(loss), float(shuffled) if len(documents) > 1 else None
 
 
@@ -146,9 +146,9 @@ def _ranks(config: Config) -> Ranks:
     """Join the ranks that the environment describes, if any."""
     if ranks_of_environment() == 1:
         return ALONE
-    from transpooler.trainer.engine.engine import init_distributed
+    from transpooler.trainer.engine.distributed import init_distributed
 
-    ranks = Ranks(*init_distributed(config))
+    ranks = Ranks(*init_distributed(config.engine))
     set_quiet(bool(ranks.rank))
     return ranks
 
@@ -197,7 +197,7 @@ def _generated(
     model: Any, tokenizer: Any, documents: Sequence[Any], lead_words: int, config: Config, ranks: Ranks
 ) -> list[dict[str, Any]]:
     """One row per document, in corpus order."""
-    work = ranks.own(list(batches(documents, config.generation.batch_size)))
+    work = ranks.share(list(batches(documents, config.generation.batch_size)))
     rows = []
     with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
@@ -217,7 +217,7 @@ def _generated(
                 }
                 rows.append((number, row))
             bar.advance(len(batch))
-    return ranks.collected(rows)
+    return ranks.gather_in_order(rows)
 
 
 def _highlights(model: Any, tokenizer: Any, documents: Sequence[Any], config: Config) -> list[dict[str, Any]]:

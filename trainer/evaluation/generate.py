@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
-from transpooler.trainer.config.root import GenerationConfig
+from transpooler.trainer.config.evaluation import GenerationConfig
 
 Item = TypeVar("Item")
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from transpooler.model.architecture import PoolingStage
+
 DIGITS = 3
 
 
@@ -25,20 +27,18 @@ def highlight(model: Any, tokenizer: Any, ids: Sequence[int], num_tokens: int | 
     return {
         "pieces": [text for text, _ in spans],
         "stages": [np.maximum.reduceat(row[:-1], starts).round(DIGITS).tolist() if starts else [] for row in stages],
-        "stage_names": stage_names(model.config.pooling, len(ids)),
+        "stage_names": stage_names(model.config.architecture.pooling, len(ids)),
         "num_tokens": num_tokens,
         "num_read_tokens": len(ids) - 1,
     }
 
 
-def stage_names(pooling: Sequence[Any], length: int) -> list[str]:
-    """Such as "after layer 2: 512 of 2,048 tokens", per stage, for a document of `length` tokens."""
-    names, current = [], length
+def stage_names(pooling: Sequence[PoolingStage], num_tokens: int) -> list[str]:
+    """Such as "after layer 2: 512 of 2,048 tokens", per stage, for a document of `num_tokens` tokens."""
+    names, slots = [], num_tokens
     for stage in pooling:
-        entry = stage if isinstance(stage, dict) else vars(stage)
-        target = entry.get("length") or max(1, int(np.ceil(length * entry["ratio"])))
-        current = min(current, target)
-        names.append(f"after layer {entry['after_layer']}: {current:,} of {length:,} tokens")
+        slots = stage.slots(slots)
+        names.append(f"after layer {stage.after_layer}: {slots:,} of {num_tokens:,} tokens")
     return names
 
 

@@ -1,7 +1,7 @@
-"""Loss spikes: what counts as one. A pure function of the run's state, so that a resumed run decides alike.
+"""What counts as a loss spike: a pure function of the run's state, so that a resumed run decides alike.
 
-The moving mean and variance weigh the last hundred losses or so; a loss counts once it is no spike. All ranks hold the
-same global loss and hence the same state: they need not talk to agree.
+The moving mean and variance cover about the last hundred losses that were trained on. All ranks hold the same global
+loss and hence the same state, so they agree without talking.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 from transpooler.trainer.state import TrainState
 
 MIN_HISTORY = 50
-"""Losses to have seen before any can be a spike: they fall fast at the start."""
+"""No loss counts as a spike before this many were seen, because at the start losses fall fast."""
 WEIGHT_OF_ONE = 0.01
 MIN_DEVIATION_SHARE = 0.01
 """The standard deviation is taken as at least this share of the mean: on a flat curve, ripples must not be spikes."""

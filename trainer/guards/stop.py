@@ -1,4 +1,4 @@
-"""When a run stops before its end: signals and the time limit. Each rank may want it; all ranks do it together."""
+"""Stopping a run before its end, on a signal or at the time limit. Any rank may ask for it; all ranks stop together."""
 
 import signal
 import threading
@@ -29,14 +29,14 @@ class Stop:
         self.reason = NO_REASON
 
     def wanted(self) -> bool:
-        """Asked to by a signal, or out of time."""
+        """Whether a signal asked this rank to stop, or its time is over."""
         if self._limit_s is not None and time.monotonic() - self._started >= self._limit_s:
             self.reason = f"train.max_time of {format_duration(self._limit_s)} is over"
             return True
         return self._signalled.is_set()
 
     def check(self, device: torch.device) -> None:
-        """Raise `Stopped` on all ranks if any wants to stop; a collective, so every rank must call it as often."""
+        """Raise `Stopped` on all ranks if any wants to stop. A collective: every rank must call it equally often."""
         wanted = torch.tensor(int(self.wanted()), device=device)
         torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
         if wanted.item():
@@ -50,7 +50,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGUSR1 as the wish to stop."""
+        """Inside this context SIGTERM and SIGUSR1 ask this rank to stop."""
 
         def handle(number: int) -> None:
             self.reason = f"got {signal.Signals(number).name}"

@@ -1,13 +1,13 @@
 """A thread in every rank that ends a job which hangs, and says why.
 
-What it sees: no step, evaluation batch or checkpoint ended for `timeout_s`; or a rank has given no sign of life for
-`silent_after_s` (killed where nobody noticed, stopped, its host gone). What it does: every rank that can writes the
-stacks of all its threads to RUN/stacks/, rank 0 names the odd rank if it can be told, and the process exits with code
-70, so that launcher, scheduler or supervisor can start the job again.
+It acts when no step, evaluation batch or checkpoint ended for `timeout_s`, or when a rank gave no sign of life for
+`silent_after_s` (it was killed unnoticed or stopped, or its host is gone). Then every rank that can writes the stacks
+of all its threads to RUN/stacks/, rank 0 names the odd rank if there is one, and the process exits with code 70, so
+that launcher, scheduler or supervisor can start the job again.
 
-Ranks tell each other of themselves through a key-value store of their own connection; rank 0 looks at all of them, the
-others at rank 0, so that the traffic stays small. A stack dump in C backs the thread up, for a process that never lets
-go of the interpreter's lock.
+The ranks give signs of life through a key-value store, over a connection of the watchdog's own; rank 0 reads those of
+all ranks, the others that of rank 0 alone, so that the traffic stays small. A stack dump in C backs the thread up for a
+process that never releases the interpreter's lock.
 """
 
 import faulthandler
@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -33,12 +33,12 @@ from transpooler.trainer.run_folder import RunFolder
 
 BEAT_EVERY_S = 2.0
 GRACE_S = 5.0
-"""For the other ranks to see the alarm and write their stacks."""
+"""Time for the other ranks to see the alarm and write their stacks."""
 BACKUP_S = 60.0
-"""The dump in C comes so much later than the thread."""
+"""The dump in C comes this much later than the thread's."""
 STORE_TIMEOUT_S = 5.0
 FIRST_STEP_S = 600.0
-"""The first step may take so long, whatever the time-out: it compiles, and reads from cold disks."""
+"""The first step may take this long, whatever the time-out: it compiles, and reads from cold disks."""
 ALARM = "alarm"
 
 
@@ -52,7 +52,7 @@ class _Peer:
 
 
 class Watchdog:
-    """Watches one run; `mark` tells it that something ended. Use it as a context manager on every rank together."""
+    """Watches one run; call `mark` whenever something ended. A context manager, which all ranks enter together."""
 
     def __init__(self, run: Path, *, timeout_s: float, silent_after_s: float) -> None:
         self.run, self.timeout_s, self.silent_after_s = run, timeout_s, silent_after_s
@@ -64,9 +64,9 @@ class Watchdog:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._peers: dict[int, _Peer] = {}
-        self._store: Any = None
+        self._store: torch.distributed.Store | None = None
         self._store_failed_at = -STORE_TIMEOUT_S
-        self._backup: Any = None
+        self._backup: IO[str] | None = None
 
     def mark(self, step: int, phase: str, ledger: str = "") -> None:
         """Something ended at `step`, and `phase` begins."""
@@ -79,23 +79,23 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         nonce = [time.time_ns()]  # the store may outlive this start of the job, with an old alarm in it
         torch.distributed.broadcast_object_list(nonce)
-        self._store = _own_store(f"watchdog/{nonce[0]}") if self.world_size > 1 else None
+        self._store = _connect_store(f"watchdog/{nonce[0]}") if self.world_size > 1 else None
         self._backup = self._stack_file("late")
         now = time.monotonic()
         watched = range(1, self.world_size) if self.rank == 0 else [0]
         self._peers = {rank: _Peer(since=now) for rank in watched} if self._store is not None else {}
         self.mark(*self._position)
-        self._show()
+        self._give_sign()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._drop_backup()
+        self._cancel_backup()
         self._thread.join()
 
-    def lost_connection(self, error: BaseException) -> None:
-        """End this process for a collective that failed because a peer went away: say who, if it can be told."""
+    def report_lost_connection(self, error: BaseException) -> None:
+        """End this process because a collective failed; say which ranks are gone, if they can be found."""
         self._write(f"{self.rank}/lost", "1")
         time.sleep(GRACE_S)
         others = [rank for rank in range(self.world_size) if rank != self.rank]
@@ -103,7 +103,7 @@ class Watchdog:
         who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank was gone for a while"
         self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=self.rank == 0 or 0 in gone)
 
-    def _drop_backup(self) -> None:
+    def _cancel_backup(self) -> None:
         faulthandler.cancel_dump_traceback_later()
         backup, self._backup = self._backup, None
         if backup is not None:
@@ -111,7 +111,7 @@ class Watchdog:
             if Path(backup.name).stat().st_size == 0:
                 Path(backup.name).unlink()
 
-    def _show(self) -> None:
+    def _give_sign(self) -> None:
         """Give a sign of life to the other ranks."""
         self._write(str(self.rank), json.dumps([self._beats, *self._position, socket.gethostname(), os.getpid()]))
 
@@ -124,7 +124,7 @@ class Watchdog:
             self._beats += 1
             reason = self._own_problem(now) or self._peers_problem()
             if reason is not None and not self._stop.is_set():
-                self._autopsy(reason)
+                self._dump_and_end(reason)
             before = time.monotonic()
 
     def _forgive(self, now: float) -> None:
@@ -142,7 +142,7 @@ class Watchdog:
         """An alarm that another rank raised, or a rank that gives no sign of life."""
         if self._store is None:
             return None
-        self._show()
+        self._give_sign()
         alarm = self._read(ALARM)
         if alarm:
             return alarm
@@ -152,11 +152,11 @@ class Watchdog:
             if sign is not None and sign != peer.sign:
                 peer.sign, peer.since = sign, now
             elif now - peer.since > self.silent_after_s:
-                return f"{_named(rank, peer.sign)} has given no sign of life for {now - peer.since:.0f} s"
+                return f"{_describe(rank, peer.sign)} has given no sign of life for {now - peer.since:.0f} s"
         return None
 
-    def _autopsy(self, reason: str) -> None:
-        """Raise the alarm, write the stacks, name the odd rank, end."""
+    def _dump_and_end(self, reason: str) -> None:
+        """Raise the alarm for the other ranks, write the stacks, name the odd rank, end."""
         self._write(ALARM, reason, unless_there=True)
         self._dump(reason)
         time.sleep(GRACE_S)
@@ -177,7 +177,7 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
-        self._drop_backup()
+        self._cancel_backup()
         os._exit(STALLED)
 
     def _dump(self, reason: str) -> None:
@@ -190,42 +190,42 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
 
-    def _stack_file(self, what: str) -> Any:
+    def _stack_file(self, what: str) -> IO[str]:
         folder = RunFolder(self.run).stacks
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / f"{what}-rank{self.rank}.txt", "w", encoding="utf-8")
 
     def _store_answers(self) -> bool:
-        return self._ask(lambda: self._store.check([ALARM])) is not None
+        return self._ask(lambda store: store.check([ALARM])) is not None
 
     def _write(self, key: str, value: str, *, unless_there: bool = False) -> None:
-        self._ask(lambda: None if unless_there and self._store.check([key]) else self._store.set(key, value))
+        self._ask(lambda store: None if unless_there and store.check([key]) else store.set(key, value))
 
     def _read(self, key: str) -> str | None:
-        """None where nobody wrote it, or where the store (it lives with rank 0) does not answer."""
-        return self._ask(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
+        """The value; None where nobody wrote it, or where the store, which lives with rank 0, does not answer."""
+        return self._ask(lambda store: store.get(key).decode() if store.check([key]) else None)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
+    def _ask(self, question: Callable[[torch.distributed.Store], Any]) -> Any:
         if self._store is None or time.monotonic() - self._store_failed_at < STORE_TIMEOUT_S:
-            return None  # who does not answer is not asked again for a while: each time would cost the timeout
+            return None  # each further question would cost the time-out again
         try:
-            return question()
+            return question(self._store)
         except (RuntimeError, ValueError):  # torch's store errors are RuntimeErrors
             self._store_failed_at = time.monotonic()
             return None
 
 
 def watchdog(run: Path, config: GuardsConfig) -> AbstractContextManager[Watchdog | None]:
-    """The watchdog that the configuration asks for; None in its place where that is none."""
+    """The watchdog that the configuration asks for, as a context; it yields None where that is none."""
     if not config.watchdog_timeout_s:
         return nullcontext()
     return Watchdog(run, timeout_s=config.watchdog_timeout_s, silent_after_s=config.silent_rank_s)
 
 
 def odd_ranks(positions: Mapping[int, tuple[int, str]]) -> str:
-    """Those that are not where most ranks are, as text; '' where all are at the same place.
+    """The ranks that are not where most are, as text; '' where all are at the same place.
 
-    Where no place has a majority: those furthest behind, and among equals those that wait for data.
+    Where no place has a majority, the ranks furthest behind count as odd, and among equals those that wait for data.
     """
     places = Counter(positions.values())
     if len(places) < 2:
@@ -243,15 +243,15 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
-def _named(rank: int, sign: str) -> str:
+def _describe(rank: int, sign: str) -> str:
     if not sign:
         return f"rank {rank}"
     _, step, phase, host, pid = json.loads(sign)
     return f"rank {rank} (host {host}, pid {pid}, last at step {step}, {phase})"
 
 
-def _own_store(prefix: str) -> Any:
-    """A connection of our own to the job's store: the main thread may sit in a call on its own for long."""
+def _connect_store(prefix: str) -> torch.distributed.Store:
+    """A second connection to the job's store, because the main thread may be inside a call on its own for long."""
     store = torch.distributed.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),

@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.model.architecture import SCORED
 from transpooler.trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, short, ticks
 from transpooler.trainer.report.documents import NUM_TENTHS
 from transpooler.trainer.report.runs import Run
@@ -30,13 +29,13 @@ def sharpness(runs: Sequence[Run]) -> list[Series]:
     return [
         Series(
             name=f"{run.name} {stage_name(run, stage)}",
-            points=run.curve("train", f"pool{stage}_mean_top_weight"),
+            points=points,
             colour=colour,
             dashed=stage > 0,
         )
         for colour, run in enumerate(runs)
         for stage in range(num_poolers(run))
-        if stage >= len(run.config.model.pooling) or run.config.model.pooling[stage].operator in SCORED
+        if (points := run.curve("train", f"pool{stage}_mean_top_weight"))  # operators without scores record none
     ]
 
 

@@ -9,7 +9,8 @@ from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidated_weights
-from transpooler.trainer.config.root import Config, GenerationConfig
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card

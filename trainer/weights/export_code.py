@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoModelForTextEncoding": f"{ENTRY}.TranspoolerEncoder",
 }
 LEFT_BEHIND = (
+    "transpooler.model.ops.build_lock",
     "transpooler.model.ops.soft_topk.__main__",
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",
@@ -40,7 +41,7 @@ def write_code(folder: Path) -> None:
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
     kept = {name: path for name, path in paths.items() if name not in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops")}
     for name, path in kept.items():
-        text = NO_KERNELS if name.endswith(".cpp_backend") else _flat(path.read_text(encoding="utf-8"), set(paths))
+        text = NO_KERNELS if name.endswith(".cpp_backend") else _flatten(path.read_text(encoding="utf-8"), set(paths))
         (folder / f"{_flat_name(name)}.py").write_text(text, encoding="utf-8")
     # transformers finds files by lines such as these; not all of our imports look like them.
     needed = "".join(f"from .{_flat_name(name)} import __name__ as _  # noqa: F401\n" for name in kept)
@@ -59,10 +60,10 @@ def _flat_name(module: str) -> str:
     return PREFIX + module.removeprefix(f"{ROOT}.").replace(".", "_")
 
 
-def _flat(text: str, modules: set[str]) -> str:
+def _flatten(text: str, modules: set[str]) -> str:
     """A module's text with its imports of `model` made flat and relative, and operator names of its own."""
 
-    def rewritten(match: re.Match) -> str:
+    def rewrite(match: re.Match) -> str:
         indent, module, names = match.groups()
         lines = []
         for name in re.findall(r"\w+", names):
@@ -76,5 +77,5 @@ def _flat(text: str, modules: set[str]) -> str:
         return "\n".join(lines)
 
     line = rf"^( *)from ({re.escape(ROOT)}[\w.]*) import (\([^)]*\)|[\w, ]+)$"
-    text = re.sub(line, rewritten, text, flags=re.MULTILINE)
+    text = re.sub(line, rewrite, text, flags=re.MULTILINE)
     return text.replace('"transpooler::', '"transpooler_export::')

@@ -16,14 +16,14 @@ def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager 
     """A model of `config.model` over the tokenizer's vocabulary, weights seeded by `config.seed`.
 
     Each module's weights depend on the seed and its name alone, so they are the same whatever the ranks, and whether or
-    not the model is built in the context `sharded` (trainer.engine.sharded_init), where no rank ever holds it whole.
+    not the model is built in the context `sharded` (engine.sharded_init), where no rank ever holds it whole.
     The global random state is left as it was.
     """
     import torch
     from transformers.initialization import no_init_weights
 
     from transpooler.model import TranspoolerForConditionalGeneration
-    from transpooler.trainer.engine.engine import gathered
+    from transpooler.trainer.engine.engine import gather_weights
 
     with torch.random.fork_rng():
         with no_init_weights(), sharded or nullcontext():
@@ -35,7 +35,7 @@ def build_model(config: Config, tokenizer: Any, sharded: AbstractContextManager 
             if parameters:
                 done.update(map(id, parameters))
                 torch.manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
-                with gathered(parameters):
+                with gather_weights(parameters):
                     model._init_weights(module)
         return model.train()
 

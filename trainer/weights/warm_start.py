@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.trainer.config import Config
+from transpooler.trainer.config.differences import FREE_WHEN_STARTING
 from transpooler.trainer.weights.models import stored_config
-
-FREE_TO_CHANGE = (
-    *("dropout", "init_std", "block_size", "max_positions"),
-    *("pooling", "pooling_base", "pooling_norm", "scorer_init_std"),
-)
-"""Fields of the architecture in which a run may differ from an export that it starts from."""
 
 BART_LAYER = {
     "self_attn": "self_attention",
@@ -69,7 +64,7 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
     `names` maps our names to stored ones. Tables of embeddings and of positions may differ in length: the common rows
     are copied, and positions beyond them repeat the table from its start, as LED's do. Collective under ZeRO 3.
     """
-    from transpooler.trainer.engine.engine import gathered
+    from transpooler.trainer.engine.engine import gather_weights
 
     by_tensor = {id(parameter): name for name, parameter in model.named_parameters()}
     tied = {name: by_tensor[id(item)] for name, item in model.named_parameters(remove_duplicate=False)}
@@ -80,7 +75,7 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
             continue
         used.add(names[name])
         tensor = stored[names[name]]()
-        with gathered([parameter]), torch.no_grad():
+        with gather_weights([parameter]), torch.no_grad():
             if (problem := _fit(name, parameter, tensor)) is not None:
                 missing.append(problem)
     return missing, sorted(set(stored) - used)
@@ -138,7 +133,7 @@ def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
     architecture = TranspoolerConfig(**values).architecture
     for entry in dataclasses.fields(config.model):
         old, new = getattr(architecture, entry.name), getattr(config.model, entry.name)
-        if old != new and entry.name not in FREE_TO_CHANGE:
+        if old != new and entry.name not in FREE_WHEN_STARTING:
             raise UserError(f"model.{entry.name} is {new!r}, but train.init_from {folder} was trained with {old!r}")
 
 

@@ -1,21 +1,21 @@
-"""`transpooler doctor`: asks every host, builds what would be built at the first step, and measures the network."""
+"""The checks of `transpooler doctor`: asks every host, builds the compiled operators, measures the network."""
 
 import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
+from transpooler.common.tables import align
 from transpooler.launch.cluster.doctor import network, ports, preflight
 from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, host_rows, network_rows
 from transpooler.launch.cluster.doctor.preflight import Runner
 from transpooler.launch.cluster.environment import prologue, python, rank_variables
 from transpooler.launch.cluster.hosts import Host, chosen_hosts
 from transpooler.trainer.config import Config
-from transpooler.trainer.engine.compiled_ops import operator_of
+from transpooler.trainer.engine.optimizer import operator_of
 
 BUILD_TIMEOUT_S = 900.0
 NETWORK_TIMEOUT_S = 300.0
@@ -23,7 +23,7 @@ OPERATORS = ("-m", "transpooler.model.ops.soft_topk")
 
 
 def examine(config: Config) -> list[Row]:
-    """All findings, host by host; later checks are left out where earlier ones failed."""
+    """All findings. The network is measured only if no earlier check failed."""
     hosts = chosen_hosts(config.cluster) if config.cluster.hostfile else [Host("localhost", 0)]
     run = _local if config.cluster.hostfile is None else preflight.run_on
     say(f"doctor: asks {len(hosts)} host{'s'[: len(hosts) > 1]}")
@@ -34,28 +34,25 @@ def examine(config: Config) -> list[Row]:
             rows += [Row(host.name, "reachable", OK, "runs our Python"), *host_rows(host.name, answers[host.name])]
     alive = [host for host in hosts if host.name in answers]
     if alive:
-        problems = list(preflight.problems(config, alive, answers))
+        problems = [line.partition(": ") for line in preflight.problems(config, alive, answers)]
         rows += [Row(line.partition(": ")[0], "together", FAILS, *_split(line.partition(": ")[2])) for line in problems]
         say("doctor: builds operators where they are not built yet")
-        rows += _builds(config, alive, run)
+        rows += _build(config, alive, run)
     if len(alive) > 1 and not any(row.state == FAILS for row in rows):
         say("doctor: measures the network")
-        rows += _network(config, alive, answers)
+        rows += _measure_network(config, alive, answers)
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The findings as aligned columns, fixes below what they mend; problems last, where the eye is."""
+    """The findings in aligned columns, each fix below its problem; problems come last, where they are seen."""
     order = {OK: 0, WARNING: 1, FAILS: 2}
-    rows = sorted(rows, key=lambda row: order[row.state])
-    widths = [max(len(getattr(row, name)) for row in rows) for name in ("state", "host", "check")]
     lines = []
-    for row in rows:
-        cells = zip((row.state, row.host, row.check), widths, strict=True)
-        lines.append("  ".join([*(cell.ljust(width) for cell, width in cells), row.finding]).rstrip())
+    for row in sorted(rows, key=lambda row: order[row.state]):
+        lines.append((row.state, row.host, row.check, row.finding))
         if row.fix:
-            lines.append(" " * (sum(widths) + 6) + f"fix: {row.fix}")
-    return "\n".join(lines)
+            lines.append(("", "", "", f"fix: {row.fix}"))
+    return "\n".join(align(lines))
 
 
 def _local(host: str, script: str, timeout_s: float) -> tuple[str, str]:
@@ -63,8 +60,7 @@ def _local(host: str, script: str, timeout_s: float) -> tuple[str, str]:
 
 
 def _on_all(hosts: Sequence[Host], scripts: Sequence[str], run: Runner, timeout_s: float) -> list[tuple[str, str]]:
-    with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-        return list(pool.map(lambda pair: run(pair[0].name, pair[1], timeout_s), zip(hosts, scripts, strict=True)))
+    return preflight.on_all(lambda host, script: run(host.name, script, timeout_s), hosts, scripts)
 
 
 def _command(config: Config, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> str:
@@ -72,10 +68,10 @@ def _command(config: Config, arguments: Sequence[str], variables: Mapping[str, s
     return "\n".join([*prologue(config, everything), shlex.join([python(config), *arguments])])
 
 
-def _builds(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
-    """Build on every host (hosts that share the folder wait for one another), so that ranks find all built."""
+def _build(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
+    """Build the operators on every host, so that ranks find them; hosts that share the folder wait for one another."""
     wanted: list[tuple[str, tuple[str, ...]]] = [("operators", OPERATORS)]
-    if operator := operator_of(config):
+    if operator := operator_of(config.optimizer, config.engine):
         wanted.append((operator, ("-m", "transpooler.trainer.engine.compiled_ops", operator)))
     for name, arguments in wanted:
         answers = _on_all(hosts, [_command(config, arguments)] * len(hosts), run, BUILD_TIMEOUT_S)
@@ -85,8 +81,8 @@ def _builds(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]
             yield Row(host.name, name, FAILS if problem else OK, problem or said, fix if problem else "")
 
 
-def _network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
-    """Ports both ways, then pairs and the all-reduce."""
+def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    """Check the ports both ways, then measure pairs of hosts and the all-reduce."""
     names = [host.name for host in hosts]
     addresses = [preflight.master_of(config, name, answers)[0] for name in names]
     free = [answers[name]["a_free_port"] for name in names]
@@ -98,7 +94,7 @@ def _network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
     for host, (output, problem) in zip(
         hosts, _on_all(hosts, scripts, preflight.run_on, NETWORK_TIMEOUT_S), strict=True
     ):
-        unreached = _marked(output, ports.MARK)
+        unreached = _read_marked(output, ports.MARK)
         for address, why in (unreached or {}).items():
             blocked = True
             yield Row(
@@ -117,7 +113,7 @@ def _network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
     ]
     scripts = [_command(config, ["-m", "transpooler.launch.cluster.doctor.network"], each) for each in variables]
     results = _on_all(hosts, scripts, preflight.run_on, NETWORK_TIMEOUT_S)
-    measured = _marked(results[0][0], network.MARK)
+    measured = _read_marked(results[0][0], network.MARK)
     if measured is None:
         for host, (_, problem) in zip(hosts, results, strict=True):
             if problem:
@@ -128,19 +124,19 @@ def _network(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
     yield from network_rows(names, measured)
 
 
-def _marked(output: str, mark: str) -> Any:
+def _read_marked(output: str, mark: str) -> Any:
     line = next((line for line in output.splitlines() if line.startswith(mark)), None)
     return None if line is None else json.loads(line.removeprefix(mark))
 
 
 def _split(problem: str) -> tuple[str, str]:
-    """`finding; remedy` in its two parts."""
+    """(finding, remedy) of a line `finding; remedy`."""
     finding, _, remedy = problem.partition("; ")
     return finding, remedy
 
 
 def require_health(rows: Sequence[Row]) -> None:
-    """UserError where training would fail."""
+    """UserError that names every check that failed."""
     failing = [row for row in rows if row.state == FAILS]
     if failing:
         raise UserError("\n".join(f"{row.host}: {row.check}: {row.finding}" for row in failing))

@@ -1,4 +1,4 @@
-"""The judgement of `transpooler doctor`: rows of a table from what hosts said and what the network gave. Pure."""
+"""Judges what hosts said and what the network gave, for `transpooler doctor`. Pure: rows of a table from facts."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +9,14 @@ OK, WARNING, FAILS = "ok", "warning", "FAILS"
 MAX_CLOCK_SKEW_S = 5.0
 MIN_DISK_GIB, MIN_SHM_GIB, MIN_OPEN_FILES = 5.0, 1.0, 4096
 SLOW_SHARE = 0.5
-"""A host is slow when its best pair gives less than this share of the median pair, or twice its latency and more."""
+"""A host is slow if its best pair has less than this share of the median pair's bandwidth, or twice its latency."""
 SLOW_LATENCY_MS = 1.0
-"""Latencies below this are never called slow."""
+"""Lower latencies are never called slow."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One finding: where, what, how it is, and what to do about it."""
+    """One finding: host, check, state, what was found, and what to do about it."""
 
     host: str
     check: str
@@ -26,7 +26,7 @@ class Row:
 
 
 def host_rows(host: str, answer: Mapping[str, Any]) -> Iterator[Row]:
-    """Findings about one host from its own facts (probe.facts)."""
+    """Findings about one host, from what it says of itself (probe.facts)."""
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in answer["packages"].items())
     missing = [name for name, version in answer["packages"].items() if version is None]
     state = FAILS if missing else OK
@@ -91,7 +91,7 @@ def network_rows(hosts: Sequence[str], network: Mapping[str, Any]) -> Iterator[R
 
 
 def slow_hosts(hosts: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Hosts all of whose pairs are slower than the others', and why. With two hosts nobody can be named."""
+    """Hosts whose pairs are all slower than those of others, and why. Of two hosts none can be named."""
     if len(hosts) < 3:
         return {}
     bandwidth = statistics.median(pair["bandwidth_mib_s"] for pair in pairs)

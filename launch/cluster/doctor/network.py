@@ -1,9 +1,10 @@
-"""What the network between hosts gives.
+"""Measures the network between hosts.
 
-`python -m transpooler.launch.cluster.doctor.network` runs as one process a host, with RANK and so on set.
+`python -m transpooler.launch.cluster.doctor.network` runs as one process per host, with RANK and so on set.
 
-Latency (half a round trip of 8 bytes) and bandwidth (a large message, one way) of each pair, one pair at a time, and an
-all-reduce over all hosts. Rank 0 prints one line of JSON. Uses NCCL where a host has CUDA, else gloo.
+It measures latency (half a round trip of 8 bytes, in ms) and bandwidth (a large message, one way, in MiB/s) of each pair
+of hosts, one pair at a time, and then an all-reduce over all of them. Rank 0 prints one line of JSON. NCCL where a host
+has CUDA, else gloo.
 """
 
 import json
@@ -36,18 +37,19 @@ def main() -> None:
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
     rank, size = dist.get_rank(), dist.get_world_size()
 
-    def settled(action: Callable[[], Any]) -> float:
+    def finish(action: Callable[[], Any]) -> float:
+        """The time (seconds) at which `action` has ended on the device."""
         action()
         if on_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    rows = [_pair(rank, pair, torch, dist, device, settled) for pair in combinations(range(size), 2)]
+    rows = [_measure_pair(rank, pair, torch, dist, device, finish) for pair in combinations(range(size), 2)]
     tensor = torch.ones(ALL_REDUCE_MIB * 2**18, device=device)
-    settled(lambda: dist.all_reduce(tensor))
+    finish(lambda: dist.all_reduce(tensor))
     tensor.fill_(1.0)
-    started = settled(dist.barrier)
-    elapsed_s = settled(lambda: dist.all_reduce(tensor)) - started
+    started = finish(dist.barrier)
+    elapsed_s = finish(lambda: dist.all_reduce(tensor)) - started
     gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, [row for row in rows if row])
     if rank == 0:
@@ -62,8 +64,10 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def _pair(rank: int, pair: tuple[int, int], torch: Any, dist: Any, device: Any, settled: Any) -> dict[str, Any] | None:
-    """Measured by the first of the pair; the others wait, so that pairs do not share a cable."""
+def _measure_pair(
+    rank: int, pair: tuple[int, int], torch: Any, dist: Any, device: Any, finish: Any
+) -> dict[str, Any] | None:
+    """The first rank of the pair returns what it measured; other ranks wait, so that pairs do not share a cable."""
     dist.barrier()
     if rank not in pair:
         return None
@@ -84,7 +88,7 @@ def _pair(rank: int, pair: tuple[int, int], torch: Any, dist: Any, device: Any, 
         taken = []
         for _ in range(rounds):
             started = time.perf_counter()
-            taken.append(settled(action) - started)
+            taken.append(finish(action) - started)
         times[name] = statistics.median(taken)
     if not first:
         return None

@@ -2,8 +2,8 @@
 
     python -m transpooler.launch.cluster.doctor.ports PORT ADDRESS:PORT...
 
-Run on all hosts at once: listens on PORT and connects to every other host; prints, as one line of JSON, the addresses
-that it could not reach. Standard library only.
+Run on all hosts at the same time. It listens on PORT, connects to every other host, and prints the addresses that it
+could not reach as one line of JSON.
 """
 
 import json
@@ -17,8 +17,8 @@ MARK = "transpooler-ports "
 PATIENCE_S = 15.0
 
 
-def unreached(port: int, others: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, str]:
-    """Addresses that do not answer within `patience_s`, and what the last try said."""
+def find_unreached(port: int, others: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, str]:
+    """Addresses that do not answer within `patience_s` seconds, and the error of the last try."""
     with socket.create_server(("", port), backlog=1024) as server:
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
         deadline, left = time.monotonic() + patience_s, dict.fromkeys(others, "")
@@ -40,9 +40,9 @@ def _accept(server: socket.socket) -> None:
     while True:
         try:
             server.accept()[0].close()
-        except OSError:  # closed: we are done
+        except OSError:  # closed by the main thread
             return
 
 
 if __name__ == "__main__":
-    print(MARK + json.dumps(unreached(int(sys.argv[1]), sys.argv[2:])))
+    print(MARK + json.dumps(find_unreached(int(sys.argv[1]), sys.argv[2:])))

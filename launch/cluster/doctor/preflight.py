@@ -1,19 +1,17 @@
-"""Before any rank starts: every host is asked, and what would fail later is said now, a line a host with its remedy."""
+"""Checks before any rank starts: asks every host and names what would fail later, with its remedy."""
 
 import contextlib
 import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transpooler.common.errors import UserError
 from transpooler.launch.cluster.doctor import probe
@@ -37,31 +35,21 @@ SSH_MISTAKES = {
     "No route to host": "unreachable (no route); check power, cable and firewall, or leave it out: "
     "cluster.exclude=[{host}]",
 }
-
+AT_A_TIME = 64
+"""Hosts that are asked at the same time."""
 
 Runner = Callable[[str, str, float], tuple[str, str]]
-"""Runs a script on a host within so many seconds: its output, and what went wrong."""
-
-
-def require(program: str, package: str, target: str) -> str:
-    """Path of a program that `target` needs; UserError naming the package that has it."""
-    path = shutil.which(program)
-    if path is None:
-        raise UserError(
-            f"target {target} needs {program}, which is not installed here; install it (Debian: {package}) or choose "
-            "another target"
-        )
-    return path
+"""(host, script, time limit in seconds) -> output of the script there, and what went wrong."""
+T = TypeVar("T")
 
 
 def ask_hosts(
     config: Config, hosts: Sequence[Host], run_there: Runner | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """What each host says of itself (see probe.facts), all at once over ssh; and what is wrong with the silent ones."""
+    """Ask all hosts at once over ssh: what each says of itself (probe.facts), and what is wrong with the silent ones."""
     run = run_folder(config)
     witness = RunFolder(run).launch / f"witness-{uuid.uuid4().hex[:8]}"
     arguments = {"run": str(run), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
-    arguments["master"] = config.cluster.master_address or ""
     command = [
         python(config),
         "-m",
@@ -76,8 +64,7 @@ def ask_hosts(
     except OSError as error:
         raise UserError(f"{run}: cannot write the run folder: {error.strerror}; choose another one (run=...)") from None
     try:
-        with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-            answers = list(pool.map(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts))
+        answers = on_all(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts)
     finally:
         witness.unlink(missing_ok=True)
         for folder in created:  # `doctor` leaves nothing behind
@@ -89,14 +76,13 @@ def ask_hosts(
 
 
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
-    """Hosts on which `true` cannot be run over ssh, and why. After a failure it says which host went away."""
-    with ThreadPoolExecutor(max_workers=min(64, max(1, len(hosts)))) as pool:
-        answers = list(pool.map(lambda host: run_on(host, "true", CONNECT_TIMEOUT_S + 5), hosts))
+    """Hosts on which `true` cannot be run over ssh, and why."""
+    answers = on_all(lambda host: run_on(host, "true", CONNECT_TIMEOUT_S + 5), hosts)
     return {host: problem for host, (_, problem) in zip(hosts, answers, strict=True) if problem}
 
 
 def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What keeps these hosts from training together, one line each."""
+    """What keeps these hosts from training together, a line each that names the host and the remedy."""
     first = hosts[0].name
     for key, what in _agreements(answers):
         values = {name: key(answer) for name, answer in answers.items()}
@@ -128,24 +114,13 @@ def problems(config: Config, hosts: Sequence[Host], answers: Mapping[str, Mappin
         yield f"{first}: port {port} is in use; choose another (cluster.master_port=...) or null for a free one"
 
 
-def check_hosts(config: Config, hosts: Sequence[Host]) -> dict[str, dict[str, Any]]:
-    """Ask all hosts and raise UserError with every problem found; the answers by host."""
-    answers, silent = ask_hosts(config, hosts)
-    found = [f"{name}: {problem}" for name, problem in silent.items()]
-    if not found:
-        found = list(problems(config, hosts, answers))
-    if found:
-        raise UserError("\n".join(found))
-    return answers
-
-
 def with_slots(hosts: Sequence[Host], answers: Mapping[str, Mapping[str, Any]]) -> list[Host]:
-    """Hosts whose hostfile line says no slots get one a GPU, or one."""
+    """Hosts with their final slots: one a GPU, or one, where the hostfile says none."""
     return [Host(host.name, host.slots or max(1, answers[host.name]["gpus"])) for host in hosts]
 
 
 def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
-    """Address and port of the rendezvous on the first host: as configured, else what the host said of itself."""
+    """Address and port of the rendezvous on the first host: as configured, else from what the host said of itself."""
     answer, cluster = answers[first], config.cluster
     port = cluster.master_port or answer["a_free_port"]
     if cluster.master_address:
@@ -155,7 +130,7 @@ def master_of(config: Config, first: str, answers: Mapping[str, Mapping[str, Any
         return usable[cluster.interface], port
     if not usable or len(answers) == 1:
         return "127.0.0.1" if len(answers) == 1 else first, port
-    # Hosts commonly have container bridges; prefer the interface that the host's own name stands for.
+    # Hosts commonly have container bridges, so prefer the address to which the host's own name resolves.
     try:
         named = socket.gethostbyname(first)
     except OSError:
@@ -168,6 +143,14 @@ def _agreements(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any,
     for name in probe.PACKAGES:
         yield (lambda answer, name=name: answer["packages"][name]), name
     yield (lambda answer: answer["code"]), "the code of transpooler"
+
+
+def on_all(ask: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
+    """`ask` called with an item of each column, many at a time; the results in order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=AT_A_TIME) as pool:
+        return list(pool.map(ask, *columns))
 
 
 def _ask(host: str, script: str, run_there: Runner) -> dict[str, Any] | str:
@@ -183,12 +166,12 @@ def _ask(host: str, script: str, run_there: Runner) -> dict[str, Any] | str:
 
 
 def run_on(host: str, script: str, timeout_s: float) -> tuple[str, str]:
-    """Output of a script on a host over ssh; and, where it did not run, what is wrong and what to do."""
+    """Run a script on a host over ssh: its output, and if it failed, what is wrong and what to do."""
     return run_command(host, [*SSH, host, "bash", "-s"], script, timeout_s)
 
 
 def run_command(host: str, command: Sequence[str], script: str, timeout_s: float) -> tuple[str, str]:
-    """Output of `command` with a script as its input; and, where it fails, what is wrong and what to do."""
+    """Run `command` with a script as its input: its output, and if it failed, what is wrong and what to do."""
     try:
         finished = subprocess.run(command, input=script, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
@@ -212,5 +195,5 @@ def _last(text: str) -> str:
 
 
 def folder_problem(path: Path) -> str | None:
-    """What is wrong with a folder that ranks are to start in."""
+    """What is wrong with the folder in which ranks start; None if nothing is."""
     return None if path.is_dir() else f"cluster.working_directory {path}: no such folder here"

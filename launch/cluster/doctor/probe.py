@@ -2,8 +2,8 @@
 
     python -m transpooler.launch.cluster.doctor.probe KEY=VALUE...
 
-Standard library only and no torch, so that asking a host takes a fraction of a second. Run there over ssh by
-`transpooler launch` before any rank starts, and by `transpooler doctor`.
+It imports no torch, so that asking a host takes a fraction of a second. `transpooler launch` runs it over ssh before any
+rank starts, and so does `transpooler doctor`.
 """
 
 import contextlib
@@ -16,21 +16,20 @@ import shutil
 import socket
 import sys
 import time
-from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transpooler.launch.ranks.identity import addresses, interface_towards
+from transpooler.common.net import free_port, is_free
+from transpooler.launch.ranks.identity import addresses
 
 MARK = "transpooler-probe "
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 
 
-def facts(run: str = "", master: str = "", port: str = "", witness: str = "") -> dict[str, Any]:
-    """Everything that hosts of a job have to agree on, and what a host must have.
+def facts(run: str = "", port: str = "", witness: str = "") -> dict[str, Any]:
+    """What all hosts of a job have to agree on, and what each host must have.
 
-    `run`: the run folder; `port`: is it free here?; `witness`: a file that all hosts should see.
+    `run` is the run folder, `port` one that should be free here, `witness` a file that all hosts should see.
     """
     folder = next((path for path in (Path(run), *Path(run).parents) if path.is_dir()), Path("/"))
     return {
@@ -43,9 +42,8 @@ def facts(run: str = "", master: str = "", port: str = "", witness: str = "") ->
         "gpus": num_gpus(),
         "addresses": addresses(),
         "interfaces": sorted(name for _, name in socket.if_nameindex()),
-        "towards_master": interface_towards(master) if master else None,
-        "port_free": _port_is_free(int(port)) if port else None,
-        "a_free_port": _a_free_port(),
+        "port_free": is_free(int(port)) if port else None,
+        "a_free_port": free_port(""),
         "witness": Path(witness).is_file() if witness else None,
         "writable": os.access(folder, os.W_OK),
         "disk_free_gib": shutil.disk_usage(folder).free / 2**30,
@@ -62,6 +60,8 @@ def num_gpus() -> int:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -69,27 +69,15 @@ def _version(name: str) -> str | None:
 
 
 def _code_hash() -> str:
+    from importlib.resources import files
+
     digest = hashlib.sha256()
-    for folder in sorted(Path(str(files("transpooler"))).iterdir()):  # folders of a clone are links, not followed below
+    for folder in sorted(
+        Path(str(files("transpooler"))).iterdir()
+    ):  # links in a clone, which rglob alone would not follow
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
-
-
-def _a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _size_gib(folder: str) -> float:
@@ -99,7 +87,7 @@ def _size_gib(folder: str) -> float:
 
 
 def _tool(name: str) -> str | None:
-    """Where a program is; tools that pip installed lie beside the interpreter."""
+    """Path of a program on PATH or beside the interpreter, where pip installs tools."""
     return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 

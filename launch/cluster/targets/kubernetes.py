@@ -1,5 +1,5 @@
-"""Kubernetes: a manifest that `kubectl apply -f -` takes. A ConfigMap holds the resolved configuration, a JobSet starts
-DeepSpeed's launcher in one pod a node; or a Kubeflow Trainer v2 TrainJob starts torchrun.
+"""Kubernetes: a manifest that `kubectl apply -f -` takes. A ConfigMap holds the resolved configuration. A JobSet starts
+DeepSpeed's launcher in one pod per node, or a Kubeflow Trainer v2 TrainJob starts torchrun.
 
 Kubernetes restarts the job itself, up to cluster.max_restarts times, and not after exit code 2; every start resumes
 from the newest valid checkpoint on the volume.
@@ -8,25 +8,39 @@ from the newest valid checkpoint on the volume.
 import base64
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import USER_ERROR
+from transpooler.launch.cluster.hosts import Host
+from transpooler.launch.cluster.targets.base import DEFAULT_PORT, Target
+from transpooler.launch.ranks.watcher import RANK_MODULE
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.cluster import KubernetesConfig
 
 CONFIG_FOLDER = "/etc/transpooler"
 RANKS = "ranks"
-PORT = 29500
 GRACE_S = 300
 
 
-def manifest(config: Config) -> str:
-    """The YAML of all objects."""
-    import yaml
+class Kubernetes(Target):
+    """A manifest; it is printed, and `kubectl` hands it over."""
 
-    return yaml.safe_dump_all(objects(config), sort_keys=False, width=120)
+    name = "kubernetes"
+    about = "a manifest to apply: JobSet or Kubeflow TrainJob"
+    submits = True
+
+    def hosts(self, config: Config) -> list[Host]:
+        raise UserError(f"target {self.name} starts no ranks here; leave --in-allocation out to print the manifest")
+
+    def describe(self, config: Config, settings: Sequence[str]) -> str:
+        """The YAML of all objects; `settings` are in `config` already."""
+        import yaml
+
+        return yaml.safe_dump_all(objects(config), sort_keys=False, width=120)
+
+    submit = describe
 
 
 def objects(config: Config) -> list[dict[str, Any]]:
@@ -50,12 +64,12 @@ def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
     site, nodes = config.cluster.kubernetes, config.cluster.nodes
     master = f"{site.name}-{RANKS}-0-0.{site.name}"
     slots = {f"node{number}": list(range(_ranks_per_node(config))) for number in range(nodes)}
-    # DeepSpeed's launcher of one node, since it passes a rank's exit code on; torchrun makes 1 of every failure.
+    # DeepSpeed's launcher for one node, because it passes a rank's exit code on; torchrun ends with 1 whatever it was.
     launcher = [
         *("python", "-m", "deepspeed.launcher.launch", "--node_rank=$(JOB_COMPLETION_INDEX)"),
         f"--world_info={base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()}",
         *(f"--master_addr={master}", f"--master_port={_port(config)}"),
-        *("--no_local_rank", "--module", "transpooler.launch.train", f"{CONFIG_FOLDER}/config.yaml"),
+        *("--no_local_rank", "--module", RANK_MODULE, f"{CONFIG_FOLDER}/config.yaml"),
     ]
     container: dict[str, Any] = {
         "name": "train",
@@ -104,14 +118,14 @@ def _jobset(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _trainjob(config: Config, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Nodes and ranks are the TrainJob's; how pods find each other is its runtime's (PET_* variables of torchrun)."""
+    """It says how many nodes and ranks; its runtime tells pods how to find each other (torchrun's PET_* variables)."""
     site = config.cluster.kubernetes
     trainer: dict[str, Any] = {
         "image": site.image,
         "command": [
             "bash",
             "-c",
-            f"cd {shlex.quote(_folder(site))} && exec torchrun -m transpooler.launch.train {CONFIG_FOLDER}/config.yaml",
+            f"cd {shlex.quote(_folder(site))} && exec torchrun -m {RANK_MODULE} {CONFIG_FOLDER}/config.yaml",
         ],
         "env": _environment(config),
         "numNodes": config.cluster.nodes,
@@ -147,7 +161,7 @@ def _ranks_per_node(config: Config) -> int:
 
 
 def _port(config: Config) -> int:
-    return config.cluster.master_port or PORT
+    return config.cluster.master_port or DEFAULT_PORT
 
 
 def _folder(site: KubernetesConfig) -> str:
@@ -155,8 +169,9 @@ def _folder(site: KubernetesConfig) -> str:
 
 
 def _environment(config: Config) -> list[dict[str, str]]:
-    """The configuration's variables alone: this shell's paths mean nothing in a container."""
-    return [{"name": name, "value": value} for name, value in sorted(config.cluster.environment.items())]
+    """The configuration's variables, without those of this shell: its paths mean nothing in a container."""
+    variables = {"PYTHONSAFEPATH": "1", **config.cluster.environment}  # the volume's files are not imported
+    return [{"name": name, "value": value} for name, value in sorted(variables.items())]
 
 
 def _resources(site: KubernetesConfig) -> dict[str, str]:

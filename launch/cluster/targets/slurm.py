@@ -9,139 +9,154 @@ import math
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from transpooler.common.durations import duration_s
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
 from transpooler.common.log import say
-from transpooler.launch.cluster.doctor.preflight import require
+from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor.probe import MARK
 from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder, script
-from transpooler.launch.cluster.hosts import Host
+from transpooler.launch.cluster.hosts import Host, num_ranks
+from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
 
 BAD_STATES = ("down", "drain", "fail", "unk", "*")
+ENDING_STATES = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "PREEMPTED", "TIMEOUT", "NODE_FAIL")
+"""A job in one of these ends by its user's scancel, or SLURM requeues it by itself."""
 SLURM_TIMEOUT_S = 120
 
 
-def ranks_per_node(config: Config) -> int:
+class Slurm(Target):
+    """A batch job; inside it (--in-allocation) the supervisor and srun."""
+
+    name = "slurm"
+    about = "a batch job: sbatch and srun"
+    submits = True
+    signal_spread_s = 3.0
+
+    def hosts(self, config: Config) -> list[Host]:
+        """Hosts of the allocation in which this process runs."""
+        nodes = os.environ.get("SLURM_JOB_NODELIST")
+        if nodes is None:
+            raise UserError(
+                "--in-allocation needs a SLURM allocation; use it in a batch script, or leave it out to submit"
+            )
+        names = _output_of("scontrol", "show", "hostnames", nodes).split()
+        return [Host(name, _ranks_per_node(config)) for name in names]
+
+    def ask(self, config: Config, hosts: Sequence[Host]) -> tuple[Answers, Mapping[str, str]]:
+        """Asked through srun; no answers where srun fails, since training itself will then say why."""
+        witness = RunFolder(run_folder(config)).launch_lock  # exists: the launcher holds it
+        arguments = [f"run={run_folder(config)}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
+        path = witness.with_name("probe.sh")
+        command = [python(config), "-m", "transpooler.launch.cluster.doctor.probe", *arguments]
+        path.write_text(script(config, rank_variables(config, os.environ), command, "Asks a node."), encoding="utf-8")
+        nodes = ["--nodes", str(len(hosts)), "--ntasks", str(len(hosts)), "--ntasks-per-node", "1", "--export=ALL"]
+        where = ["--nodelist", ",".join(host.name for host in hosts), *config.cluster.slurm.srun_options]
+        lines = _output_of("srun", *nodes, *where, "bash", str(path)).splitlines()
+        found = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+        answers = {answer["host"]: answer for answer in found}
+        return (answers if len(answers) == len(hosts) else {}), {}
+
+    def master(self, config: Config, hosts: Sequence[Host], answers: Answers) -> None:
+        """Ranks derive it from SLURM's variables (launch.ranks.identity)."""
+
+    def plan(self, request: AttemptRequest) -> AttemptPlan:
+        """srun inside the allocation."""
+        self.require("srun", "slurm-client")
+        command = ["srun", "--nodes", str(len(request.hosts)), "--ntasks", str(num_ranks(request.hosts))]
+        command += ["--ntasks-per-node", str(self.equal_slots(request.hosts))]
+        command += ["--nodelist", ",".join(host.name for host in request.hosts), "--kill-on-bad-exit=1", "--export=ALL"]
+        command += [*request.config.cluster.slurm.srun_options, str(request.rank_script)]
+        return self.make_plan(request, command)
+
+    def gone(self, names: Sequence[str]) -> dict[str, str]:
+        """Hosts that SLURM itself counts as not usable, and its word for it."""
+        found = {}
+        for line in _output_of("sinfo", "-h", "-N", "-n", ",".join(names), "-o", "%N %T").splitlines():
+            name, _, state = line.partition(" ")
+            if any(sign in state for sign in BAD_STATES):
+                found[name] = f"SLURM says {state}"
+        return found
+
+    def finish(self, config: Config, code: int) -> int:
+        """Requeue a preempted job where the site wants the job itself to do so."""
+        if code == PREEMPTED and config.cluster.slurm.requeue == "scontrol":
+            job = os.environ["SLURM_JOB_ID"]
+            state = _output_of("scontrol", "show", "job", "-o", job).partition("JobState=")[2].partition(" ")[0]
+            if state in ENDING_STATES:
+                say(f"launch: job {job} is {state}: not requeued")
+            else:
+                say(f"launch: requeues job {job}")
+                _output_of("scontrol", "requeue", job)
+        return code
+
+    def submit(self, config: Config, settings: Sequence[str]) -> str:
+        """Write the batch script and submit it; the job's number. UserError repeats what sbatch objects to."""
+        self.require("sbatch", "slurm-client")
+        path = RunFolder(run_folder(config)).launch / "job.sbatch"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        RunFolder(run_folder(config)).logs.mkdir(exist_ok=True)
+        path.write_text(self.describe(config, settings), encoding="utf-8")
+        finished = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+        if finished.returncode:
+            objections = [line for line in finished.stderr.splitlines() if "error" in line] or [finished.stderr.strip()]
+            raise UserError(
+                f"{path}: sbatch refuses it: {objections[0].removeprefix('sbatch: error: ')}; see cluster.slurm"
+            )
+        return finished.stdout.strip().split(";")[0] + "\n"
+
+    def describe(self, config: Config, settings: Sequence[str]) -> str:
+        """The sbatch script of a run."""
+        cluster, site, run = config.cluster, config.cluster.slurm, run_folder(config)
+        log = "slurm-%A_%a.log" if site.array else "slurm-%j.log"
+        options = [
+            f"--job-name={run.name}",
+            f"--nodes={cluster.nodes}",
+            f"--ntasks-per-node={_ranks_per_node(config)}",
+            f"--output={RunFolder(run).logs / log}",
+            "--open-mode=append",
+            "--export=NIL",
+            f"--signal=B:USR1@{site.signal_before_end_s}",
+            "--no-requeue" if site.requeue == "none" else "--requeue",
+            *(
+                f"--{name}={value}"
+                for name in ("partition", "account", "array", "dependency")
+                if (value := getattr(site, name))
+            ),
+            *([f"--time={_minutes(site.time)}"] if site.time is not None else []),
+            *([f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []),
+            *site.options,
+        ]
+        command = [python(config), "-u", "-m", "transpooler", "launch", self.name, "--in-allocation", *settings]
+        lines = [
+            "#!/usr/bin/env bash",
+            "# Submitted by `transpooler launch slurm`; `sbatch` takes it as it is, too.",
+            *(f"#SBATCH {option}" for option in options),
+            'export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}',
+            *prologue(config, rank_variables(config, os.environ)),
+            *site.prologue,
+            f"exec {shlex.join(command)}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _ranks_per_node(config: Config) -> int:
     """As configured, else one a GPU, else 1."""
     return config.cluster.processes_per_node or config.cluster.slurm.gpus_per_node or 1
 
 
-def batch_script(config: Config, settings: Sequence[str]) -> str:
-    """The sbatch script of a run."""
-    cluster, site, run = config.cluster, config.cluster.slurm, run_folder(config)
-    log = "slurm-%A_%a.log" if site.array else "slurm-%j.log"
-    options = [
-        f"--job-name={run.name}",
-        f"--nodes={cluster.nodes}",
-        f"--ntasks-per-node={ranks_per_node(config)}",
-        f"--output={RunFolder(run).logs / log}",
-        "--open-mode=append",
-        "--export=NIL",
-        f"--signal=B:USR1@{site.signal_before_end_s}",
-        "--no-requeue" if site.requeue == "none" else "--requeue",
-        *(
-            f"--{name}={value}"
-            for name in ("partition", "account", "array", "dependency")
-            if (value := getattr(site, name))
-        ),
-        *([f"--time={_minutes(site.time)}"] if site.time is not None else []),
-        *([f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []),
-        *site.options,
-    ]
-    command = [python(config), "-u", "-m", "transpooler", "launch", "slurm", "--in-allocation", *settings]
-    lines = [
-        "#!/usr/bin/env bash",
-        "# Submitted by `transpooler launch slurm`; `sbatch` takes it as it is, too.",
-        *(f"#SBATCH {option}" for option in options),
-        'export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}',
-        *prologue(config, rank_variables(config, os.environ)),
-        *site.prologue,
-        f"exec {shlex.join(command)}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _minutes(limit: str | float) -> str:
-    """A time limit in sbatch's words: whole minutes. YAML itself reads HH:MM:SS as seconds."""
+    """A time limit as sbatch takes it: whole minutes. YAML itself reads HH:MM:SS as seconds."""
     seconds = duration_s(limit)
     return str(limit) if seconds is None else str(math.ceil(seconds / 60))
 
 
-def script_path(config: Config) -> Path:
-    """Where the batch script is kept."""
-    return RunFolder(run_folder(config)).launch / "job.sbatch"
-
-
-def submit(config: Config, settings: Sequence[str]) -> str:
-    """Write the batch script and submit it; the job's number. UserError repeats what sbatch objects to."""
-    require("sbatch", "slurm-client", "slurm")
-    path = script_path(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    RunFolder(run_folder(config)).logs.mkdir(exist_ok=True)
-    path.write_text(batch_script(config, settings), encoding="utf-8")
-    finished = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
-    if finished.returncode:
-        objections = [line for line in finished.stderr.splitlines() if "error" in line] or [finished.stderr.strip()]
-        raise UserError(
-            f"{path}: sbatch refuses it: {objections[0].removeprefix('sbatch: error: ')}; see cluster.slurm"
-        )
-    return finished.stdout.strip().split(";")[0]
-
-
-def allocated_hosts(config: Config) -> list[Host]:
-    """Hosts of the allocation in which this process runs."""
-    if "SLURM_JOB_NODELIST" not in os.environ:
-        raise UserError("--in-allocation needs a SLURM allocation; use it in a batch script, or leave it out to submit")
-    names = _slurm("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    return [Host(name, ranks_per_node(config)) for name in names]
-
-
-def ask_nodes(config: Config, hosts: Sequence[Host]) -> dict[str, dict[str, Any]]:
-    """What each node of the allocation says of itself (probe.facts), asked through srun; {} where srun fails."""
-    witness = RunFolder(run_folder(config)).launch_lock  # the launcher holds it: it is there
-    arguments = [f"run={run_folder(config)}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
-    path = witness.with_name("probe.sh")
-    command = [python(config), "-m", "transpooler.launch.cluster.doctor.probe", *arguments]
-    path.write_text(script(config, rank_variables(config, os.environ), command, "Asks a node."), encoding="utf-8")
-    nodes = ["--nodes", str(len(hosts)), "--ntasks", str(len(hosts)), "--ntasks-per-node", "1", "--export=ALL"]
-    where = ["--nodelist", ",".join(host.name for host in hosts), *config.cluster.slurm.srun_options]
-    lines = _slurm("srun", *nodes, *where, "bash", str(path)).splitlines()
-    answers = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
-    return {answer["host"]: answer for answer in answers}
-
-
-def hosts_down(names: Sequence[str]) -> dict[str, str]:
-    """Hosts that SLURM itself counts as not usable, and its word for it."""
-    found = {}
-    for line in _slurm("sinfo", "-h", "-N", "-n", ",".join(names), "-o", "%N %T").splitlines():
-        name, _, state = line.partition(" ")
-        if any(sign in state for sign in BAD_STATES):
-            found[name] = f"SLURM says {state}"
-    return found
-
-
-def come_back(config: Config) -> int:
-    """End a job that has to go on later, as the site wants it; the exit code of the batch script."""
-    job, way = os.environ["SLURM_JOB_ID"], config.cluster.slurm.requeue
-    if way == "scontrol":
-        state = _slurm("scontrol", "show", "job", "-o", job).partition("JobState=")[2].partition(" ")[0]
-        if state in ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "PREEMPTED", "TIMEOUT", "NODE_FAIL"):
-            say(f"launch: job {job} is {state}: not requeued")  # by the user's scancel, or SLURM requeues it itself
-        else:
-            say(f"launch: requeues job {job}")
-            _slurm("scontrol", "requeue", job)
-    return PREEMPTED
-
-
-def _slurm(*command: str) -> str:
-    """Output of a SLURM command; nothing, and a line, where it fails."""
+def _output_of(*command: str) -> str:
+    """Output of a SLURM command; where it fails, nothing, and a line that says why."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SLURM_TIMEOUT_S).stdout
     except (OSError, subprocess.SubprocessError) as error:

@@ -6,17 +6,17 @@ import os
 import torch
 from torch import Tensor
 
-from transpooler.model.ops.soft_topk.backends import BACKENDS, kernels
+from transpooler.model.ops.soft_topk.backends import BACKENDS, choose_kernels
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HIGHEST_SCORE = 1 + 2e-5
 """A sigmoid + 1e-5 reaches a little above 1."""
 DEBUG = "TRANSPOOLER_DEBUG"
-"""Environment variable: 1 also checks what is read from a GPU, which makes it wait."""
+"""Environment variable; 1: values on a GPU are checked too, and the host waits for them."""
 
 
 def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
-    """Shapes, dtypes, devices and k: nothing of this reads a tensor's values. Returns the mask, all true if None."""
+    """Check shapes, dtypes, devices and k without reading a tensor's values. Returns the mask, all True for None."""
     for name, given in (("embeddings", embeddings), ("scores", scores), ("mask", mask)):
         if not isinstance(given, Tensor) and (name != "mask" or given is not None):
             raise ValueError(f"{name}: a {type(given).__name__}; expected a tensor")
@@ -45,7 +45,7 @@ def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
 
 
 def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tensor) -> None:
-    """A backend asked for by name must be able to run."""
+    """Check the base, and that a backend that was named can run here."""
     if not isinstance(base, int | float) or not 1 < base < math.inf:
         raise ValueError(f"base: {base!r}; expected a finite number above 1")
     if backend not in BACKENDS:
@@ -53,18 +53,18 @@ def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tens
     if backend == "reference" and isinstance(k, Tensor):
         raise ValueError("backend: 'reference' with a k for each document; expected one k for all, or another backend")
     if backend in ("cpp", "triton") and not torch.compiler.is_compiling():  # the operator asks again when it runs
-        kernels(backend, embeddings.device, scores.dtype == torch.float64)
+        choose_kernels(backend, embeddings.device, scores.dtype == torch.float64)
 
 
 def values_are_checked(device: torch.device) -> bool:
-    """CPU: yes, it is cheap beside the call. Elsewhere it would make the device wait: with TRANSPOOLER_DEBUG=1."""
+    """On CPUs yes: it is cheap beside the call. Elsewhere the host would wait, so only with TRANSPOOLER_DEBUG=1."""
     if torch.compiler.is_compiling():
         return False
     return device.type == "cpu" or os.environ.get(DEBUG) == "1"
 
 
 def check_values(scores_BN: Tensor, k, slots: int | None, mask_BN: Tensor | None) -> None:
-    """Scores of real tokens lie in (0, 1], each k in 1..slots."""
+    """Check that scores of real tokens lie in (0, 1], and each k in 1..slots."""
     if isinstance(k, Tensor) and k.numel() and not 1 <= int(k.min()) <= int(k.max()) <= (slots or 0):
         raise ValueError(f"k: {int(k.min())} to {int(k.max())}; expected 1 to {slots} (slots) for each document")
     if not scores_BN.numel():

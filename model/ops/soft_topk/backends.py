@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "torch", "cpp", "triton")
 
 
-def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
+def choose_kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
     """The module of kernels for tensors on `device`; `wide`: float64 scores, which Triton's kernels do not take.
 
     Raises ValueError where `backend` was asked for by name and cannot run here.
     """
     if backend == "auto":
-        return _fastest(device.type, wide)
+        return _choose_fastest(device.type, wide)
     if backend == "cpp":
         if device.type != "cpu" or cpp_backend.extension() is None:
             raise ValueError(f"backend: 'cpp' on {device.type}; it needs CPU tensors, g++ and ninja")
         return cpp_backend
     if backend == "triton":
-        module = _triton()
+        module = _import_triton()
         if module is None or not module.runs_on(device) or wide:
             raise ValueError(
                 f"backend: 'triton' on {device.type}; it needs the triton package, CUDA tensors and float32 scores"
@@ -38,18 +38,18 @@ def kernels(backend: str, device: torch.device, wide: bool) -> ModuleType:
 
 
 @functools.cache
-def _fastest(device_type: str, wide: bool) -> ModuleType:
+def _choose_fastest(device_type: str, wide: bool) -> ModuleType:
     module: ModuleType = torch_backend
     if device_type == "cpu" and cpp_backend.extension() is not None:
         module = cpp_backend
     elif device_type == "cuda" and not wide:
-        module = _triton() or torch_backend
+        module = _import_triton() or torch_backend
     logger.info("soft_topk on %s%s: %s", device_type, " (float64)" if wide else "", module.__name__)
     return module
 
 
 @functools.cache
-def _triton() -> ModuleType | None:
+def _import_triton() -> ModuleType | None:
     if importlib.util.find_spec("triton") is None:
         return None
     from transpooler.model.ops.soft_topk import triton_backend

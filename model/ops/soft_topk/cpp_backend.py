@@ -1,9 +1,8 @@
-"""The C++ kernels for CPUs (cpu.cpp and its headers), compiled once per machine type and torch version.
+"""The C++ kernels for CPUs (cpp_backend.cpp and its headers), compiled once per machine type and torch version.
 
 `python -m transpooler.model.ops.soft_topk` compiles them ahead of the first use.
 """
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -18,18 +17,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
-HEADERS = [SOURCE.with_name(name) for name in ("cpu_group_sum.h", "cpu_tournament.h")]
+from transpooler.model.ops.build_lock import lock_build
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+HEADERS = [SOURCE.with_name(name) for name in ("cpp_group_sum.h", "cpp_tournament.h")]
 FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-"""By instruction set, not -march=native: the compiled file may lie on a disk that unlike machines share."""
+"""By instruction set, not -march=native: machines of different types may share the disk of the compiled file."""
 
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled kernels. Where they cannot be built, None, and one warning that says why and what it costs."""
+    """The compiled kernels; None, with one warning that says why and what it costs, where they cannot be built."""
     try:
         return _load()
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
@@ -41,28 +42,28 @@ def extension() -> ModuleType | None:
         return None
 
 
-def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -> tuple[Tensor, ...]:
     """(weights, pooled scores, groups, positions, mask); plays as many rounds as each document needs."""
-    return _built().tournament(scores_BN, mask_BN, k_B1, slots, base, keep_order)
+    return _require_extension().tournament(scores_BN, mask_BN, k_B1, slots, base)
 
 
 def tournament_backward(
-    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float
 ) -> Tensor:
     """Gradient of the scores."""
-    return _built().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base, keep_order)
+    return _require_extension().tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, base)
 
 
 def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int) -> Tensor:
     """out_j = sum of w_i e_i over the inputs i of group j; every embedding is read once."""
-    return _built().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
+    return _require_extension().group_sum(embeddings_BND, weights_BN, groups_BN, slots)
 
 
 def group_sum_backward(
     grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>, in one pass."""
-    return _built().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
+    return _require_extension().group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
 
 
 def release() -> None:
@@ -72,50 +73,33 @@ def release() -> None:
         module.release()
 
 
-def _built() -> ModuleType:
+def _require_extension() -> ModuleType:
     module = extension()
-    assert module is not None  # backends.kernels
+    assert module is not None  # backends.choose_kernels
     return module
 
 
 def _load() -> ModuleType:
-    """Build if need be, import."""
+    """Build the extension if needed, and import it."""
     from torch.utils.cpp_extension import load
 
     capability = torch.backends.cpu.get_cpu_capability()
     flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
     identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
     name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    with building(name) as folder:
+    with lock_build(name) as folder:
         # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
         for file in (SOURCE, *HEADERS):
             if not (folder / file.name).is_file():
                 shutil.copyfile(file, folder / f"{file.name}.part")
                 os.replace(folder / f"{file.name}.part", folder / file.name)
-        with _own_ninja():
+        with _prefer_own_ninja():
             return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
 
 
 @contextmanager
-def building(name: str) -> Iterator[Path]:
-    """Folder of an extension, for one process at a time on all hosts that share it.
-
-    torch's own lock is a file that outlives a killed process, and the next one waits for it for ever. A lock of the
-    kernel, which ends with its process, goes around it: whoever holds that may remove the file.
-    """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "building", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        yield folder
-
-
-@contextmanager
-def _own_ninja() -> Iterator[None]:
-    """The `ninja` package's program first on the path: there may be none, or another, whose log makes it build anew."""
+def _prefer_own_ninja() -> Iterator[None]:
+    """Put the `ninja` package's program first on PATH: there may be none, or another, whose log forces a rebuild."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
     try:

@@ -1,4 +1,4 @@
-"""The public function: arguments checked, dtypes settled, backend chosen."""
+"""The public function: it checks arguments, settles dtypes and chooses the backend."""
 
 from typing import NamedTuple
 
@@ -85,10 +85,24 @@ def soft_topk(
     if rounds is None:
         rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
     weights, scores, groups, positions, mask = tournament_op(
-        scores_BN, mask_BN, k_B1, bound, rounds, float(base), keep_order, backend
+        scores_BN, mask_BN, k_B1, bound, rounds, float(base), backend
     )
-    pooled = group_sum_op(embeddings_BND, weights, groups, bound, backend)
-    return SoftTopK(pooled, mask, scores, positions, groups, weights)
+    embeddings = group_sum_op(embeddings_BND, weights, groups, bound, backend)
+    pooled = SoftTopK(embeddings, mask, scores, positions, groups, weights)
+    return pooled if keep_order else sort_best_first(pooled)
+
+
+def sort_best_first(pooled: SoftTopK) -> SoftTopK:
+    """The same slots by pooled score, highest first; ties keep document order, empty slots stay last."""
+    scores_BS = torch.where(pooled.mask, pooled.scores.detach(), -torch.inf)
+    order_BS = scores_BS.sort(dim=1, descending=True, stable=True).indices
+    place_BN = order_BS.argsort(dim=1).gather(1, pooled.groups.clamp(min=0))
+    return pooled._replace(
+        embeddings=pooled.embeddings.gather(1, order_BS[..., None].expand_as(pooled.embeddings)),
+        scores=pooled.scores.gather(1, order_BS),
+        positions=pooled.positions.gather(1, order_BS),
+        groups=torch.where(pooled.groups < 0, -1, place_BN),
+    )
 
 
 def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> SoftTopK:

@@ -1,4 +1,4 @@
-"""The operators behind soft_topk, registered with torch.library: opaque, deterministic, cheap to save for.
+"""The operators behind soft_topk, registered with torch.library: opaque, deterministic, and cheap in memory.
 
 `transpooler::tournament` turns scores into a plan; `transpooler::group_sum` reads the embeddings once. autograd saves
 the embeddings and O(N) numbers a document, nothing else. `backend` names the kernels (`backends.py`).
@@ -10,7 +10,7 @@ are and returns their dtype.
 import torch
 from torch import Tensor
 
-from transpooler.model.ops.soft_topk.backends import kernels
+from transpooler.model.ops.soft_topk.backends import choose_kernels
 
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
@@ -21,16 +21,15 @@ def tournament_op(
     slots: int,
     rounds: int,
     base: float,
-    keep_order: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
-    module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
+    module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
+    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
 @tournament_op.register_fake
-def _(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order, backend):
+def _(scores_BN, mask_BN, k_B1, slots, rounds, base, backend):
     batch, num_tokens = scores_BN.shape
     integer, width = {"dtype": torch.int64}, min(slots, num_tokens)
     return (
@@ -52,18 +51,15 @@ def tournament_backward_op(
     slots: int,
     rounds: int,
     base: float,
-    keep_order: bool,
     backend: str,
 ) -> Tensor:
     """`tournament.tournament_backward`: gradient of the scores."""
-    module = kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament_backward(
-        grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order
-    )
+    module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
+    return module.tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base)
 
 
 @tournament_backward_op.register_fake
-def _(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order, backend):
+def _(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, backend):
     return torch.empty_like(scores_BN)
 
 
@@ -74,7 +70,7 @@ def _tournament_setup(ctx, inputs, output):
 
 def _tournament_backward(ctx, grad_weights_BN, grad_scores_BS, grad_groups, grad_positions, grad_mask):
     grad = tournament_backward_op(grad_weights_BN, grad_scores_BS, *ctx.saved_tensors, *ctx.settings)
-    return grad, *[None] * 7
+    return grad, *[None] * 6
 
 
 # Under autocast scores are float32 all the same: base ** score in bfloat16 would lose their order. (float64 stays.)
@@ -87,7 +83,7 @@ tournament_op.register_autograd(_tournament_backward, setup_context=_tournament_
 @torch.library.custom_op("transpooler::group_sum", mutates_args=())
 def group_sum_op(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int, backend: str) -> Tensor:
     """out_j = sum of w_i e_i over the inputs i of group j, accumulated in float32 (float64), in the dtype of e."""
-    module = kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
+    module = choose_kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
     return module.group_sum(embeddings_BND, weights_BN, groups_BN, slots)
 
 
@@ -101,7 +97,7 @@ def group_sum_backward_op(
     grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>; exactly zero where masked."""
-    module = kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
+    module = choose_kernels(backend, embeddings_BND.device, weights_BN.dtype == torch.float64)
     return module.group_sum_backward(grad_BSD, embeddings_BND, weights_BN, groups_BN)
 
 

@@ -8,9 +8,9 @@ from transpooler.model.ops.soft_topk.tournament import play_tournament, tourname
 __all__ = ["group_sum", "group_sum_backward", "tournament", "tournament_backward"]
 
 
-def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -> tuple[Tensor, ...]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
-    parts = play_tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
+    parts = play_tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
     # An operator's outputs must not be its inputs, nor each other (mask and positions can be, without rounds).
     return tuple(part.clone() for part in parts)
 

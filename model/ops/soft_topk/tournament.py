@@ -2,8 +2,8 @@
 
 The tournament never looks at embeddings, so its result is a *plan*: a partition of the inputs into groups and one
 weight per input, the product of its pair weights on the way up. Cost: one sort of the survivors and a few gathers per
-round; memory O(B N). No loop over the batch, no host synchronisation, no shape that depends on data. The backward pass
-plays the tournament again instead of keeping its rounds.
+round; memory O(B N). There is no loop over the batch, no host synchronisation, no shape that depends on data. The
+backward pass plays the tournament again instead of keeping its rounds.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Plan(NamedTuple):
+class TournamentPlan(NamedTuple):
     """Result of the tournament; S = slots."""
 
     weights_BN: Tensor
@@ -59,54 +59,20 @@ class _Round(NamedTuple):
 
 
 def play_tournament(
-    scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, keep_order: bool
-) -> Plan:
-    """Play the tournament (arXiv 2010.15552, section 2).
-
-    scores_BN: float32 or float64; mask_BN: bool; k_B1: int64 (B, 1), each document's number of slots, at most `slots`;
-    rounds: at least what every document needs (a document that is down to its k stands still).
-    """
-    plan = _play(scores_BN, mask_BN, k_B1, slots, rounds, base, tape=None)
-    if keep_order:
-        return plan
-    best = _best_first(plan)
-    groups_BN = torch.where(mask_BN, _inverse(best).gather(1, plan.groups_BN.clamp(min=0)), -1)
-    scores_BS, positions_BS, mask_BS = (part.gather(1, best) for part in (plan.scores_BS, *plan[3:]))
-    return Plan(plan.weights_BN, scores_BS, groups_BN, positions_BS, mask_BS)
-
-
-def tournament_backward(
-    grad_weights_BN: Tensor,
-    grad_scores_BS: Tensor,
     scores_BN: Tensor,
     mask_BN: Tensor,
     k_B1: Tensor,
     slots: int,
     rounds: int,
     base: float,
-    keep_order: bool,
-) -> Tensor:
-    """Gradient of the scores, (B, N): the chain rule through the rounds, last round first; exactly 0 where masked."""
-    tape: list[_Round] = []
-    plan = _play(scores_BN, mask_BN, k_B1, slots, rounds, base, tape)
-    grad_survivors = torch.where(plan.mask_BS, grad_scores_BS, 0)
-    if not keep_order:
-        grad_survivors = grad_survivors.gather(1, _inverse(_best_first(plan)))
-    grad_weights = torch.where(mask_BN, grad_weights_BN, 0)
-    for round_ in reversed(tape):
-        grad_survivors, grad_weights = _round_backward(round_, grad_survivors, grad_weights, base)
-    rank_BN, _ = _ranks(~mask_BN)
-    grad_BN = grad_survivors.gather(1, rank_BN.clamp(max=grad_survivors.shape[1] - 1))
-    return torch.where(mask_BN, grad_BN, 0)
+    tape: list[_Round] | None = None,
+) -> TournamentPlan:
+    """Play the tournament (arXiv 2010.15552, section 2).
 
-
-def _best_first(plan: Plan) -> Tensor:
-    """Slots by pooled score, ties in document order, empty ones last."""
-    scores_BS = torch.where(plan.mask_BS, plan.scores_BS, -torch.inf)
-    return scores_BS.sort(dim=1, descending=True, stable=True).indices
-
-
-def _play(scores_BN, mask_BN, k_B1, slots, rounds, base, tape: list[_Round] | None) -> Plan:
+    scores_BN: float32 or float64; mask_BN: bool; k_B1: int64 (B, 1), each document's number of slots, at most `slots`;
+    rounds: at least what every document needs (a document that is down to its k stays as it is); tape: takes the
+    rounds, for the backward pass.
+    """
     num_tokens = scores_BN.shape[1]
     scores = torch.where(mask_BN, scores_BN, 0)  # whatever the padding's scores are, NaN included
     count_B1 = mask_BN.sum(1, keepdim=True)
@@ -121,7 +87,7 @@ def _play(scores_BN, mask_BN, k_B1, slots, rounds, base, tape: list[_Round] | No
         # After its first round a document's survivors fill k * 2^r slots exactly.
         size_B1 = _padded_size(count_B1, k_B1, rounds - round_)
         played = _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width, base)
-        scores, slot_BN, weights_BN = _outcome(played)
+        scores, slot_BN, weights_BN = _merge_pairs(played)
         positions = positions.gather(1, played.order_BW.gather(1, played.back_BW))
         count_B1 = torch.minimum(count_B1, size_B1 // 2)
         if tape is not None:
@@ -129,7 +95,31 @@ def _play(scores_BN, mask_BN, k_B1, slots, rounds, base, tape: list[_Round] | No
         width = next_width
     mask_BS = torch.arange(width, device=scores.device) < count_B1
     groups_BN = torch.where(mask_BN, slot_BN, -1)
-    return Plan(weights_BN, torch.where(mask_BS, scores, 0), groups_BN, torch.where(mask_BS, positions, 0), mask_BS)
+    return TournamentPlan(
+        weights_BN, torch.where(mask_BS, scores, 0), groups_BN, torch.where(mask_BS, positions, 0), mask_BS
+    )
+
+
+def tournament_backward(
+    grad_weights_BN: Tensor,
+    grad_scores_BS: Tensor,
+    scores_BN: Tensor,
+    mask_BN: Tensor,
+    k_B1: Tensor,
+    slots: int,
+    rounds: int,
+    base: float,
+) -> Tensor:
+    """Gradient of the scores, (B, N): the chain rule through the rounds, last round first; exactly 0 where masked."""
+    tape: list[_Round] = []
+    plan = play_tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, tape)
+    grad_survivors = torch.where(plan.mask_BS, grad_scores_BS, 0)
+    grad_weights = torch.where(mask_BN, grad_weights_BN, 0)
+    for round_ in reversed(tape):
+        grad_survivors, grad_weights = _round_backward(round_, grad_survivors, grad_weights, base)
+    rank_BN, _ = _ranks(~mask_BN)
+    grad_BN = grad_survivors.gather(1, rank_BN.clamp(max=grad_survivors.shape[1] - 1))
+    return torch.where(mask_BN, grad_BN, 0)
 
 
 def _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width: int, base: float) -> _Round:
@@ -137,7 +127,7 @@ def _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width: int, ba
     width = scores.shape[1]
     filled = torch.arange(width, device=scores.device) < count_B1
     order = torch.where(filled, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    rank = _inverse(order)
+    rank = _invert(order)
     partner = size_B1 - 1 - torch.arange(next_width, device=scores.device)
     alone = partner >= count_B1  # the partner is an empty slot
     partner = partner.clamp(0, width - 1)
@@ -153,12 +143,12 @@ def _pair_up(scores, count_B1, size_B1, slot_BN, weights_BN, next_width: int, ba
     return _Round(rank, order[:, :next_width], back, partner, alone, winner, loser, p, slot_BN, won_BN, weights_BN)
 
 
-def _outcome(played: _Round) -> tuple[Tensor, Tensor, Tensor]:
+def _merge_pairs(played: _Round) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 4 and 5: merged scores in document order, and each input's new slot and weight."""
     p, winner, slot_BN = played.p_BW, played.winner_BW, played.slot_BN
     merged = torch.where(played.alone_BW, winner, p * winner + (1 - p) * played.loser_BW)
     weights_BN = played.weights_BN * _shares(played)
-    slot_BN = _inverse(played.back_BW).gather(1, slot_BN)
+    slot_BN = _invert(played.back_BW).gather(1, slot_BN)
     return merged.gather(1, played.back_BW), slot_BN, weights_BN
 
 
@@ -170,7 +160,7 @@ def _shares(played: _Round) -> Tensor:
 
 def _round_backward(played: _Round, grad_merged: Tensor, grad_weights: Tensor, base: float) -> tuple[Tensor, Tensor]:
     """Gradients of a round's inputs (survivors' scores, weights) from those of its outputs."""
-    grad_merged = grad_merged.gather(1, _inverse(played.back_BW))
+    grad_merged = grad_merged.gather(1, _invert(played.back_BW))
     p, winner, loser, alone = played.p_BW, played.winner_BW, played.loser_BW, played.alone_BW
     # w' = w f, with f = p for the winner's inputs and 1 - p for the loser's.
     grad_shares = grad_weights * played.weights_BN
@@ -197,10 +187,10 @@ def _padded_size(count_B1: Tensor, k_B1: Tensor, rounds: int) -> Tensor:
 def _ranks(last_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Stable order that puts flagged columns last: (rank of each column, column at each rank)."""
     order = last_BN.to(torch.uint8).sort(dim=1, stable=True).indices
-    return _inverse(order), order
+    return _invert(order), order
 
 
-def _inverse(order: Tensor) -> Tensor:
+def _invert(order: Tensor) -> Tensor:
     """Inverse of the permutation in each row."""
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, ranks)

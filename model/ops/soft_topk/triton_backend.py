@@ -82,14 +82,14 @@ def _play_round(
 
 @triton.jit
 def _capacity(num_tokens, slots, ROUNDS: tl.constexpr, r: tl.constexpr):
-    """Entries of level r at most."""
+    """Upper bound of the number of entries of level r."""
     return num_tokens if r == 0 else tl.minimum(num_tokens, slots << (ROUNDS - r))
 
 
 @triton.jit
 def _play(
     scores_ptr, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T,
-    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr, KEEP_ORDER: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """All rounds of one document, then each entry's slot and weight, from the last level down to the tokens.
 
@@ -106,7 +106,7 @@ def _play(
     tl.debug_barrier()
     at = 0
     for r in tl.static_range(ROUNDS):
-        # "Any n and k": the next k * 2^r that holds `count`. Who is down to k already wins alone.
+        # "Any n and k": the next k * 2^r that holds `count`. Documents with at most k survivors have no more pairs.
         size = k
         for _ in tl.static_range(ROUNDS - r):
             size = tl.where(size < count, 2 * size, size)
@@ -122,10 +122,6 @@ def _play(
     survivor = tl.arange(0, BLOCKS[ROUNDS])
     filled = survivor < count
     tl.store(slot + at + survivor, survivor, mask=filled)
-    if not KEEP_ORDER:
-        tl.debug_barrier()
-        best = _best_first(tl.load(score + at + survivor, mask=filled, other=0.0), filled, survivor)
-        tl.store(slot + at + best, survivor, mask=filled)
     tl.store(weight + at + survivor, 1.0, mask=filled)
     tl.debug_barrier()
     for r in tl.static_range(ROUNDS - 1, -1, -1):
@@ -146,7 +142,7 @@ def _play(
 def _tournament_kernel(
     scores_ptr, mask_ptr, k_ptr, ints_ptr, floats_ptr, weights_ptr, pooled_ptr, groups_ptr, positions_ptr, filled_ptr,
     num_tokens, slots, width, log2_base, T,
-    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr, KEEP_ORDER: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """`play_tournament` of document program_id(0). Outputs were zeroed (groups: -1) by the caller."""
     row = tl.program_id(0).to(tl.int64)
@@ -154,7 +150,7 @@ def _tournament_kernel(
     scores_ptr += row * num_tokens
     mask_ptr += row * num_tokens
     k = tl.load(k_ptr + row).to(tl.int32)
-    count = _play(scores_ptr, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T, ROUNDS, BLOCKS, KEEP_ORDER)
+    count = _play(scores_ptr, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T, ROUNDS, BLOCKS)
     v = tl.arange(0, BLOCKS[0])
     present = tl.load(mask_ptr + v, mask=v < num_tokens, other=0) != 0
     tl.store(weights_ptr + row * num_tokens + v, tl.load(floats + 2 * T + v, mask=present, other=0.0), mask=present)
@@ -163,7 +159,7 @@ def _tournament_kernel(
     survivor = tl.arange(0, BLOCKS[ROUNDS])
     filled = survivor < count
     last = T - _capacity(num_tokens, slots, ROUNDS, ROUNDS) + survivor
-    place = row * width + tl.load(ints + 3 * T + last, mask=filled, other=0)
+    place = row * width + survivor
     tl.store(pooled_ptr + place, tl.load(floats + last, mask=filled, other=0.0), mask=filled)
     tl.store(positions_ptr + place, tl.load(ints + last, mask=filled, other=0).to(tl.int64), mask=filled)
     tl.store(filled_ptr + place, filled, mask=filled)
@@ -173,7 +169,7 @@ def _tournament_kernel(
 def _tournament_backward_kernel(
     grad_weights_ptr, grad_pooled_ptr, scores_ptr, mask_ptr, k_ptr, ints_ptr, floats_ptr, grad_ptr,
     num_tokens, slots, width, log2_base, log_base, T,
-    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr, KEEP_ORDER: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Plays again, then the chain rule through the rounds. With
         above[m] = product of m's shares in later rounds,
@@ -186,9 +182,9 @@ def _tournament_backward_kernel(
     k = tl.load(k_ptr + row).to(tl.int32)
     count = _play(
         scores_ptr + row * num_tokens, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T,
-        ROUNDS, BLOCKS, KEEP_ORDER,
+        ROUNDS, BLOCKS,
     )  # fmt: skip
-    parent, rival, slot = ints + T, ints + 2 * T, ints + 3 * T
+    parent, rival = ints + T, ints + 2 * T
     score, share, above, below, grad = floats, floats + T, floats + 2 * T, floats + 3 * T, floats + 4 * T
     v = tl.arange(0, BLOCKS[0])
     present = tl.load(mask_ptr + v, mask=v < num_tokens, other=0) != 0
@@ -209,8 +205,7 @@ def _tournament_backward_kernel(
         at = above_at
     survivor = tl.arange(0, BLOCKS[ROUNDS])
     filled = survivor < count
-    place = tl.load(slot + at + survivor, mask=filled, other=0)
-    arriving = tl.load(grad_pooled_ptr + row * width + place, mask=filled, other=0.0)
+    arriving = tl.load(grad_pooled_ptr + row * width + survivor, mask=filled, other=0.0)
     tl.store(grad + at + survivor, arriving, mask=filled)
     tl.debug_barrier()
     for r in tl.static_range(ROUNDS - 1, -1, -1):
@@ -238,17 +233,17 @@ def _tournament_backward_kernel(
     tl.store(grad_ptr + row * num_tokens + v, tl.load(grad + v, mask=present, other=0.0), mask=present)
 
 
-def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool) -> tuple[Tensor, ...]:
+def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -> tuple[Tensor, ...]:
     """(weights, pooled scores, groups, positions, mask)."""
     batch, num_tokens = scores_BN.shape
     if not 0 < num_tokens <= MAX_TOKENS or rounds == 0:
-        return torch_backend.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order)
+        return torch_backend.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
     width = min(slots, num_tokens)
     weights, pooled = torch.zeros_like(scores_BN), scores_BN.new_zeros(batch, width)
     groups = torch.full_like(scores_BN, -1, dtype=torch.int64)
     positions = torch.zeros_like(pooled, dtype=torch.int64)
     filled = torch.zeros_like(pooled, dtype=torch.bool)
-    levels, arguments = _levels(scores_BN, slots, rounds, keep_order)
+    levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_kernel[(batch,)](
         scores_BN.contiguous(), mask_BN.contiguous(), k_B1.contiguous(), *levels, weights, pooled, groups, positions,
         filled, num_tokens, slots, width, math.log2(base), levels[0].shape[2], **arguments,
@@ -257,16 +252,16 @@ def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, k
 
 
 def tournament_backward(
-    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float, keep_order: bool
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float
 ) -> Tensor:
     """Gradient of the scores."""
     batch, num_tokens = scores_BN.shape
     if not 0 < num_tokens <= MAX_TOKENS or rounds == 0:
         return torch_backend.tournament_backward(
-            grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, keep_order
+            grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base
         )
     grad = torch.zeros_like(scores_BN, memory_format=torch.contiguous_format)
-    levels, arguments = _levels(scores_BN, slots, rounds, keep_order)
+    levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_backward_kernel[(batch,)](
         grad_weights_BN.contiguous(), grad_scores_BS.contiguous(), scores_BN.contiguous(), mask_BN.contiguous(),
         k_B1.contiguous(), *levels, grad, num_tokens, slots, min(slots, num_tokens), math.log2(base),
@@ -289,11 +284,11 @@ def _capacities(num_tokens: int, slots: int, rounds: int) -> list[int]:
     return [num_tokens, *(min(num_tokens, slots << (rounds - r)) for r in range(1, rounds + 1))]
 
 
-def _levels(scores_BN: Tensor, slots: int, rounds: int, keep_order: bool) -> tuple[tuple[Tensor, Tensor], dict]:
+def _allocate_levels(scores_BN: Tensor, slots: int, rounds: int) -> tuple[tuple[Tensor, Tensor], dict]:
     """Scratch for all levels, and the kernels' compile-time arguments."""
     batch, num_tokens = scores_BN.shape
     blocks, total = level_blocks(num_tokens, slots, rounds), sum(_capacities(num_tokens, slots, rounds))
     ints = torch.full((batch, INT_ARRAYS.value, total), -1, dtype=torch.int32, device=scores_BN.device)
     floats = scores_BN.new_empty((batch, FLOAT_ARRAYS.value, total))
-    arguments = {"ROUNDS": rounds, "BLOCKS": blocks, "KEEP_ORDER": keep_order, "num_warps": num_warps(blocks[0])}
+    arguments = {"ROUNDS": rounds, "BLOCKS": blocks, "num_warps": num_warps(blocks[0])}
     return (ints, floats), arguments

@@ -88,7 +88,7 @@ def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slo
     out = embeddings_BND.new_empty(batch, slots, dim)
     if not out.numel():
         return out
-    members, starts, ends = _members(groups_BN.contiguous(), slots)
+    members, starts, ends = _list_members(groups_BN.contiguous(), slots)
     _group_sum_kernel[(batch * slots, triton.cdiv(dim, BLOCK_D))](
         embeddings_BND.contiguous(), weights_BN.contiguous(), members, starts, ends, out, num_tokens, slots, dim,
         BLOCK=members.shape[1], MEMBERS=MEMBERS_AT_ONCE, BLOCK_D=BLOCK_D,
@@ -112,7 +112,7 @@ def group_sum_backward(
     return grad_embeddings, grad_weights
 
 
-def _members(groups_BN: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+def _list_members(groups_BN: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """int32: tokens by slot (B, at least N), first and one past the last of each slot (B, slots)."""
     batch, num_tokens = groups_BN.shape
     starts, ends = torch.zeros(2, batch, slots, dtype=torch.int32, device=groups_BN.device)

@@ -53,9 +53,9 @@ def test_putting_and_taking_are_inverse(lengths):
     layout = Layout(lengths, 8, torch.device("cpu"))
     x = torch.arange(sum(lengths) * 2.0).view(-1, 2).requires_grad_()
     for grid in (layout.documents, layout.blocks):
-        assert torch.equal(grid.take(grid.put(x)), x)
+        assert torch.equal(grid.to_tokens(grid.to_rows(x)), x)
         weights = torch.rand(grid.rows, grid.columns, 2)
-        assert torch.equal(torch.autograd.grad((grid.put(x) * weights).sum(), x)[0], grid.take(weights))
+        assert torch.equal(torch.autograd.grad((grid.to_rows(x) * weights).sum(), x)[0], grid.to_tokens(weights))
     assert layout.document_mask.sum(1).tolist() == list(lengths)
     assert (layout.block_mask is None) == all(length % min(8, max(lengths)) == 0 for length in lengths)
 

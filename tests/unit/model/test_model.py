@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from transpooler.model.architecture import OPERATORS, Architecture, PoolingStage
+from transpooler.model.architecture import OPERATOR_NAMES, Architecture, PoolingStage
+from transpooler.model.ops.operators import OPERATORS
 
 TINY: dict[str, Any] = {
     "vocab_size": 300,
@@ -137,6 +138,12 @@ def test_ratios_follow_each_document(batch):
     assert (outputs.positions[1, :4].diff() > 0).all()
 
 
+@pytest.mark.parametrize("kept", [{"length": 16}, {"ratio": 0.25}, {"ratio": 0.5}])
+def test_slots_of_a_batch_are_those_of_its_documents(kept):
+    stage, lengths = PoolingStage(after_layer=1, **kept), range(80)
+    assert stage.slots_of_each(torch.tensor(lengths)).tolist() == [stage.slots(length) for length in lengths]
+
+
 def test_each_slot_carries_the_position_of_a_token_that_flowed_into_it(batch):
     model = build(pooling=FIXED)
     outputs = model.model.encoder(batch["input_ids"], batch["attention_mask"])
@@ -219,3 +226,7 @@ def test_scorers_may_begin_without_an_opinion():
         build(scorer_init_std=-1.0)
     with pytest.raises(ValueError, match="pooling_norm is 'last'"):
         build(pooling_norm="last")
+
+
+def test_the_table_of_operators_has_a_row_for_each_name():
+    assert tuple(OPERATORS) == OPERATOR_NAMES

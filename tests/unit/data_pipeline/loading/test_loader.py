@@ -15,6 +15,7 @@ import torch
 
 from tests.paths import ROOT
 from transpooler.common.errors import UserError
+from transpooler.common.fields import all_problems
 from transpooler.data_pipeline.config import CorpusConfig, DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.loading.loader import Loader, Step
 from transpooler.data_pipeline.prepare.prepare import prepare
@@ -293,8 +294,8 @@ def test_settings_that_cannot_be_are_named(config):
         ({"batch_tokens": 400, "micro_batch_tokens": 100}, "micro_batch_tokens"),
         ({"shuffle_shards": 1, "short_first_epochs": 1}, "short_first_epochs"),
         ({"gap_selection": "best"}, "gap_selection"),
-        ({"mixture": (CorpusConfig(name="a", shards="x", weight=0),)}, "mixture"),
+        ({"mixture": (CorpusConfig(name="a", shards="x", weight=0),)}, "mixture[0].weight"),
         ({"mixture": (CorpusConfig(name="a", shards="x"),) * 2}, "mixture"),
     ]
     for values, key in wrong:
-        assert [name for name, _ in replace(config, **values).problems()] == [key]
+        assert [name for name, _ in all_problems(replace(config, **values))] == [key]

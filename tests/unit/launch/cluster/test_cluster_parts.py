@@ -15,7 +15,7 @@ from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.doctor.probe import facts
 from transpooler.launch.cluster.hosts import Host, chosen_hosts, read_hostfile
 from transpooler.launch.cluster.start import dry_run
-from transpooler.launch.cluster.targets import slurm
+from transpooler.launch.cluster.targets import TARGETS
 from transpooler.launch.ranks.identity import first_hostname, port_of, rank_identity, tasks_per_node
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.cluster import ClusterConfig
@@ -168,7 +168,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
     config = config_of(
         f"run={tmp_path / 'run'}", f"cluster.hostfile={tmp_path / 'hosts'}", "cluster.processes_per_node=2"
     )
-    text = dry_run(target, config, ["my.yaml", "train.steps=7"])
+    text = dry_run(TARGETS[target], config, ["my.yaml", "train.steps=7"])
     assert words in text
     assert "transpooler.launch.ranks.watcher my.yaml train.steps=7" in text
     assert "env        PATH=" in text
@@ -184,7 +184,7 @@ def test_the_batch_script(tmp_path: Path) -> None:
         "cluster.slurm.options=[--constraint=a100, --mem=0]",
         "cluster.slurm.prologue=[module load cuda]",
     )
-    text = slurm.batch_script(config, ["my.yaml", "train.steps=7"])
+    text = TARGETS["slurm"].describe(config, ["my.yaml", "train.steps=7"])
     options = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     for option in (
         *("nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "partition=gpu", "time=2:00:00", "array=0-4%1", "mem=0"),
@@ -201,7 +201,7 @@ def test_the_batch_script(tmp_path: Path) -> None:
     [("12:00:00", "720"), ("90m", "90"), ("61", "2"), ("1d", "1440"), ("'2:00:00'", "2:00:00"), ("1-12", "1-12")],
 )
 def test_the_time_limit_of_a_job(tmp_path: Path, written: str, option: str) -> None:
-    text = slurm.batch_script(config_of(f"run={tmp_path}/r", f"cluster.slurm.time={written}"), [])
+    text = TARGETS["slurm"].describe(config_of(f"run={tmp_path}/r", f"cluster.slurm.time={written}"), [])
     assert f"#SBATCH --time={option}\n" in text
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from transpooler.common.errors import UserError
 from transpooler.launch.cluster.doctor.health import network_rows, slow_hosts
-from transpooler.launch.cluster.targets import kubernetes
+from transpooler.launch.cluster.targets import TARGETS
 from transpooler.trainer.config import load_config
 
 SETTINGS = [
@@ -40,7 +40,7 @@ def test_the_slow_host_is_named_and_nobody_else() -> None:
 
 def test_a_jobset_is_valid_and_says_what_was_asked() -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="the dev extra holds kubeflow-trainer-api")
-    settings, jobset = yaml.safe_load_all(kubernetes.manifest(load_config([], SETTINGS)))
+    settings, jobset = yaml.safe_load_all(TARGETS["kubernetes"].describe(load_config([], SETTINGS), []))
     models.JobsetV1alpha2JobSet.from_dict(jobset)
     assert _unknown(jobset, models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict()) == []
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -57,7 +57,7 @@ def test_a_jobset_is_valid_and_says_what_was_asked() -> None:
 def test_a_trainjob_is_valid() -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="the dev extra holds kubeflow-trainer-api")
     config = load_config([], [*SETTINGS, "cluster.kubernetes.kind=trainjob"])
-    _, job = yaml.safe_load_all(kubernetes.manifest(config))
+    _, job = yaml.safe_load_all(TARGETS["kubernetes"].describe(config, []))
     read = models.TrainerV1alpha1TrainJob.from_dict(job)
     assert _unknown(job, read.to_dict()) == []
     assert (read.spec.trainer.num_nodes, read.spec.trainer.num_proc_per_node) == (4, 8)
@@ -65,7 +65,7 @@ def test_a_trainjob_is_valid() -> None:
 
 def test_a_manifest_without_an_image() -> None:
     with pytest.raises(UserError, match=r"cluster\.kubernetes\.image is not set"):
-        kubernetes.manifest(load_config([], []))
+        TARGETS["kubernetes"].describe(load_config([], []), [])
 
 
 def _unknown(given, kept, path: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""What watches a rank (launch.rank) and an attempt (launch.cluster.attempt): every way to end, with real processes.
+"""What watches a rank (launch.ranks.watcher) and an attempt (launch.cluster.attempt): every way to end, with real processes.
 
 The ranks are small scripts here; tests/cluster has real training on real hosts.
 """
@@ -17,7 +17,7 @@ import pytest
 
 from tests.paths import ROOT
 from transpooler.launch.cluster.attempt import Attempt, Outcome
-from transpooler.launch.cluster.attempt_plan import Plan
+from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config.cluster import ClusterConfig
 
@@ -48,7 +48,7 @@ class Job:
             "TRANSPOOLER_ATTEMPT": str(attempt),
             "TRANSPOOLER_LOGS": str(self.run / "logs"),
         }
-        plan = Plan(
+        plan = AttemptPlan(
             target="test",
             hosts=(Host("here", len(scripts)),),
             command=(

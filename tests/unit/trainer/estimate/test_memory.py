@@ -11,7 +11,7 @@ import torch
 from tests.paths import ROOT
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import estimated_states
+from transpooler.trainer.engine.engine import estimate_states
 from transpooler.trainer.estimate.memory import activation_bytes, lines_of, model_states, plan_run
 from transpooler.trainer.weights.models import build_model
 
@@ -67,7 +67,7 @@ def test_the_plan_counts_what_is_there(tiny_settings):
     assert plan.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (plan.num_documents, plan.steps_per_epoch, plan.micro_batches) == (24, 5, 2)
     assert 5 * 30 < plan.source_tokens_per_step < 5 * 96
-    assert plan.states[2][0] == estimated_states(plan.parameters, plan.largest_layer, 2, 2, False, False)[0]
+    assert plan.states[2][0] == estimate_states(plan.parameters, plan.largest_layer, 2, 2, False, False)[0]
     assert plan.states[0][0] == 18 * plan.parameters
     assert plan.states[1][0] > plan.states[2][0] > plan.states[3][0]
     fp32 = load_config([], [*tiny_settings, "engine.offload_optimizer=cpu"]).engine

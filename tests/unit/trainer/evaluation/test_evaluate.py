@@ -12,8 +12,10 @@ import torch
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.model.architecture import PoolingStage
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict
-from transpooler.trainer.config.root import Config, GenerationConfig
 from transpooler.trainer.evaluation.evaluate import derangement, evaluate, print_table
 from transpooler.trainer.evaluation.generate import batches, summarize
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
@@ -28,7 +30,8 @@ class EchoModel:
     device = torch.device("cpu")
 
     def __init__(self, pooling: list[dict[str, Any]]) -> None:
-        self.config = SimpleNamespace(pooling=pooling)
+        stages = [PoolingStage(**stage) for stage in pooling]
+        self.config = SimpleNamespace(pooling=pooling, architecture=SimpleNamespace(pooling=stages))
         self.batch_sizes: list[int] = []
         self.last_input_ids = torch.empty(0)
         self.last_settings: dict[str, Any] = {}
@@ -178,9 +181,14 @@ def test_a_piece_has_the_largest_weight_of_its_tokens(shards: Path, model: EchoM
 
 
 def test_stage_names_count_tokens() -> None:
-    stages = [{"after_layer": 1, "length": None, "ratio": 0.25}, {"after_layer": 3, "length": 100, "ratio": None}]
+    stages = [PoolingStage(after_layer=1, ratio=0.25), PoolingStage(after_layer=3, length=100)]
     assert stage_names(stages, 2048) == ["after layer 1: 512 of 2,048 tokens", "after layer 3: 100 of 2,048 tokens"]
     assert stage_names(stages[1:], 60) == ["after layer 3: 60 of 60 tokens"]
+
+
+def test_a_ratio_is_that_of_what_the_stage_before_kept() -> None:
+    stages = [PoolingStage(after_layer=1, ratio=0.5), PoolingStage(after_layer=2, ratio=0.25)]
+    assert stage_names(stages, 40) == ["after layer 1: 20 of 40 tokens", "after layer 2: 5 of 40 tokens"]
 
 
 def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: EchoModel) -> None:

@@ -1,4 +1,4 @@
-// The tournament on scores and its backward; contracts in plan.py. Included by cpu.cpp.
+// The tournament on scores and its backward; contracts in tournament.py. Included by cpp_backend.cpp.
 //
 // B batch, N tokens, S slots. Scores and weights are float, or double for double scores.
 
@@ -90,21 +90,15 @@ struct Game {
   int64_t num_rounds = 0;
   std::vector<int32_t> tokens, positions;  // real tokens; position of each survivor's winner
   std::vector<T> scores;
-  std::vector<int32_t> slot_of;  // slot of each survivor: document order, or best first
   Sorter sorter;
   std::vector<int32_t> rank;
 
-  void play(const T* all_scores, const bool* mask, int64_t num_tokens, int64_t k, T base, bool keep_order) {
+  void play(const T* all_scores, const bool* mask, int64_t num_tokens, int64_t k, T base) {
     tokens.clear(), scores.clear(), num_rounds = 0;
     for (int64_t i = 0; i < num_tokens; ++i)
       if (mask[i]) tokens.push_back(static_cast<int32_t>(i)), scores.push_back(all_scores[i]);
     positions = tokens;
     while (static_cast<int64_t>(scores.size()) > k) play_round(k, std::log(base));
-    slot_of.resize(scores.size());
-    std::iota(slot_of.begin(), slot_of.end(), 0);
-    if (keep_order) return;
-    sorter.sort(scores.data(), scores.size());
-    for (size_t slot = 0; slot < scores.size(); ++slot) slot_of[sorter.order[slot]] = static_cast<int32_t>(slot);
   }
 
   void play_round(int64_t k, T log_base) {
@@ -153,21 +147,22 @@ void spread(const Round<T>& round, std::vector<Value>& values, bool shares) {
 }
 
 template <typename T>
-void tournament_rows(const Tensor& scores, const Tensor& mask, const Tensor& k, double base, bool keep_order,
-                     Tensor& weights, Tensor& pooled, Tensor& groups, Tensor& positions, Tensor& filled) {
+void tournament_rows(const Tensor& scores, const Tensor& mask, const Tensor& k, double base, Tensor& weights,
+                     Tensor& pooled, Tensor& groups, Tensor& positions, Tensor& filled) {
   const int64_t num_tokens = scores.size(1), slots = pooled.size(1);
   at::parallel_for(0, scores.size(0), 1, [&](int64_t begin, int64_t end) {
     Game<T> game;
     for (int64_t row = begin; row < end; ++row) {
       game.play(scores.const_data_ptr<T>() + row * num_tokens, mask.const_data_ptr<bool>() + row * num_tokens,
-                num_tokens, k.const_data_ptr<int64_t>()[row], static_cast<T>(base), keep_order);
+                num_tokens, k.const_data_ptr<int64_t>()[row], static_cast<T>(base));
       for (size_t v = 0; v < game.scores.size(); ++v) {
-        const int64_t place = row * slots + game.slot_of[v];
+        const int64_t place = row * slots + v;
         pooled.mutable_data_ptr<T>()[place] = game.scores[v];
         positions.mutable_data_ptr<int64_t>()[place] = game.positions[v];
         filled.mutable_data_ptr<bool>()[place] = true;
       }
-      std::vector<int32_t> slot = game.slot_of;
+      std::vector<int32_t> slot(game.scores.size());
+      std::iota(slot.begin(), slot.end(), 0);
       std::vector<T> weight(game.scores.size(), T(1));
       for (int64_t r = game.num_rounds; r-- > 0;) {
         spread(game.rounds[r], slot, false);
@@ -182,8 +177,7 @@ void tournament_rows(const Tensor& scores, const Tensor& mask, const Tensor& k, 
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tournament(const Tensor& scores_, const Tensor& mask_,
-                                                              const Tensor& k_, int64_t slots, double base,
-                                                              bool keep_order) {
+                                                              const Tensor& k_, int64_t slots, double base) {
   const Tensor scores = scores_.contiguous(), mask = mask_.contiguous(), k = k_.contiguous();
   const int64_t batch = scores.size(0), num_tokens = scores.size(1), width = std::min(slots, num_tokens);
   const auto integers = scores.options().dtype(at::kLong);
@@ -191,9 +185,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tournament(const Tensor& scor
   Tensor groups = at::full({batch, num_tokens}, -1, integers), positions = at::zeros({batch, width}, integers);
   Tensor filled = at::zeros({batch, width}, scores.options().dtype(at::kBool));
   if (scores.scalar_type() == at::kDouble)
-    tournament_rows<double>(scores, mask, k, base, keep_order, weights, pooled, groups, positions, filled);
+    tournament_rows<double>(scores, mask, k, base, weights, pooled, groups, positions, filled);
   else
-    tournament_rows<float>(scores, mask, k, base, keep_order, weights, pooled, groups, positions, filled);
+    tournament_rows<float>(scores, mask, k, base, weights, pooled, groups, positions, filled);
   return {weights, pooled, groups, positions, filled};
 }
 
@@ -202,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tournament(const Tensor& scor
 // a pair's p gets dL/dp = above[m] * (below[winner] - below[loser]) + dL/ds_m * (s_winner - s_loser).
 template <typename T>
 void tournament_backward_rows(const Tensor& grad_weights, const Tensor& grad_pooled, const Tensor& scores,
-                              const Tensor& mask, const Tensor& k, double base, bool keep_order, Tensor& grad) {
+                              const Tensor& mask, const Tensor& k, double base, Tensor& grad) {
   const int64_t num_tokens = scores.size(1), slots = grad_pooled.size(1);
   const T log_base = std::log(static_cast<T>(base));
   at::parallel_for(0, scores.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -210,7 +204,7 @@ void tournament_backward_rows(const Tensor& grad_weights, const Tensor& grad_poo
     std::vector<std::vector<T>> above, below;
     for (int64_t row = begin; row < end; ++row) {
       game.play(scores.const_data_ptr<T>() + row * num_tokens, mask.const_data_ptr<bool>() + row * num_tokens,
-                num_tokens, k.const_data_ptr<int64_t>()[row], static_cast<T>(base), keep_order);
+                num_tokens, k.const_data_ptr<int64_t>()[row], static_cast<T>(base));
       const int64_t num_rounds = game.num_rounds;
       above.assign(num_rounds + 1, {}), below.assign(num_rounds + 1, {});
       above[num_rounds].assign(game.scores.size(), T(1));
@@ -230,7 +224,7 @@ void tournament_backward_rows(const Tensor& grad_weights, const Tensor& grad_poo
         }
       }
       std::vector<T> grads(game.scores.size());
-      for (size_t v = 0; v < grads.size(); ++v) grads[v] = grad_pooled.const_data_ptr<T>()[row * slots + game.slot_of[v]];
+      for (size_t v = 0; v < grads.size(); ++v) grads[v] = grad_pooled.const_data_ptr<T>()[row * slots + v];
       for (int64_t r = num_rounds; r-- > 0;) {
         const Round<T>& round = game.rounds[r];
         std::vector<T> before(round.scores.size());
@@ -254,14 +248,14 @@ void tournament_backward_rows(const Tensor& grad_weights, const Tensor& grad_poo
 }
 
 Tensor tournament_backward(const Tensor& grad_weights, const Tensor& grad_pooled, const Tensor& scores_,
-                           const Tensor& mask_, const Tensor& k_, double base, bool keep_order) {
+                           const Tensor& mask_, const Tensor& k_, double base) {
   const Tensor scores = scores_.contiguous(), mask = mask_.contiguous(), k = k_.contiguous();
   const Tensor weights = grad_weights.contiguous(), pooled = grad_pooled.contiguous();
   Tensor grad = at::zeros(scores.sizes(), scores.options());
   if (scores.scalar_type() == at::kDouble)
-    tournament_backward_rows<double>(weights, pooled, scores, mask, k, base, keep_order, grad);
+    tournament_backward_rows<double>(weights, pooled, scores, mask, k, base, grad);
   else
-    tournament_backward_rows<float>(weights, pooled, scores, mask, k, base, keep_order, grad);
+    tournament_backward_rows<float>(weights, pooled, scores, mask, k, base, grad);
   return grad;
 }
 

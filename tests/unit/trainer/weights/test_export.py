@@ -1,4 +1,4 @@
-"""Mistakes around runs and exports: one line that names what and where, and nothing harmed."""
+"""Exports, and mistakes around them: one line that names what and where, and nothing harmed."""
 
 from pathlib import Path
 
@@ -9,8 +9,6 @@ from safetensors.torch import load_file, save_file
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import load_config, save_config
-from transpooler.trainer.job import check_run_folder
-from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export import export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
 from transpooler.trainer.weights.warm_start import start_from
@@ -123,16 +121,3 @@ def test_export_overwrites_exports_only(exported, tmp_path):
         export_run(tmp_path / "run", tmp_path / "out")
     with pytest.raises(UserError, match="has no checkpoint of step 7; it has none"):
         export_run(tmp_path / "run", tmp_path / "out", step=7)
-
-
-def test_a_run_folder_is_continued_by_its_own_configuration_only(tiny_settings, tmp_path):
-    run = tmp_path / "run"
-    config = load_config([], tiny_settings)
-    check_run_folder(config, run)
-    RunFolder(run).checkpoint(3).mkdir(parents=True)
-    save_config(config, run / "config.yaml")
-    check_run_folder(load_config([], [*tiny_settings, "train.steps=90", "optimizer.learning_rate=1"]), run)
-    with pytest.raises(UserError, match=r"other values of seed, model.d_model"):
-        check_run_folder(load_config([], [*tiny_settings, "seed=1", "model.d_model=64"]), run)
-    with pytest.raises(UserError, match=r"holds a run already, and train.resume is false"):
-        check_run_folder(load_config([], [*tiny_settings, "train.resume=false"]), run)

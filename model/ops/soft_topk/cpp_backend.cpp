@@ -1,7 +1,7 @@
-// soft_topk on CPUs, built on demand by cpu.py. The tests compare every function with reference.py.
+// soft_topk on CPUs, built on demand by cpp_backend.py. The tests compare every function with reference.py.
 
-#include "cpu_group_sum.h"
-#include "cpu_tournament.h"
+#include "cpp_group_sum.h"
+#include "cpp_tournament.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("tournament", &tournament);

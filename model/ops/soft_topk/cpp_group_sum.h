@@ -1,4 +1,4 @@
-// The one pass over the embeddings, forward and backward; contracts in ops.py. Included by cpu.cpp.
+// The one pass over the embeddings, forward and backward; contracts in ops.py. Included by cpp_backend.cpp.
 //
 // What limits these functions is memory traffic: every embedding is read once, and nothing of size N x D but the result
 // is written. B batch, N tokens, D width, S slots; E embeddings' type, T type of weights and sums (float or double).

@@ -1,0 +1,64 @@
+"""The table of pooling operators. A new one is a function, a row here and its name in `architecture.OPERATOR_NAMES`."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from transpooler.model.architecture import PoolingStage
+from transpooler.model.ops import baselines
+from transpooler.model.ops.soft_topk import SoftTopK, soft_topk
+
+
+class Operator(NamedTuple):
+    """One way to pool."""
+
+    pool: Callable[..., SoftTopK]
+    """pool(embeddings_BND, scores_BN or None, k_B, *, mask_BN, slots, and what `settings` names)."""
+    needs_scores: bool
+    """Whether it reads scores; a pooler of the others has no scorer."""
+    settings: tuple[str, ...] = ()
+    """What else it takes by name: `stage` (PoolingStage), `base` (of the pair softmax), `training` (bool)."""
+    flops: Callable[[int, int, int], int] = lambda num_tokens, slots, width: 0
+    """flops(num_tokens, slots, width): operations of its matrix products on one document, forward; sums and sorts are
+    not counted, nor is the scorer."""
+
+
+def successive_halving(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor,
+    k_B: Tensor,
+    *,
+    mask_BN: Tensor,
+    slots: int,
+    stage: PoolingStage,
+    base: float,
+) -> SoftTopK:
+    """`soft_topk` as a stage needs it.
+
+    Scores are not validated: should they ever be NaN, the loss is too, and training skips that step.
+    """
+    if stage.ratio is not None:
+        rounds = round(-math.log2(stage.ratio))
+        return soft_topk(
+            embeddings_BND, scores_BN, k_B, mask_BN=mask_BN, slots=slots, rounds=rounds, base=base, validate=False
+        )
+    assert stage.length is not None  # Architecture.problems
+    pooled = soft_topk(embeddings_BND, scores_BN, stage.length, mask_BN=mask_BN, base=base, validate=False)
+    # Where nothing is pooled the result does not depend on the scorer. It takes part with zero all the same: ranks
+    # whose documents are short must reduce the same gradients as the others.
+    return pooled._replace(embeddings=pooled.embeddings + 0 * scores_BN.sum().to(embeddings_BND.dtype))
+
+
+OPERATORS = {
+    "successive_halving": Operator(successive_halving, needs_scores=True, settings=("stage", "base")),
+    "hard": Operator(baselines.hard, needs_scores=True),
+    "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
+    "strided_mean": Operator(baselines.strided_mean, needs_scores=False),
+    "iterative_softmax": Operator(
+        baselines.iterative_softmax,
+        needs_scores=True,
+        flops=lambda num_tokens, slots, width: 2 * num_tokens * slots * width,
+    ),
+}

@@ -1,0 +1,24 @@
+"""Manifests of checkpoints, without DeepSpeed."""
+
+import pytest
+
+from transpooler.common.errors import UserError
+from transpooler.trainer.checkpoint import checkpoint
+from transpooler.trainer.run_folder import RunFolder
+
+
+def test_a_damaged_checkpoint_is_found_out(tmp_path):
+    for step in (1, 2):
+        folder = tmp_path / "checkpoints" / ".incomplete" / f"global_step{step}"
+        folder.mkdir(parents=True)
+        (folder / "weights.pt").write_bytes(b"12345678")
+        checkpoint._publish(folder, RunFolder(tmp_path).checkpoint(step), {"state": {"step": step}}, {})
+    assert checkpoint.newest_valid(tmp_path) == 2
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "global_step2"
+    weights = RunFolder(tmp_path).checkpoint(2) / "weights.pt"
+    weights.write_bytes(b"12345679")
+    assert list(checkpoint.problems(weights.parent)) == ["weights.pt has changed"]
+    assert checkpoint.newest_valid(tmp_path) == 1
+    (RunFolder(tmp_path).checkpoint(1) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="none of its checkpoints is valid"):
+        checkpoint.newest_valid(tmp_path)

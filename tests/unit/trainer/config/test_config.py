@@ -1,0 +1,113 @@
+"""What the configuration refuses, and how it says so."""
+
+import json
+
+import pytest
+
+from transpooler.common.errors import UserError
+from transpooler.trainer.config import Config, load_config, save_config
+from transpooler.trainer.config.load import load_saved_config
+
+
+def test_configs_round_trip_and_bad_values_are_listed_together():
+    config = load_config(["configs/deep_pyramidion.yaml"], ["train.steps=9000"])
+    assert isinstance(config, Config)
+    assert json.dumps(config.model.pooling[0].length) == "4096"
+    with pytest.raises(UserError) as error:
+        load_config([], ["engine.zero_stage=7", "train.steps=0"])
+    assert "engine.zero_stage is 7; DeepSpeed knows 0, 1, 2 and 3" in str(error.value)
+    assert "train.steps is 0" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            "engine.offload_optimizer=cpu engine.zero_stage=0",
+            "engine.offload_optimizer is 'cpu', which needs engine.zero",
+        ),
+        ("engine.offload_parameters=cpu engine.zero_stage=2", "needs engine.zero_stage=3, not 2"),
+        ("engine.offload_parameters=nvme engine.zero_stage=3", "engine.nvme_path is null"),
+        ("engine.checkpoint_in_cpu=true", "needs engine.activation_checkpointing=deepspeed"),
+        ("engine.compile=true engine.zero_stage=3", "engine.compile is true, but the weights"),
+        (
+            "engine.compile=true engine.activation_checkpointing=torch",
+            "compile is true, but torch cannot compile checkpointed",
+        ),
+        ("optimizer.name=muon", "optimizer.max_grad_norm is 1.0, but with optimizer.name=muon"),
+        ("optimizer.name=muon optimizer.max_grad_norm=0 engine.zero_stage=0", "which works under ZeRO only"),
+        ("optimizer.name=adafactor", "optimizer.name is 'adafactor'; choose one of adamw, fused_adamw, muon"),
+        ("optimizer.schedule=wsd train.steps=6000", "optimizer.decay_steps is 30000; with warmup_steps = 5000"),
+        ("train.best_metric=rouge1", "which needs train.generate_documents above 0"),
+        ("train.export_best=true", "needs train.keep_best_checkpoint=true"),
+        ("train.patience=3 train.evaluate_every_steps=0", "need evaluations"),
+        ("train.patience=3 data.validation_split=null", "data.validation_split is null"),
+        ("train.generate_documents=9 data.objective=denoise", "needs data.objective=summarize"),
+        (
+            "model.positions=learned model.max_positions=100",
+            "data.max_source_tokens is 8192, above model.max_positions",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, problem):
+    with pytest.raises(UserError) as error:
+        load_config([], settings.split())
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            "guards.watchdog_timeout_s=1800",
+            "guards.watchdog_timeout_s is 1800, not below engine.collective_timeout_s = 1800, so the watchdog could "
+            "never name the rank that hangs; lower it (0 = off), or raise engine.collective_timeout_s",
+        ),
+        (
+            "cluster.hang_timeout_s=1800",
+            "cluster.hang_timeout_s is 1800, not above engine.collective_timeout_s = 1800, so no rank could tell what "
+            "it waited for; raise it (0 = never), or lower engine.collective_timeout_s",
+        ),
+    ],
+)
+def test_who_knows_more_about_a_hang_speaks_first(settings, problem):
+    with pytest.raises(UserError) as error:
+        load_config([], settings.split())
+    assert str(error.value) == problem
+
+
+def test_a_timeout_that_is_off_has_no_place_in_the_order():
+    load_config([], ["guards.watchdog_timeout_s=0", "engine.collective_timeout_s=15"])
+    load_config([], ["cluster.hang_timeout_s=0", "engine.collective_timeout_s=90000"])
+
+
+def test_a_value_that_breaks_the_rule_of_its_field_is_reported_once():
+    with pytest.raises(UserError) as error:
+        load_config([], ["engine.offload_optimizer=disk", "optimizer.name=adam", "train.best_metric=bleu"])
+    assert str(error.value).splitlines() == [
+        "optimizer.name is 'adam'; choose one of adamw, fused_adamw, muon",
+        "engine.offload_optimizer is 'disk'; choose one of none, cpu, nvme",
+        "train.best_metric is 'bleu'; choose one of loss, rouge1, rouge2, rougeL, rougeLsum",
+    ]
+
+
+def test_a_saved_configuration_of_another_version(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text('engine: {zero_stage: 2, "odd: key": 1}\ndata: {mixture: [{name: a, shards: s, share: 2}]}\n')
+    config, unknown = load_saved_config(path)
+    assert config.engine.zero_stage == 2
+    assert config.data.mixture[0].name == "a"
+    assert unknown == ["engine.odd: key", "data.mixture[0].share"]
+
+
+def test_a_saved_configuration_that_is_wrong_is_named_with_its_keys(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(Config(), path)
+    path.write_text(path.read_text().replace("zero_stage: 1", "zero_stage: 7").replace("seed: 0", "seed: x"))
+    with pytest.raises(UserError) as error:
+        load_saved_config(path)
+    assert str(error.value).startswith(f"{path}: seed is 'x'; ")
+    path.write_text(path.read_text().replace("seed: x", "seed: 0"))
+    with pytest.raises(UserError) as error:
+        load_saved_config(path)
+    assert str(error.value) == f"{path}: engine.zero_stage is 7; DeepSpeed knows 0, 1, 2 and 3"

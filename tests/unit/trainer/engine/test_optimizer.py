@@ -1,0 +1,74 @@
+"""Parameter groups, the learning rate, the guarded AdamW, and the table of optimizers."""
+
+import pytest
+import torch
+
+from transpooler.trainer.config.engine import EngineConfig
+from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
+from transpooler.trainer.engine.optimizer import METHODS, GuardedAdamW, learning_rate, operator_of, parameter_groups
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("polynomial", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8682, 0.55, 0.2318]),
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 1.0, 0.55]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rate(schedule, expected):
+    config = OptimizerConfig(
+        learning_rate=1.0, schedule=schedule, warmup_steps=2, decay_steps=2, final_learning_rate_ratio=0.1
+    )
+    rates = [learning_rate(step, config, total_steps=6) for step in range(6)]
+    assert rates == pytest.approx(expected, abs=1e-4)
+    assert learning_rate(6, config, total_steps=6) == pytest.approx(expected[-1] if schedule == "constant" else 0.1)
+
+
+def test_what_decays_and_what_has_its_own_rate():
+    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+
+    model = TranspoolerForConditionalGeneration(
+        TranspoolerConfig(
+            vocab_size=50, d_model=8, num_heads=1, ffn_dim=8, encoder_layers=1, decoder_layers=1, block_size=4,
+            pooling=[{"after_layer": 1, "length": 4}],
+        )
+    )  # fmt: skip
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, scorer_learning_rate_scale=5.0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay, plain, scorer = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
+    assert decay | plain | scorer == set(names.values())
+    assert scorer == {f"model.encoder.poolers.1.scorer.{part}" for part in ("weight", "bias")}
+    assert "model.shared.weight" in plain
+    assert all(name.endswith("weight") and "norm" not in name for name in decay)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 5.0]
+    parameter_groups(model, OptimizerConfig(name="muon"))
+    assert {names[id(part)] for part in model.parameters() if vars(part)["use_muon"]} == decay
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_step_out():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = GuardedAdamW([weight], lr=0.1, max_grad_norm=1.0)
+    weight.grad = torch.tensor([1.0, float("nan"), 1.0])
+    optimizer.step()
+    assert optimizer.overflow
+    assert torch.equal(weight, torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert not optimizer.overflow
+    assert not torch.equal(weight, torch.ones(3))
+
+
+def test_every_optimizer_of_the_configuration_can_be_built():
+    offloaded = {(name, True) for name, traits in OPTIMIZERS.items() if traits.offloads}
+    assert METHODS.keys() == {(name, False) for name in OPTIMIZERS} | offloaded
+
+
+def test_the_operator_that_must_be_compiled():
+    on_cpu = EngineConfig(offload_optimizer="cpu")
+    assert operator_of(OptimizerConfig(), EngineConfig()) is None
+    assert operator_of(OptimizerConfig(), on_cpu) == "cpu_adam"
+    assert operator_of(OptimizerConfig(name="fused_adamw"), EngineConfig()) == "fused_adam"
+    assert operator_of(OptimizerConfig(name="muon"), EngineConfig()) is None

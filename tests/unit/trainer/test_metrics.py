@@ -1,0 +1,21 @@
+"""Lines of metrics across kills and resumes."""
+
+import pytest
+
+from transpooler.common.errors import UserError
+from transpooler.trainer.metrics import MetricsWriter, read_metrics
+
+
+def test_metrics_of_a_resumed_run_are_those_of_an_undisturbed_one(tmp_path):
+    writer = MetricsWriter(tmp_path, step=0, tensorboard=False)
+    for step in (1, 2, 3):
+        writer.write({"step": step, "split": "train", "loss": 1.0 / step})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "spl')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    MetricsWriter(tmp_path, step=2, tensorboard=False).close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: not valid JSON"):
+        read_metrics(tmp_path)

@@ -1,0 +1,65 @@
+"""The `train:` section: the loop."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transpooler.common.durations import duration_s
+from transpooler.common.fields import at_least, one_of
+
+BEST_METRICS = ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = at_least(1, 300_000)
+    """Optimizer steps of the whole run."""
+    init_from: str | None = None
+    """Folder of a model whose weights start the run: an export of ours, also with another pooling schedule, or a BART
+    of `transformers`. Weights without a counterpart are reported. null starts from random weights."""
+    resume: bool = True
+    """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
+    checkpoint_every_steps: int = at_least(1, 1000)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last_checkpoints: int = at_least(1, 2)
+    """How many of the newest checkpoints stay; older ones are removed."""
+    keep_checkpoint_every_steps: int = at_least(0, 0)
+    """Checkpoints of multiples of this step are never removed; 0 = no such multiples."""
+    max_time: str | float | None = None
+    """Wall-clock limit of one start: seconds, or such as '90m' or '1d12h'. Then save and exit with 75; null = none."""
+    evaluate_every_steps: int = at_least(0, 1000)
+    """Steps between evaluations of the held-out loss; the last step is always evaluated. 0 turns it off."""
+    max_validation_documents: int = at_least(0, 512)
+    """The held-out loss is taken over this many documents from the start of the validation split."""
+    generate_documents: int = at_least(0, 0)
+    """With each evaluation, generate summaries of this many documents from the start of the validation split (as
+    `generation` says) and score them by ROUGE; 0 turns it off."""
+    best_metric: str = one_of(BEST_METRICS, "loss")
+    """What makes a checkpoint the best: loss, or rouge1, rouge2, rougeL, rougeLsum of the generated summaries."""
+    keep_best_checkpoint: bool = False
+    """Save a checkpoint whenever an evaluation is the best so far, and keep it (checkpoints/best names it)."""
+    export_best: bool = False
+    """At the end export the best checkpoint instead of the last."""
+    patience: int = at_least(0, 0)
+    """Stop after this many evaluations in a row that did not improve best_metric; 0 trains to the end."""
+    log_every_steps: int = at_least(1, 10)
+    """Steps between lines of metrics."""
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Log to this project of Weights & Biases, too (extra `wandb`; WANDB_MODE=offline works without network)."""
+    profile_start_step: int = at_least(0, 10)
+    """First step (0-based, of this start of the run) in the profiler's window."""
+    profile_steps: int = at_least(0, 0)
+    """How many steps rank 0 records with torch.profiler, as RUN/profile/step<N>.json (a Chrome trace); 0 = off."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Settings of this section that contradict each other."""
+        if self.max_time is not None and not (duration_s(self.max_time) or 0) > 0:
+            yield "max_time", f"is {self.max_time!r}; give seconds, or days, hours, minutes such as 1d12h, 90m, 1h30m"
+        if self.best_metric != "loss" and not self.generate_documents:
+            yield "best_metric", f"is {self.best_metric!r}, which needs train.generate_documents above 0"
+        if self.export_best and not self.keep_best_checkpoint:
+            yield "export_best", "is true, which needs train.keep_best_checkpoint=true"
+        if (self.patience or self.keep_best_checkpoint) and not self.evaluate_every_steps:
+            yield "evaluate_every_steps", "is 0, but train.patience and train.keep_best_checkpoint need evaluations"

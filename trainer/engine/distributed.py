@@ -1,0 +1,54 @@
+"""Joining the other ranks of a job, and sums over them."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+
+from transpooler.common.net import free_port
+from transpooler.trainer.config.engine import EngineConfig
+
+
+def init_distributed(engine: EngineConfig) -> tuple[int, int]:
+    """Join the job that the environment describes (RANK, WORLD_SIZE, ...; alone without it); returns (rank, size)."""
+    _prepare_environment()
+    import deepspeed
+
+    # DeepSpeed calls collectives by names that newer torch versions deprecate; users can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # The shared-memory collectives serve inference only, and compiling them would cost the first run a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    timeout = timedelta(seconds=engine.collective_timeout_s)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=True, verbose=False, timeout=timeout
+    )
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def choose_accelerator() -> None:
+    """Tell DeepSpeed that there is no GPU; call it before DeepSpeed is imported, which would warn about it."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value summed over all ranks in float64, on every rank. A collective."""
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _prepare_environment() -> None:
+    """Set what DeepSpeed reads when it is imported, and what a process that no launcher started lacks."""
+    choose_accelerator()
+    if "RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        os.environ.update(alone)
+    os.environ.setdefault("LOCAL_RANK", "0")
