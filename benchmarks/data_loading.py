@@ -25,8 +25,8 @@ the default.
 """
 
 
-def readers(config: DataConfig) -> dict[str, Callable[[], int]]:
-    """name -> read all documents once, decoded; returns their number."""
+def build_readers(config: DataConfig) -> dict[str, Callable[[], int]]:
+    """Name -> a function that reads and decodes all documents once and returns their number."""
     corpora = open_corpora(config, config.train_split)
     dataset, order = corpora[0].dataset, batch_order(config, corpora, 0)
     urls = [str(path) for path in sorted((Path(config.shards) / config.train_split).glob("*.tar"))]
@@ -45,8 +45,8 @@ def readers(config: DataConfig) -> dict[str, Callable[[], int]]:
     return {"webdataset": plain, "ours, training order": in_training_order, "ours, corpus order": in_corpus_order}
 
 
-def steps_of(config: DataConfig) -> Callable[[], int]:
-    """Take all steps of an epoch, as training does; the loader is made before."""
+def build_epoch(config: DataConfig) -> Callable[[], int]:
+    """Make a loader, and a function that takes all steps of an epoch from it, as training does."""
     loader = Loader(config, split=config.train_split, seed=0, rank=0, world_size=1, micro_batch_size=8)
 
     def run() -> int:
@@ -65,11 +65,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parsed = parser.parse_args()
     config = DataConfig(shards=parsed.shards, train_split=parsed.split, batch_tokens=65_536, max_source_tokens=8192)
-    functions = readers(config)
+    functions = build_readers(config)
     for objective, workers in itertools.product(OBJECTIVES, (0, 2)):
         name = f"whole steps, {objective}, {f'{workers} processes' if workers else 'a thread'}"
         settings = {"objective": objective, "workers": workers}
-        functions[name] = steps_of(DataConfig(**{**vars(config), **settings}))
+        functions[name] = build_epoch(DataConfig(**{**vars(config), **settings}))
     counts = {name: function() for name, function in functions.items()}
     assert len(set(counts.values())) == 1, counts
     timings = measure(functions, repeats=parsed.repeats, warm_up=1)

@@ -29,8 +29,8 @@ a moment (the sort), the finished plan 4.
 """
 
 
-def synthetic_lengths(count: int, longest: int) -> np.ndarray:
-    """arXiv-like token counts, cut; uint16."""
+def draw_lengths(count: int, longest: int) -> np.ndarray:
+    """Draw token counts like those of arXiv articles, cut at `longest`; uint16."""
     sigma = np.log(P90_TOKENS / MEDIAN_TOKENS) / 1.2816
     rng = np.random.default_rng(0)
     lengths = np.empty(count, np.uint16)
@@ -40,8 +40,8 @@ def synthetic_lengths(count: int, longest: int) -> np.ndarray:
     return lengths
 
 
-def padding_share(lengths: np.ndarray, width: float | None, *, fixed: int | None = None) -> float:
-    """Of an epoch (at most 20,000 chunks of it), each padded to its longest document."""
+def measure_padding(lengths: np.ndarray, width: float | None, *, fixed: int | None = None) -> float:
+    """Measure the share of padding in an epoch (at most 20,000 chunks of it), each padded to its longest document."""
     order = CorpusOrder(lengths, Cut(documents=fixed, tokens=BUDGET, width=width), seed=0)
     real = padded = 0
     for position in range(min(order.num_chunks, 20_000)):
@@ -51,8 +51,8 @@ def padding_share(lengths: np.ndarray, width: float | None, *, fixed: int | None
     return 1 - real / padded
 
 
-def planned(lengths: np.ndarray) -> dict[str, float]:
-    """Cost of the plan, and of taking steps at the beginning of an epoch and anywhere."""
+def measure_plan(lengths: np.ndarray) -> dict[str, float]:
+    """Measure the cost of the plan, and of taking steps anywhere in it."""
     started = time.perf_counter()
     order = CorpusOrder(lengths, Cut(tokens=BUDGET, width=0.05), seed=0)
     batches = BatchOrder([order], [1.0], MICRO_BATCHES)
@@ -80,9 +80,9 @@ def main() -> None:
     parsed = parser.parse_args()
     rows: list[dict] = []
     for count in (parsed.documents // 10, parsed.documents):
-        rows.append({"what": "plan", **planned(synthetic_lengths(count, 8192))})
+        rows.append({"what": "plan", **measure_plan(draw_lengths(count, 8192))})
         print(rows[-1], flush=True)
-    sources = {f"arXiv-like, cut at {cut}": synthetic_lengths(200_000, cut) for cut in CUTS}
+    sources = {f"arXiv-like, cut at {cut}": draw_lengths(200_000, cut) for cut in CUTS}
     for folder in parsed.shards:
         from transpooler.data_pipeline.shards.dataset import ShardDataset
 
@@ -92,7 +92,7 @@ def main() -> None:
         row = {"what": "padding", "lengths": name, "documents": len(lengths)}
         row["batch"] = f"{BUDGET} tokens" if fixed is None else f"{fixed} documents"
         for width in (None, 0.05, 0.1):
-            row[f"padding_share_{'no_buckets' if width is None else f'width_{width}'}"] = padding_share(
+            row[f"padding_share_{'no_buckets' if width is None else f'width_{width}'}"] = measure_padding(
                 lengths, width, fixed=fixed
             )
         rows.append(row)

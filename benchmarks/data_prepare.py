@@ -28,13 +28,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transpooler.benchmarks.harness import MIB, measure, write_results
+import psutil
+
+from transpooler.benchmarks.harness import measure, write_results
+from transpooler.common.processes import resident_mib
 
 NUM_FILES = 64
 
 
-def bare(data: str, tokenizer: str) -> dict[str, Callable[[], int]]:
-    """name -> tokenize everything, 64 texts at a time; returns the number of tokens."""
+def build_bare(data: str, tokenizer: str) -> dict[str, Callable[[], int]]:
+    """Name -> a function that tokenizes all texts, 64 at a time, and returns the number of tokens."""
     from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
     from transpooler.data_pipeline.tokenizer import load_tokenizer
 
@@ -52,8 +55,10 @@ def bare(data: str, tokenizer: str) -> dict[str, Callable[[], int]]:
     }
 
 
-def prepared(files: Sequence[str], tokenizer: str, watch: Callable[[int], None] = lambda pid: None) -> dict[str, int]:
-    """The report's counts of one preparation; `watch` is called with its process id while it runs."""
+def run_prepare(
+    files: Sequence[str], tokenizer: str, watch: Callable[[int], None] = lambda pid: None
+) -> dict[str, int]:
+    """Run `transpooler prepare`, calling `watch` with its process id meanwhile; returns the counts of its report."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"output": f"{folder}/out", "sources": {"train": list(files)}, "tokenizer": {"path": tokenizer}}
         settings["clean"] = {"exact_duplicates": False}  # with several copies of the text
@@ -68,28 +73,27 @@ def prepared(files: Sequence[str], tokenizer: str, watch: Callable[[int], None] 
         return json.loads(Path(f"{folder}/out/report.json").read_text())["splits"]["train"]
 
 
-def resident_bytes(pid: int) -> int:
-    """Of a process and all processes that it started; 0 if it has ended."""
+def sum_resident_mib(pid: int) -> float:
+    """The resident memory of a process and of all processes below it, in MiB; 0 where it has ended."""
     try:
-        own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return 0
-    return own + sum(resident_bytes(int(child)) for child in children)
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return 0.0
+    return sum(map(resident_mib, [pid, *(child.pid for child in below)]))
 
 
 def speed(parsed: argparse.Namespace) -> None:
-    """Tokens/s of each side, and their ratios."""
+    """Measure tokens/s of each side, and their ratios."""
     with tempfile.TemporaryDirectory() as folder:
-        functions: dict[str, Callable[[], Any]] = {**bare(parsed.data, parsed.tokenizer)}
-        files = split_in(NUM_FILES, parsed.data, Path(folder))
-        functions["prepare"] = lambda: prepared([parsed.data], parsed.tokenizer)
-        functions[f"prepare, {NUM_FILES} files"] = lambda: prepared(files, parsed.tokenizer)
-        counts = prepared([parsed.data], parsed.tokenizer)
+        functions: dict[str, Callable[[], Any]] = {**build_bare(parsed.data, parsed.tokenizer)}
+        files = split_lines(NUM_FILES, parsed.data, Path(folder))
+        functions["prepare"] = lambda: run_prepare([parsed.data], parsed.tokenizer)
+        functions[f"prepare, {NUM_FILES} files"] = lambda: run_prepare(files, parsed.tokenizer)
+        counts = run_prepare([parsed.data], parsed.tokenizer)
         tokens = counts["source_tokens"] + counts["target_tokens"]
         cpu_s: dict[str, list[float]] = {name: [] for name in functions}
         timings = measure(
-            {name: functools.partial(noting_cpu, function, cpu_s[name]) for name, function in functions.items()},
+            {name: functools.partial(note_cpu, function, cpu_s[name]) for name, function in functions.items()},
             repeats=parsed.repeats,
             warm_up=0,
         )
@@ -112,34 +116,34 @@ def speed(parsed: argparse.Namespace) -> None:
     finish("data_prepare_speed", rows)
 
 
-def noting_cpu(function: Callable[[], Any], cpu_s: list[float]) -> None:
-    """Call the function, and note the CPU seconds of this process and of those that it waited for."""
+def note_cpu(function: Callable[[], Any], cpu_s: list[float]) -> None:
+    """Call the function; append the CPU seconds of this process and of those that it waited for to `cpu_s`."""
     before = sum(os.times()[:4])
     function()
     cpu_s.append(sum(os.times()[:4]) - before)
 
 
 def memory(parsed: argparse.Namespace) -> None:
-    """Peak memory with the text once and `--copies` times over."""
+    """Measure peak memory with the text once and `--copies` times over."""
     rows = []
     for copies in (1, *parsed.copies):
         with tempfile.TemporaryDirectory() as folder:
             files = [f"{folder}/{i:03d}-{Path(parsed.data).name}" for i in range(copies)]
             for file in files:
                 Path(file).symlink_to(Path(parsed.data).resolve())
-            seen: list[int] = []
+            seen: list[float] = []
 
-            def watch(pid: int, seen: list[int] = seen) -> None:
-                seen.append(resident_bytes(pid))
+            def watch(pid: int, seen: list[float] = seen) -> None:
+                seen.append(sum_resident_mib(pid))
 
-            counts = prepared(files, parsed.tokenizer, watch)
+            counts = run_prepare(files, parsed.tokenizer, watch)
         tokens = counts["source_tokens"] + counts["target_tokens"]
-        rows.append({"copies": copies, "documents": counts["documents"], "tokens": tokens, "peak_mib": max(seen) / MIB})
+        rows.append({"copies": copies, "documents": counts["documents"], "tokens": tokens, "peak_mib": max(seen)})
     finish("data_prepare_memory", rows)
 
 
-def split_in(number: int, data: str, folder: Path) -> list[str]:
-    """The lines of a JSON Lines file in `number` files."""
+def split_lines(number: int, data: str, folder: Path) -> list[str]:
+    """Distribute the lines of a JSON Lines file over `number` files; returns their paths."""
     with gzip.open(data) if data.endswith(".gz") else open(data, "rb") as file:
         lines = file.readlines()
     files = [folder / f"{i:03d}.jsonl" for i in range(number)]

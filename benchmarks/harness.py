@@ -1,7 +1,7 @@
 """What every benchmark shares: timing, peak memory, the record of where it ran, result files.
 
-Timings are ratios within one run on one machine: `measure` takes turns between the functions, so that whatever else the
-machine does hits all of them alike, and reports medians with quartiles. It warms up first and waits for the GPU.
+Only ratios within one run on one machine are comparable: `measure` alternates between the functions, so that other load
+on the machine affects all of them alike, and reports medians with quartiles. It warms up first and waits for the GPU.
 """
 
 import csv
@@ -9,7 +9,7 @@ import ctypes
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import time
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from transpooler.common.files import atomic_write
+from transpooler.common.processes import resident_mib
 from transpooler.common.tables import columns_of
 
 RESULTS = Path("benchmarks/results")
@@ -55,9 +56,9 @@ def measure(
     warm_up: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time of one call of each function, taking turns; the first `warm_up` turns do not count.
+    """Measure one call of each function at a time, in turns; the first `warm_up` turns do not count.
 
-    clock: of the CPU; `time.process_time` for a machine that others use too, with one thread (idle threads spin).
+    clock: seconds on the CPU. On a shared machine use `time.process_time`, with one thread: idle ones spin and count.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warm_up + repeats):
@@ -71,7 +72,10 @@ def measure(
 def peak_memory_bytes(
     function: Callable[[], Any], device: str = "cpu", release: Callable[[], Any] = lambda: None
 ) -> int:
-    """How far memory rose above where it stood, during one call, after one more to warm up and `release`."""
+    """Measure how far memory rises during one call of `function`, in bytes, after a call to warm up and `release`.
+
+    On the CPU this is resident memory (Linux), on a GPU what torch has allocated.
+    """
     function()
     release()
     if device == "cuda":
@@ -82,13 +86,24 @@ def peak_memory_bytes(
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     _forget_peak()
-    before = _status_kib("VmRSS")
+    before_mib = resident_mib()
     function()
-    return 1024 * (_status_kib("VmHWM") - before)
+    return round(MIB * (high_water_mib() - before_mib))
+
+
+def high_water_mib() -> float:
+    """The peak of this process's resident memory in MiB, since its program or `peak_memory_bytes` began (Linux).
+
+    `peak_resident_mib` knows neither beginning: it includes the peak of the process that started this one.
+    """
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError("/proc/self/status has no VmHWM; memory is measured on Linux alone")
+    return int(found[1]) / 1024
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, date, commit (+dirty: with changes), versions: a result without them is a rumour."""
+    """Describe where and with what this process measures: hardware, date, commit (+dirty: with changes), versions."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for package in PACKAGES:
         try:
@@ -108,12 +123,26 @@ def environment() -> dict[str, Any]:
     }
 
 
-def made_with(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What measurements of several commits or machines were made with: each once, with how many they are."""
+def group_environments(environments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each different (commit, machine, versions) among the environments once, with the `count` of its occurrences."""
     kinds = [
         {key: found[key] for key in ("commit", "cpu", "gpu", "versions") if key in found} for found in environments
     ]
     return [{"count": kinds.count(kind)} | kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
+
+
+def table_environment(machine: Mapping[str, Any], **measured: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The environment of a table of earlier measurements: its own date and commit, `machine`, and theirs.
+
+    machine: an environment, of which the hardware is taken; measured: heading -> environments to group under it.
+    """
+    now, hardware = environment(), ("cpu", "cores", "threads", "memory_gib", "gpu")
+    return {
+        "date": now["date"],
+        "table_commit": now["commit"],
+        **{key: machine[key] for key in hardware if key in machine},
+        **{heading: group_environments(each) for heading, each in measured.items()},
+    }
 
 
 def write_results(
@@ -126,9 +155,10 @@ def write_results(
     to_read: str | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """`name`.json (where, and rows), .csv (rows), .md (where, and `to_read`); returns their paths.
+    """Write `name`.json (where, and rows), .csv (rows) and .md (where, and `to_read`); returns their paths.
 
-    where: (the environment of this process), to_read: Markdown (all columns of the rows), more: for the .json alone.
+    where: default the environment of this process; to_read: Markdown, default a table of all columns; more: further
+    entries of the .json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     where = environment() if where is None else where
@@ -143,7 +173,7 @@ def write_results(
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The rows, with a column for every key."""
+    """Write the rows, with a column for every key; returns the path."""
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
         writer.writeheader()
@@ -152,7 +182,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """The rows as a table."""
+    """Format the rows as a table."""
     columns = columns or columns_of(rows)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
@@ -160,7 +190,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 
 
 def markdown_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Title -> rows as sections with a table each."""
+    """Format title -> rows as sections with a table each."""
     return "\n".join(f"## {title}\n\n{markdown(table)}" for title, table in tables.items())
 
 
@@ -196,16 +226,9 @@ def _seconds_cuda(function: Callable[[], Any]) -> float:
 
 
 def _forget_peak() -> None:
-    """Give free heap memory back, so that it counts when it is used again; let VmHWM start from now (Linux, glibc)."""
+    """Reset VmHWM (Linux, glibc), after returning free heap memory to the system: reusing it would not count."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status_kib(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _cpu_name() -> str:
@@ -222,7 +245,7 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the clone that this code lies in; "unknown" for an installed copy."""
+    """Run git on the clone that this code lies in; "unknown" for an installed copy."""
     code = Path(str(files("transpooler")))
     done = subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], cwd=code, capture_output=True)
     if done.returncode == 0:

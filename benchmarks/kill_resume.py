@@ -1,24 +1,20 @@
 """A long run on real documents that is killed at random, against the same run undisturbed: equal to the bit, or not.
 
     python -m transpooler.benchmarks.kill_resume DATA [--steps 2000] [--kills 12] [--processes 2]
-        [--work FOLDER] [--output FILE]
+        [--work FOLDER] [--output FOLDER]
 
 DATA is a folder with train.jsonl(.gz) and validation.jsonl(.gz) of {"article", "abstract"}. A tiny model is trained on
 them twice with `transpooler train`. At random steps SIGKILL goes to one rank or to all of them, drawn from a seed; then
 the same command is started again. Compared: the loss, gradient norm and ledger of every logged step, every held-out
-loss, the exported weights.
+loss, the exported weights. Results: kill_resume.json, .csv and .md; the exit code is 1 where the runs differ.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +22,14 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from transpooler.benchmarks.harness import RESULTS, write_results
 from transpooler.trainer.metrics import TIMED, read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
 MODEL = "{d_model: 48, num_heads: 2, ffn_dim: 96, block_size: 64, encoder_layers: 2, decoder_layers: 1}"
 
 
-def main() -> None:
+def main() -> int:
     """Prepare, train undisturbed, train with kills, compare, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -40,7 +37,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/kill_resume"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/kill_resume.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     settings = _settings(options)
     _transpooler("prepare", *settings)
@@ -48,29 +45,23 @@ def main() -> None:
     started = time.monotonic()
     _transpooler("train", *settings, f"run={runs['undisturbed']}", "--processes", str(options.processes))
     undisturbed_s = time.monotonic() - started
-    kills = _killed_run(options, [*settings, f"run={runs['killed']}"])
+    kills = _train_with_kills(options, [*settings, f"run={runs['killed']}"])
+    different = _differences(runs["killed"], runs["undisturbed"])
+    metrics = read_metrics(runs["killed"])
     result = {
-        "equal_to_the_bit": _differences(runs["killed"], runs["undisturbed"]) == [],
-        "differences": _differences(runs["killed"], runs["undisturbed"]),
+        "equal_to_the_bit": not different,
+        "differences": different,
         "steps": options.steps,
         "ranks": options.processes,
         "zero_stage": 2,
-        "kills": kills,
         "undisturbed_s": round(undisturbed_s),
         "killed_and_resumed_s": round(time.monotonic() - started - undisturbed_s),
-        "final_ledger": read_metrics(runs["killed"])[-2]["ledger"],
-        "last_held_out_loss": read_metrics(runs["killed"])[-1]["loss"],
-        "date": str(date.today()),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        "final_ledger": metrics[-2]["ledger"],
+        "last_held_out_loss": metrics[-1]["loss"],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
-    sys.exit(0 if result["equal_to_the_bit"] else 1)
+    notes = "\n".join(f"- {key}: {value}" for key, value in result.items())
+    print(notes, *write_results("kill_resume", kills, notes, options.output, more=result), sep="\n")
+    return int(bool(different))
 
 
 def _settings(options: argparse.Namespace) -> list[str]:
@@ -96,8 +87,8 @@ def _transpooler(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "transpooler", *arguments, "-q"], check=True)
 
 
-def _killed_run(options: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
-    """Train to the end through all kills; returns what was killed when."""
+def _train_with_kills(options: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
+    """Train to the end through all kills; returns one row a kill."""
     draw, kills = random.Random(0), []
     run = options.work / "killed"
     command = [sys.executable, "-m", "transpooler", "train", *settings, "--processes", str(options.processes), "-q"]
@@ -118,7 +109,7 @@ def _killed_run(options: argparse.Namespace, settings: list[str]) -> list[dict[s
 
 
 def _last_step(run: Path) -> int:
-    """Step of the last whole line of metrics; read from the end, since it is asked often."""
+    """The step of the last whole line of metrics; it is read from the end, because it is polled."""
     path = RunFolder(run).metrics
     if not path.is_file():
         return 0
@@ -151,4 +142,4 @@ def _differences(run: Path, expected: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,13 +9,11 @@ included. Weights are random: memory does not depend on them. Results go to benc
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from transpooler.benchmarks.harness import write_results
+from transpooler.benchmarks.harness import high_water_mib, write_results
 
 PRESET = "deep_pyramidion"
 CASES = {"forward": (262_144, 8.0), "train": (65_536, 12.0)}
@@ -47,7 +45,7 @@ def main() -> int:
 
 
 def measure(case: str, num_tokens: int) -> dict[str, float | int]:
-    """Run a case in this process; its peak and time."""
+    """Run a case in this process; returns its tokens, peak memory and time."""
     import torch
     from transformers import set_seed
 
@@ -61,7 +59,7 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     )
     model = TranspoolerForConditionalGeneration(config)
     input_ids = torch.randint(6, VOCAB_SIZE, (1, num_tokens))
-    before_gib = peak_gib()
+    before_gib = high_water_mib() / 1024
     start = time.perf_counter()
     if case == "forward":
         with torch.inference_mode():
@@ -78,19 +76,10 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     return {
         "source_tokens": num_tokens,
         "kept_tokens": int(kept),
-        "peak_gib": round(peak_gib(), 3),
+        "peak_gib": round(high_water_mib() / 1024, 3),
         "before_gib": round(before_gib, 3),
         "wall_s": round(wall_s, 1),
     }
-
-
-def peak_gib() -> float:
-    """High-water mark of this process's resident memory."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    if found is None:
-        raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
-    return int(found[1]) / 2**20
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Ranks as forks of a process that has imported everything once: a start costs about a second instead of eight."""
+"""The one way to start ranks in tests: as forks of a process that has imported everything once.
+
+A start costs about a second instead of eight. What a rank runs is a function of a test's module; its assertions fail
+the job. Environment variables that torch reads when it is imported come too late: the function sets options instead.
+"""
 
 import multiprocessing
 import os
@@ -70,6 +74,15 @@ class Job:
 def train(world_size: int, settings: Sequence[str], log: Path, prelude: Callable[..., None] | None = None) -> Job:
     """`transpooler.launch.train SETTINGS` in so many ranks; `prelude`, a function of a module, runs in each before."""
     return Job(world_size, _train, (list(settings), prelude), log)
+
+
+def whole_weights(job: Any) -> dict[str, Any]:
+    """In a rank, on all at once: copies of the weights of a `trainer.job.Job` by name, whole also under ZeRO 3."""
+    from transpooler.trainer.engine.engine import gather_weights
+
+    items = dict(job.engine.module.named_parameters())
+    with gather_weights(list(items.values())):
+        return {name: value.detach().clone() for name, value in items.items()}
 
 
 def _train(settings: list[str], prelude: Callable[..., None] | None) -> int:

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.benchmarks import harness
-from transpooler.benchmarks.quality.outcome import curves, parts, read_arm, seed_rows, table_rows
+from transpooler.benchmarks.quality.outcome import compare_arms, list_parts, list_seeds, read_arm, read_curves
 from transpooler.benchmarks.quality.runs import (
-    Stopped,
+    CommandFailed,
     Workplace,
-    check,
     check_shards,
-    environments,
+    check_study,
     evaluate_run,
-    finished_runs,
-    plan,
+    find_finished_runs,
+    plan_run,
     prepare,
+    read_environments,
     train,
 )
 from transpooler.benchmarks.quality.study import Study
-from transpooler.benchmarks.quality.table import budget_text, each_seed, notes, readable
+from transpooler.benchmarks.quality.table import format_arms, format_budget, format_notes, format_seeds
 from transpooler.common.log import say
 from transpooler.common.tables import print_table
 
@@ -39,10 +39,10 @@ def bench_quality(
 ) -> int | None:
     """Run the study in `output`; returns the exit code of a run that did not finish (75: run me again), else None.
 
-    `sources` makes the documents of each split; `shards` the folder of prepared ones, where there are no sources.
+    sources: makes the documents of each split; shards: the folder of prepared documents, needed without `sources`.
     """
     place = Workplace(study=study, shards=shards or output / "shards", output=output, quiet=quiet)
-    check(place)
+    check_study(place)
     try:
         if sources is not None:
             prepare(place, sources())
@@ -51,28 +51,28 @@ def bench_quality(
         for seed in study.seeds:
             for arm in study.arms:
                 if arm.name in study.asked:
-                    evaluate_run(train(place, plan(place, arm, seed)))
-    except Stopped as stopped:
-        return stopped.code
-    for path in write_outputs(study, finished_runs(place), output):
+                    evaluate_run(train(place, plan_run(place, arm, seed)))
+    except CommandFailed as failed:
+        return failed.code
+    for path in write_outputs(study, find_finished_runs(place), output):
         print(path)
     return None
 
 
 def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
-    """quality.json, .csv, .md, seeds.csv, curves.csv and curves.png from finished runs; tables on standard output."""
+    """Print tables and write quality.json, .csv, .md, seeds.csv, curves.csv and curves.png; returns their paths."""
     results = [read_arm(arm, seeds, study) for arm, seeds in runs.items()]
-    rows, single = table_rows(results, study), seed_rows(results)
-    points = [point for arm, seeds in runs.items() for point in curves(arm, seeds)]
-    tables = readable(rows, study) | each_seed(single)
+    rows, single = compare_arms(results, study), list_seeds(results)
+    points = [point for arm, seeds in runs.items() for point in read_curves(arm, seeds)]
+    tables = format_arms(rows, study) | format_seeds(single)
     for title, table in tables.items():
         print_table(title, table)
     paths = harness.write_results(
         NAME,
         rows,
-        notes(study, single),
+        format_notes(study, single),
         output,
-        where=_where(runs),
+        where=_environment(runs),
         to_read=harness.markdown_tables(tables),
         more={"seeds": single},
     )
@@ -83,16 +83,13 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
         return paths
     from transpooler.benchmarks.quality.plots import write_plot
 
-    title = f"{study.name}: {budget_text(study)} a run, {len({row['seed'] for row in single})} seed(s)"
+    title = f"{study.name}: {format_budget(study)} a run, {len({row['seed'] for row in single})} seed(s)"
     return [*paths, write_plot(rows, points, output / "curves.png", title)]
 
 
-def _where(runs: Runs) -> dict[str, Any]:
-    """Machine, date and commit of the table; commits and versions that the runs were trained with."""
-    now = harness.environment()
-    folders = sorted({folder for seeds in runs.values() for run in seeds.values() for folder in parts(run)})
-    trained = [kind for folder in folders for kind in harness.made_with(environments(folder))]
-    return {"date": now["date"], "table_commit": now["commit"]} | {
-        **{key: now[key] for key in ("cpu", "cores", "memory_gib", "gpu")},
-        "trained_with": harness.made_with(trained),
-    }
+def _environment(runs: Runs) -> dict[str, Any]:
+    """This machine, and what the runs were trained with: a run counts once for each commit or machine it has seen."""
+    machine = {key: value for key, value in harness.environment().items() if key != "threads"}
+    folders = sorted({folder for seeds in runs.values() for run in seeds.values() for folder in list_parts(run)})
+    trained = [kind for folder in folders for kind in harness.group_environments(read_environments(folder))]
+    return harness.table_environment(machine, trained_with=trained)

@@ -21,20 +21,15 @@ NOISE_SEED = 0
 """All runs of a study take the same tokens out of the same documents, whatever their seed."""
 
 
-def exported(run: Path) -> Path:
-    """The file that a run has once its model is trained."""
-    return RunFolder(run).export_config
-
-
 def is_current(path: Path, run: Path) -> bool:
     """Whether a result is there and belongs to the run's model: it is no older than that."""
-    return path.is_file() and path.stat().st_mtime_ns >= exported(run).stat().st_mtime_ns
+    return path.is_file() and path.stat().st_mtime_ns >= RunFolder(run).export_config.stat().st_mtime_ns
 
 
-def document_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
-    """loss_sum, shuffled_loss_sum (with another document's source) and target_tokens of each evaluated document.
+def measure_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
+    """Measure each evaluated document's loss_sum, shuffled_loss_sum (with another's source) and target_tokens.
 
-    (N,) float64 each; remembered in the run.
+    Returns (N,) float64 arrays by these names, and remembers them in the run.
     """
     path = RunFolder(run).evaluation(config.evaluation.split).root / FILE_NAME
     stored = read_json(path) if is_current(path, run) else {}

@@ -1,8 +1,8 @@
-"""Documents of which few words carry the answer: a study in which it must matter what pooling keeps.
+"""Documents in which few words carry the answer, so that it must matter what pooling keeps.
 
 A document is filler with two dense passages of two facts each, anywhere; a fact is the name of a field and three words,
-each from a small list of made-up ones. The summary: the facts in the order of the fields. What is worth keeping can be
-told from the words, not from where they stand. Filler is made up, too (Zipf's law), or running text of real documents.
+each from a small list of made-up ones. The summary is the facts in the order of the fields. Words show what is worth
+keeping; positions do not. Filler is made up, too (Zipf's law), or running text of real documents.
 Documents are 24 to 256 words long (with text: to 400; log-uniform), held-out ones at least three quarters of that. The
 same seed and texts give the same bytes.
 """
@@ -26,7 +26,7 @@ DOCUMENTS = {"train": 8_000, "validation": 200, "test": 200}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 Filler = Callable[[int, np.random.Generator], list[str]]
-"""So many words of it."""
+"""(number of words, generator) -> words."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Words:
     """The most frequent first."""
 
 
-def needle_sources(
+def write_needles(
     folder: Path, documents: dict[str, int] | None = None, *, texts: dict[str, Path] | None = None, seed: int = 0
 ) -> dict[str, Path]:
     """Write a .jsonl file of article/abstract/id for each split; returns their paths.
@@ -49,7 +49,7 @@ def needle_sources(
     """
     documents = DOCUMENTS if documents is None else documents
     paths = {split: folder / f"{split}.jsonl" for split in documents}
-    words = vocabulary(seed)
+    words = make_vocabulary(seed)
     longest = LONGEST if texts is None else LONGEST_IN_TEXT
     for number, (split, count) in enumerate(documents.items()):
         rng = np.random.default_rng((seed, number))
@@ -58,7 +58,7 @@ def needle_sources(
         with atomic_write(paths[split]) as file:
             for index in range(count):
                 num_words = int(np.exp(rng.uniform(*np.log((shortest, longest)))))
-                article, abstract = document(words, num_words, rng, filler)
+                article, abstract = make_document(words, num_words, rng, filler)
                 row = {"article": article, "abstract": abstract, "id": f"{split}-{index}"}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths
@@ -70,7 +70,7 @@ def _zipf(words: Words) -> Filler:
 
 
 def _running_text(path: Path, longest: int) -> Filler:
-    """Words that follow each other in one of the file's documents."""
+    """Filler of consecutive words of one of the file's documents."""
     read = (
         found.source.split() for found in read_documents([path], None, None, False) if isinstance(found, RawDocument)
     )
@@ -86,8 +86,8 @@ def _running_text(path: Path, longest: int) -> Filler:
     return filler
 
 
-def vocabulary(seed: int = 0) -> Words:
-    """Made-up words of two or three syllables."""
+def make_vocabulary(seed: int = 0) -> Words:
+    """Make up words of two or three syllables."""
     syllables = [consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS]
     rng, made = np.random.default_rng(seed), dict[str, None]()
     num_words = NUM_FIELDS * (1 + WORDS_A_FACT * CHOICES) + NUM_FILLER
@@ -103,8 +103,8 @@ def vocabulary(seed: int = 0) -> Words:
     return Words(fields=fields, facts=facts, filler=take(NUM_FILLER))
 
 
-def document(words: Words, num_words: int, rng: np.random.Generator, filler: Filler) -> tuple[str, str]:
-    """(article of `num_words` words, abstract)."""
+def make_document(words: Words, num_words: int, rng: np.random.Generator, filler: Filler) -> tuple[str, str]:
+    """Make one document: (article of `num_words` words, abstract)."""
     facts = [
         " ".join([field, *(str(rng.choice(choices)) for choices in places)])
         for field, places in zip(words.fields, words.facts, strict=True)
@@ -118,8 +118,8 @@ def document(words: Words, num_words: int, rng: np.random.Generator, filler: Fil
     return " ".join(parts), " ".join(facts)
 
 
-def recalled_facts(reference: str, generated: str) -> float:
-    """Share of the reference's facts that the summary gives word for word."""
+def recall_facts(reference: str, generated: str) -> float:
+    """The share of the reference's facts that the summary contains word for word."""
     words, size = reference.split(), 1 + WORDS_A_FACT
     facts = [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
     return sum(f" {fact} " in f" {' '.join(generated.split())} " for fact in facts) / len(facts)

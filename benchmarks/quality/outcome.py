@@ -1,4 +1,4 @@
-"""What the runs of a study say, side by side: rows of a table and points of learning curves."""
+"""From the finished runs of a study to rows of a table and points of learning curves."""
 
 import json
 import statistics
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.benchmarks.quality.losses import document_losses
-from transpooler.benchmarks.quality.needles import recalled_facts
-from transpooler.benchmarks.quality.statistics import Estimate, difference, estimate
+from transpooler.benchmarks.quality.losses import measure_losses
+from transpooler.benchmarks.quality.needles import recall_facts
+from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import Study
 from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
@@ -44,7 +44,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     losses, shuffled, scores, recalled, facts = [], [], [], [], []
     for run in runs.values():
         config = load_config([RunFolder(run).config])
-        measured = document_losses(run, config)
+        measured = measure_losses(run, config)
         tokens_N = measured["target_tokens"]
         losses.append(measured["loss_sum"] / tokens_N)
         shuffled.append(measured["shuffled_loss_sum"] / tokens_N)
@@ -55,7 +55,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            recalled.append([recalled_facts(row["reference"], row["generated"]) for row in rows])
+            recalled.append([recall_facts(row["reference"], row["generated"]) for row in rows])
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
@@ -69,24 +69,24 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
 
 
 def _facts(run: Path) -> dict[str, float]:
-    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in parts(run)]
+    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in list_parts(run)]
     return {
         "steps": sum(history[-1]["step"] for history in histories),
         "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
-        "train_minutes": sum(seconds_at(history)[-1] for history in histories) / 60,
+        "train_minutes": sum(sum_seconds(history)[-1] for history in histories) / 60,
         "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
     }
 
 
-def parts(run: Path) -> list[Path]:
-    """The folders of a run in order of time: that of the arm it began as, and its own."""
+def list_parts(run: Path) -> list[Path]:
+    """List the folders of a run in order of time: that of the run whose weights it began with, if any, and its own."""
     start = load_config([RunFolder(run).config]).train.init_from
     beginning = [] if start is None else [run.parent / Path(start).parent.name]
     return [*(folder for folder in beginning if RunFolder(folder).metrics.is_file()), run]
 
 
-def seconds_at(history: list[dict[str, Any]]) -> list[float]:
-    """Seconds of training at each line of train metrics, evaluation and saving in between included."""
+def sum_seconds(history: list[dict[str, Any]]) -> list[float]:
+    """Sum up seconds of training at each line of train metrics; evaluating and saving in between count."""
     done, elapsed, times = 0, 0.0, []
     for row in history:
         elapsed += row["step_time_s"] * (row["step"] - done)
@@ -95,13 +95,13 @@ def seconds_at(history: list[dict[str, Any]]) -> list[float]:
     return times
 
 
-def table_rows(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
+def compare_arms(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
     """One row an arm: numbers, 95 % intervals, and differences to the baseline arm."""
     baseline = next((result for result in results if result.arm == study.baseline), results[0])
     return [_row(result, baseline) for result in results]
 
 
-def seed_rows(results: list[ArmResult]) -> list[dict[str, Any]]:
+def list_seeds(results: list[ArmResult]) -> list[dict[str, Any]]:
     """One row an arm and seed: the same numbers without intervals."""
     return [_seed_row(result, number) for result in results for number in range(len(result.seeds))]
 
@@ -137,30 +137,30 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     seeds = [] if result is baseline else [seed for seed in result.seeds if seed in baseline.seeds]
     ours, theirs = ([some.seeds.index(seed) for seed in seeds] for some in (result, baseline))
     if seeds:
-        apart = difference(result.loss_SN[ours], baseline.loss_SN[theirs], weights)
-        row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": verdict(apart, lower_is_better=True)}
+        apart = compare(result.loss_SN[ours], baseline.loss_SN[theirs], weights)
+        row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": judge(apart, lower_is_better=True)}
     if seeds and result.rouge_SN:
-        apart = difference(100 * result.rouge_SN["rouge1"][ours], 100 * baseline.rouge_SN["rouge1"][theirs], ones)
-        row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": verdict(apart)}
+        apart = compare(100 * result.rouge_SN["rouge1"][ours], 100 * baseline.rouge_SN["rouge1"][theirs], ones)
+        row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": judge(apart)}
     return row
 
 
-def verdict(apart: Estimate, *, lower_is_better: bool = False) -> str:
-    """better or worse than the baseline where the interval leaves zero out, else undecided."""
+def judge(apart: Estimate, *, lower_is_better: bool = False) -> str:
+    """'better' or 'worse' than the baseline if the interval excludes zero, else 'undecided'."""
     if not apart.is_clear:
         return UNDECIDED
     return "better" if (apart.mean < 0) == lower_is_better else "worse"
 
 
-def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
-    """Points of the learning curves: held-out loss against step, source tokens and minutes of training."""
+def read_curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
+    """Read the learning curves of an arm: held-out loss against step, source tokens and minutes of training."""
     points = []
     for seed, run in runs.items():
         tokens, minutes, steps = 0, 0.0, 0
-        for part in parts(run):
+        for part in list_parts(run):
             rows = read_metrics(part)
             history = [row for row in rows if row["split"] == "train"]
-            at = dict(zip([row["step"] for row in history], seconds_at(history), strict=True))
+            at = dict(zip([row["step"] for row in history], sum_seconds(history), strict=True))
             seen = {row["step"]: row["source_tokens"] for row in history}
             points += [
                 {
@@ -177,7 +177,7 @@ def curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
             steps, tokens, minutes = (
                 steps + history[-1]["step"],
                 tokens + history[-1]["source_tokens"],
-                minutes + seconds_at(history)[-1] / 60,
+                minutes + sum_seconds(history)[-1] / 60,
             )
     return points
 

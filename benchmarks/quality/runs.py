@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.benchmarks import harness
-from transpooler.benchmarks.quality.losses import exported, is_current
-from transpooler.benchmarks.quality.study import Arm, Study, resolve
+from transpooler.benchmarks.quality.losses import is_current
+from transpooler.benchmarks.quality.study import Arm, Study, resolve_config
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json, write_json
 from transpooler.common.log import say
@@ -26,8 +26,8 @@ CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
 
 
-class Stopped(Exception):
-    """A command of the study ended with this exit code; it said itself why."""
+class CommandFailed(Exception):
+    """A command of the study ended with this exit code, and has printed why."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Where a study lives."""
+    """A study and its folders."""
 
     study: Study
     shards: Path
@@ -48,40 +48,40 @@ class Workplace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run as the study wants it."""
+class StudyRun:
+    """A run as the study plans it."""
 
     folder: Path
     config: Config
-    start: "Run | None" = None
+    start: "StudyRun | None" = None
     """The run whose weights it begins with."""
 
     @property
     def is_trained(self) -> bool:
-        return exported(self.folder).is_file()
+        return RunFolder(self.folder).export_config.is_file()
 
     def is_as_planned(self) -> bool:
-        """Whether what was trained, its start included, has these settings."""
+        """Whether the trained model, and the one that it began with, have the settings of the plan."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        return _what_decides(load_config([RunFolder(self.folder).config])) == _what_decides(self.config)
+        return _decisive_settings(load_config([RunFolder(self.folder).config])) == _decisive_settings(self.config)
 
 
-def check(place: Workplace) -> None:
-    """UserError for a mistake in any arm, or its start, before the first is trained."""
+def check_study(place: Workplace) -> None:
+    """Raise UserError for a mistake in any arm or in its start, before anything is trained."""
     for arm in place.study.arms:
         if place.study.budget[0] == "steps":
-            plan(place, arm, place.study.seeds[0])
+            plan_run(place, arm, place.study.seeds[0])
         else:  # steps are known when there are shards
-            resolve(place.study, arm.name, [arm.settings])
+            resolve_config(place.study, arm.name, [arm.settings])
 
 
 def check_shards(place: Workplace) -> None:
-    """UserError where the folder of shards lacks a split that the study reads."""
+    """Raise UserError if the folder of shards lacks a split that the study reads."""
     if not place.shards.is_dir():
         raise UserError(f"--shards {place.shards}: no such folder; give one that `transpooler prepare` wrote")
     for arm in place.study.arms:
-        config = resolve(place.study, arm.name, [arm.settings])
+        config = resolve_config(place.study, arm.name, [arm.settings])
         others = () if config.data.mixture else (config.data.train_split, config.data.validation_split)
         for split in dict.fromkeys((*others, config.evaluation.split)):
             if split is not None:
@@ -89,27 +89,27 @@ def check_shards(place: Workplace) -> None:
 
 
 def prepare(place: Workplace, sources: dict[str, Path]) -> None:
-    """`transpooler prepare`; it recognises what is there already."""
+    """Run `transpooler prepare`, which recognises what it has written before."""
     values = {"sources": {split: [str(path)] for split, path in sources.items()}, "output": str(place.shards)}
-    config = resolve(place.study, place.study.asked[0], [{"prepare": values}])
+    config = resolve_config(place.study, place.study.asked[0], [{"prepare": values}])
     _command(place, "prepare", config, "prepare")
 
 
-def plan(place: Workplace, arm: Arm, seed: int) -> Run:
-    """The run of one arm with one seed; arms that begin alike share their beginning."""
-    steps, start = steps_of(place, arm), None
+def plan_run(place: Workplace, arm: Arm, seed: int) -> StudyRun:
+    """Plan the run of one arm with one seed; arms that begin alike share their first run."""
+    steps, start = count_steps(place, arm), None
     if arm.start is not None:
         other = Arm(name=arm.start.arm, settings=arm.start.settings)
-        first = max(1, round(arm.start.share * steps_of(place, other)))
+        first = max(1, round(arm.start.share * count_steps(place, other)))
         steps = max(1, steps - round(arm.start.share * steps))
         folder = place.run_folder(f"{other.name}-first{first}", seed)
-        start = Run(folder=folder, config=_config(place, f"{arm.name}.start", other, folder, seed, first))
+        start = StudyRun(folder=folder, config=_config(place, f"{arm.name}.start", other, folder, seed, first))
     folder = place.run_folder(arm.name, seed)
-    return Run(folder=folder, config=_config(place, arm.name, arm, folder, seed, steps, start), start=start)
+    return StudyRun(folder=folder, config=_config(place, arm.name, arm, folder, seed, steps, start), start=start)
 
 
-def train(place: Workplace, run: Run) -> Path:
-    """Train a run, and before it the one that it begins with, unless that is done; returns its folder."""
+def train(place: Workplace, run: StudyRun) -> Path:
+    """Train a run, after the one that it begins with, unless they are trained; returns its folder."""
     if run.start is not None:
         train(place, run.start)
     if run.is_trained:
@@ -124,22 +124,22 @@ def train(place: Workplace, run: Run) -> Path:
 
 
 def _record_environment(run: Path) -> None:
-    """Add commit, versions and machine to those that the run was trained with so far: each start may have others."""
-    before = environments(run) if RunFolder(run).config.is_file() else []
+    """Append commit, versions and machine to the run's list: each start of its training may have others."""
+    before = read_environments(run) if RunFolder(run).config.is_file() else []
     write_json(run / ENVIRONMENT_FILE, [*before, harness.environment()])
 
 
-def environments(run: Path) -> list[dict[str, Any]]:
-    """What a run was trained with, one entry a start of its training."""
+def read_environments(run: Path) -> list[dict[str, Any]]:
+    """Read what a run was trained with; one entry for each start of its training."""
     path = run / ENVIRONMENT_FILE
     found: list[dict[str, Any]] = read_json(path) if path.is_file() else [{"commit": "unknown"}]
     return found
 
 
 def is_evaluated(run: Path) -> bool:
-    """Whether a trained run has what `transpooler evaluate` gives, newer than the model.
+    """Whether a trained run has results of `transpooler evaluate` that are newer than its model.
 
-    Runs of other objectives write no summaries: their losses are all there is to compare.
+    Objectives without summaries need none: their runs are compared by their losses alone.
     """
     config = load_config([RunFolder(run).config])
     results = RunFolder(run).evaluation(config.evaluation.split).metrics
@@ -147,23 +147,23 @@ def is_evaluated(run: Path) -> bool:
 
 
 def evaluate_run(run: Path) -> None:
-    """What `transpooler evaluate` does, for a trained run, unless that is done."""
+    """Evaluate a trained run as `transpooler evaluate` does, unless it is evaluated."""
     if not is_evaluated(run):
         config = load_config([RunFolder(run).config])
         output = RunFolder(run).evaluation(config.evaluation.split).root
         evaluate(config, model_folder=RunFolder(run).export, output=output)
 
 
-def finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
-    """Arm -> seed -> folder of all runs of the study that are trained and evaluated, asked for now or earlier."""
+def find_finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
+    """Find all runs of the study that are trained and evaluated, asked for now or earlier: arm -> seed -> folder."""
     found: dict[str, dict[int, Path]] = {}
     for arm in place.study.arms:
         folders = (place.output / "runs").glob(f"{glob.escape(arm.name)}-seed*")
         names = [folder.name.rpartition("-seed")[2] for folder in folders]
         for seed in sorted(int(name) for name in names if name.isdecimal()):
-            if not exported(place.run_folder(arm.name, seed)).is_file():
+            if not RunFolder(place.run_folder(arm.name, seed)).export_config.is_file():
                 continue
-            run = plan(place, arm, seed)
+            run = plan_run(place, arm, seed)
             if not run.is_as_planned():
                 say(f"{run.folder.name}: was trained with other settings than the study's; left out of the table")
             elif is_evaluated(run.folder):
@@ -171,13 +171,13 @@ def finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
     return found
 
 
-def steps_of(place: Workplace, arm: Arm) -> int:
-    """Steps that the budget pays for; measured once for a budget of minutes, and remembered."""
+def count_steps(place: Workplace, arm: Arm) -> int:
+    """Convert the budget of an arm to steps. For minutes, its step time is measured once and remembered."""
     kind, amount = place.study.budget
     if kind == "steps":
         return max(1, round(amount))
     if kind == "source_tokens":
-        config = resolve(place.study, arm.name, [arm.settings])
+        config = resolve_config(place.study, arm.name, [arm.settings])
         lengths = ShardDataset(place.shards / config.data.train_split).source_lengths
         tokens = float(lengths.clip(max=config.data.max_source_tokens).mean()) * config.data.batch_size
         return max(1, round(amount / tokens))
@@ -187,7 +187,7 @@ def steps_of(place: Workplace, arm: Arm) -> int:
     folder = place.output / "calibration" / arm.name
     quick = {"train": {"evaluate_every_steps": 0, "log_every_steps": 5}, "optimizer": {"warmup_steps": 1}}
     config = _config(place, arm.name, arm, folder, 0, CALIBRATION_STEPS, more=quick)
-    train(place, Run(folder=folder, config=config))
+    train(place, StudyRun(folder=folder, config=config))
     times = [row["step_time_s"] for row in read_metrics(folder) if row["split"] == "train"]
     step_time_s = statistics.median(times[1:] or times)  # the first window holds the warm-up
     steps = max(1, round(60 * amount / step_time_s))
@@ -202,23 +202,23 @@ def _config(
     folder: Path,
     seed: int,
     steps: int,
-    start: Run | None = None,
+    start: StudyRun | None = None,
     more: dict[str, Any] | None = None,
 ) -> Config:
-    """What a run of `arm` is trained with; `who` is named where that is wrong."""
+    """The configuration of a run of `arm`; UserError names `who`."""
     train = {"steps": steps, "init_from": None if start is None else str(RunFolder(start.folder).export)}
     values = {"run": str(folder), "seed": seed, "train": train}
-    return resolve(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
+    return resolve_config(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
 
 
-def _what_decides(config: Config) -> tuple[Any, ...]:
-    """What a trained model depends on; where and how it was trained may change, as between versions of this package."""
+def _decisive_settings(config: Config) -> tuple[Any, ...]:
+    """The settings that a trained model depends on. Others, such as paths and cadences, may change afterwards."""
     train, engine = config.train, config.engine
     return config.seed, config.model, config.data, config.optimizer, train.steps, train.init_from, engine.precision
 
 
 def _command(place: Workplace, command: str, config: Config, name: str, *arguments: str) -> None:
-    """Run `transpooler COMMAND` on configs/NAME.yaml; a request to stop is passed on, so that a run saves itself."""
+    """Run `transpooler COMMAND` on configs/NAME.yaml. Signals to stop are forwarded, so that a run saves itself."""
     config_path = place.output / "configs" / f"{name}.yaml"
     save_config(config, config_path)
     quiet = ["--quiet"] if place.quiet else []
@@ -236,4 +236,4 @@ def _command(place: Workplace, command: str, config: Config, name: str, *argumen
             child.terminate()
             child.wait()
     if code:
-        raise Stopped(code if code > 0 else 128 - code)
+        raise CommandFailed(code if code > 0 else 128 - code)

@@ -18,21 +18,21 @@ class Estimate:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def estimate(values_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Weighted mean of `values_SN` (seeds, documents); seeds and documents are both drawn with replacement.
+    """Estimate the weighted mean of `values_SN` (seeds, documents); both are drawn with replacement.
 
-    A loss per token is the mean of the documents' losses per token, weighted by their tokens. One seed alone says
-    nothing about other seeds: then only documents are drawn.
+    A loss per token is the mean of the documents' losses per token, weighted by their tokens. One seed says nothing
+    about others: then only documents are drawn.
     """
-    return _interval(_mean(values_SN, weights_N), _resampled(values_SN, weights_N, np.random.default_rng(seed)))
+    return _interval(_mean(values_SN, weights_N), _resample(values_SN, weights_N, np.random.default_rng(seed)))
 
 
-def difference(ours_SN: np.ndarray, baseline_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> Estimate:
-    """`ours` less `baseline`, paired: runs of one seed begin with the same weights and read the same documents."""
+def compare(ours_SN: np.ndarray, baseline_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Estimate `ours` less `baseline`, paired: runs of a seed share their first weights and their documents."""
     return estimate(ours_SN - baseline_SN, weights_N, seed=seed)
 
 
@@ -40,7 +40,7 @@ def _mean(values_SN: np.ndarray, weights_N: np.ndarray) -> float:
     return float((values_SN.mean(0) * weights_N).sum() / weights_N.sum())
 
 
-def _resampled(values_SN: np.ndarray, weights_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resample(values_SN: np.ndarray, weights_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     num_seeds, count = values_SN.shape
     means = np.empty(SAMPLES)
     for sample in range(SAMPLES):

@@ -10,6 +10,7 @@ import yaml
 from transpooler.common.errors import UserError
 from transpooler.common.text import split_list
 from transpooler.trainer.config import Config, load_config
+from transpooler.trainer.config.presets import find_config, is_preset, preset_names
 
 BUDGETS = ("steps", "source_tokens", "minutes")
 CORPORA = ("needles", "needles_in_text")
@@ -23,7 +24,7 @@ class Start:
     arm: str
     share: float
     settings: dict[str, Any]
-    """That arm's own, also where it is not among those that are compared."""
+    """The settings of that arm, which need not be among those that are trained now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,19 @@ class Study:
     processes: int = 1
     """Training ranks."""
     configs: tuple[Path, ...] = ()
-    """Configuration files below `settings`, relative to the study file."""
+    """Configuration files below `settings`."""
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; null: the user's alone."""
+    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; None: the user's alone."""
 
 
-def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
-    """Read and check a study; `arms` and `seeds` (comma-separated) replace its own. UserError names what is wrong."""
+def load_study(name: str | Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
+    """Read and check a study, a file or one of ours by name, such as 'studies/needles'. UserError names what is wrong.
+
+    arms, seeds: comma-separated; what is trained now instead of all arms, and of the study's seeds.
+    """
+    path = find_config(name)
     study = _parse(path, _read(path))
     if seeds is not None:
         if not all(part.isdecimal() for part in split_list(seeds)):
@@ -75,8 +80,8 @@ def load_study(path: Path, *, arms: str | None = None, seeds: str | None = None)
     return study
 
 
-def resolve(study: Study, who: str, fragments: Sequence[Mapping[str, Any]]) -> Config:
-    """The study's settings and the fragments, checked; UserError names the study and `who` is wrong."""
+def resolve_config(study: Study, who: str, fragments: Sequence[Mapping[str, Any]]) -> Config:
+    """Merge the study's settings and the fragments, and check them; UserError names the study and `who`."""
     try:
         return load_config([*study.configs, study.settings, *fragments])
     except UserError as error:
@@ -88,7 +93,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the study: {error.strerror}") from None
+        known = ", ".join(name for name in preset_names() if name.startswith("studies/") and name.count("/") == 1)
+        raise UserError(f"{path}: cannot read the study: {error.strerror}; studies by name: {known}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -123,11 +129,17 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         asked=tuple(arms),
         seeds=tuple(dict.fromkeys(seeds)),
         processes=processes,
-        configs=tuple(path.parent / name for name in values.get("configs", [])),
+        configs=tuple(_find_beside(path, name) for name in values.get("configs", [])),
         settings=values.get("settings") or {},
         description=str(values.get("description", "")).strip(),
         corpus=corpus,
     )
+
+
+def _find_beside(path: Path, name: str) -> Path:
+    """A configuration relative to the study file, or a preset by name."""
+    beside = path.parent / name
+    return find_config(name) if is_preset(name) and not beside.is_file() else beside
 
 
 def _budget(path: Path, value: Any) -> tuple[str, float]:
@@ -154,5 +166,5 @@ def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) 
 
 
 def _without_start(settings: Any) -> dict[str, Any]:
-    given = settings if isinstance(settings, dict) else {}  # what is no mapping is reported as its own mistake
+    given = settings if isinstance(settings, dict) else {}  # _arm reports anything else, in its own turn
     return {key: value for key, value in given.items() if key != "start"}

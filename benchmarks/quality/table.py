@@ -1,4 +1,4 @@
-"""What readers are shown of a study, on the terminal and in quality.md alike."""
+"""Tables of a study for readers, the same on the terminal and in quality.md."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,32 +14,32 @@ SHOWN = {
 SCORES = ("facts", "rouge1")
 
 Rows = Sequence[dict[str, Any]]
-Readable = dict[str, list[dict[str, str]]]
+Tables = dict[str, list[dict[str, str]]]
 """Title -> rows of a table, as heading -> text."""
 
 
-def readable(rows: Rows, study: Study) -> Readable:
-    """Means with 95 % intervals, and what is clear about each arm against the baseline."""
-    title = f"{study.name}: {budget_text(study)} a run; 95 % intervals over seeds and documents"
+def format_arms(rows: Rows, study: Study) -> Tables:
+    """Format means with 95 % intervals, and each arm's verdict against the baseline."""
+    title = f"{study.name}: {format_budget(study)} a run; 95 % intervals over seeds and documents"
     baseline = next((row["arm"] for row in rows if row["arm"] == study.baseline), rows[0]["arm"])
-    return {title: [_readable_row(row, baseline) for row in rows]}
+    return {title: [_format_arm(row, baseline) for row in rows]}
 
 
-def _readable_row(row: dict[str, Any], baseline: str) -> dict[str, str]:
+def _format_arm(row: dict[str, Any], baseline: str) -> dict[str, str]:
     apart = f"loss_less_{baseline}"
     return {
         "arm": row["arm"],
         "seeds": str(row["seeds"]),
-        **{heading: interval(row, key, digits) for key, (heading, digits) in SHOWN.items() if key in row},
-        f"loss less {baseline}": f"{interval(row, apart, 3)} {row['loss_verdict']}" if apart in row else "",
+        **{heading: format_interval(row, key, digits) for key, (heading, digits) in SHOWN.items() if key in row},
+        f"loss less {baseline}": f"{format_interval(row, apart, 3)} {row['loss_verdict']}" if apart in row else "",
         "reads its input": f"{row['reads_its_input']:.3f}",
         "steps": f"{row['steps']:,.0f}",
         "minutes": f"{row['train_minutes']:.1f}",
     }
 
 
-def each_seed(single: Rows) -> Readable:
-    """One line an arm: loss and, where there is one, score of each seed."""
+def format_seeds(single: Rows) -> Tables:
+    """Format one line an arm: the loss of each seed and, if there is one, its score."""
     score = next((name for name in SCORES if name in single[0]), None)
     what = "loss" if score is None else f"{SHOWN[score][0]} (loss)"
     lines: dict[str, dict[str, str]] = {}
@@ -52,26 +52,26 @@ def each_seed(single: Rows) -> Readable:
     return {f"each seed: {what}": list(lines.values())}
 
 
-def interval(row: dict[str, Any], column: str, digits: int) -> str:
+def format_interval(row: dict[str, Any], column: str, digits: int) -> str:
     """'1.234 (1.200 to 1.268)'."""
     mean, low, high = (row[f"{column}{suffix}"] for suffix in ("", "_low", "_high"))
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def budget_text(study: Study) -> str:
+def format_budget(study: Study) -> str:
     """'2,000 steps'."""
     kind, amount = study.budget
     return f"{amount:,.10g} {kind.replace('_', ' ')}"
 
 
-def notes(study: Study, single: Rows) -> str:
-    """What the table is of, and how to read it."""
+def format_notes(study: Study, single: Rows) -> str:
+    """Say what the table shows, and how to read it."""
     seeds = {arm: tuple(row["seed"] for row in single if row["arm"] == arm) for arm in {row["arm"] for row in single}}
     unequal = " Arms differ in their seeds: compare with care." if len(set(seeds.values())) > 1 else ""
     alone = " One seed: the intervals know nothing of what another seed would give."
     missing = [arm.name for arm in study.arms if arm.name not in seeds]
     return (
-        f"Study `{study.path.name}`, {budget_text(study)} a run. {study.description}{unequal}"
+        f"Study `{study.path.name}`, {format_budget(study)} a run. {study.description}{unequal}"
         f"{' Not finished: ' + ', '.join(missing) + '.' if missing else ''}\n\n"
         "95 % bootstrap intervals over documents and seeds; differences paired by seed and document, over the seeds "
         f"that both arms have.{alone if min(map(len, seeds.values())) == 1 else ''} reads its input: loss with another "

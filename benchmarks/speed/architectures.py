@@ -32,7 +32,7 @@ class Entry:
 
 
 BASELINES = {"small": ("blockwise", "vanilla"), "deep": ("deep_blockwise", "deep_vanilla")}
-"""Of each group: what its members are divided by."""
+"""Group -> the architectures whose costs are divided by those of its members."""
 
 ENTRIES: Mapping[str, Entry] = {
     "vanilla": Entry(source="vanilla", group="small", layers=(2, 2)),
@@ -54,16 +54,16 @@ ENTRIES: Mapping[str, Entry] = {
 }
 
 
-def entry(name: str) -> Entry:
-    """The architecture of that name; UserError naming the known ones."""
+def find_entry(name: str) -> Entry:
+    """Find an architecture by name; UserError lists the known names."""
     if name not in ENTRIES:
         raise UserError(f"--architectures: {name!r} is unknown; choose among {', '.join(ENTRIES)}")
     return ENTRIES[name]
 
 
 def build(name: str, *, length: int, target_tokens: int, vocab_size: int, overrides: tuple[str, ...] = ()) -> nn.Module:
-    """The model with random weights (float32, CPU), for inputs of `length` tokens; `overrides` are for ours alone."""
-    found = entry(name)
+    """Build a model with random weights (float32, CPU) for `length` input tokens; `overrides` apply to ours alone."""
+    found = find_entry(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if found.source == "led":
@@ -74,20 +74,20 @@ def build(name: str, *, length: int, target_tokens: int, vocab_size: int, overri
 
 
 def check_overrides(names: Sequence[str], overrides: tuple[str, ...]) -> None:
-    """UserError where one of our architectures among `names` cannot be built with the overrides."""
+    """Raise UserError if one of our architectures among `names` cannot be built with the overrides."""
     for item in overrides:
         if not item.startswith("model."):
             raise UserError(f"--set {item}: cells take settings of the model alone; write model.KEY=VALUE")
     for name in names:
-        if overrides and entry(name).source not in ("led", "longt5"):
+        if overrides and find_entry(name).source not in ("led", "longt5"):
             try:
-                _config(entry(name), 32_000, overrides)
+                _config(find_entry(name), 32_000, overrides)
             except UserError as error:
                 raise UserError(f"--set, {name}: {error}") from None
 
 
-def inputs(model: Any, *, batch_size: int, length: int, vocab_size: int) -> dict[str, Tensor]:
-    """Random documents, all as long: input_ids and attention_mask (B, N) int64, and what LED wants besides."""
+def make_inputs(model: Any, *, batch_size: int, length: int, vocab_size: int) -> dict[str, Tensor]:
+    """Make random documents of equal length: input_ids and attention_mask (B, N) int64, and LED's global mask."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(NUM_SPECIAL, vocab_size, (batch_size, length), generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

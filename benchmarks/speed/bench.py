@@ -8,7 +8,7 @@ from typing import Any
 
 from transpooler.benchmarks import harness
 from transpooler.benchmarks.speed import architectures
-from transpooler.benchmarks.speed.goals import verdicts
+from transpooler.benchmarks.speed.goals import judge_goals
 from transpooler.benchmarks.speed.run import check_device, run_cells
 from transpooler.benchmarks.speed.settings import (
     DAMAGED,
@@ -20,7 +20,7 @@ from transpooler.benchmarks.speed.settings import (
     keep_settings,
     read_cells,
 )
-from transpooler.benchmarks.speed.table import readable, rows, terminal_tables
+from transpooler.benchmarks.speed.table import format_groups, make_rows, print_tables
 from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.common.log import say
@@ -36,9 +36,9 @@ def bench_speed(
     folder: Path,
     phases: Sequence[str] = PHASES,
 ) -> None:
-    """Measure the cells that are missing in `folder`, then write and print what all cells of the folder say."""
+    """Measure the cells that are missing in `folder`, then print and write tables of all its cells."""
     for name in names:
-        architectures.entry(name)
+        architectures.find_entry(name)
     architectures.check_overrides(names, settings.overrides)
     check_device(settings.device)
     keep_settings(folder, settings)
@@ -52,34 +52,25 @@ def bench_speed(
 
 
 def write_outputs(folder: Path) -> list[Path]:
-    """Tables on standard output, and files: speed.json, .csv, .md and plots; returns their paths."""
+    """Print tables and write speed.json, .csv, .md and plots; returns the paths of the files."""
     cells = read_cells(folder)
-    found = rows(cells)
+    found = make_rows(cells)
     if not any(cell["status"] == "ok" for cell in cells):
         raise UserError(f"{folder}: no cell could be measured; see the notes in {folder / 'cells'}")
-    lines = verdicts(found)
-    terminal_tables(found)
+    lines = judge_goals(found)
+    print_tables(found)
     print("\n".join(lines))
     settings = read_json(folder / SETTINGS_FILE, DAMAGED)
-    where, notes = _where(cells), _notes(settings, lines)
-    to_read = harness.markdown_tables(readable(found))
-    paths = harness.write_results(NAME, found, notes, folder, where=where, to_read=to_read)
+    measured = [cell["environment"] for cell in cells if "environment" in cell]
+    where = harness.table_environment(measured[0], measured_with=measured)
+    to_read = harness.markdown_tables(format_groups(found))
+    paths = harness.write_results(NAME, found, _notes(settings, lines), folder, where=where, to_read=to_read)
     if importlib.util.find_spec("matplotlib") is None:
         say("no plots: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths
     from transpooler.benchmarks.speed.plots import write_plots
 
     return [*paths, *write_plots(found, folder, _subtitle(cells, settings))]
-
-
-def _where(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Machine, threads and commits of the cells; date and commit of the table."""
-    now = harness.environment()
-    measured = [cell["environment"] for cell in cells if "environment" in cell]
-    return {"date": now["date"], "table_commit": now["commit"]} | {
-        **{key: measured[0][key] for key in ("cpu", "cores", "threads", "memory_gib", "gpu")},
-        "measured_with": harness.made_with(measured),
-    }
 
 
 def _notes(settings: dict[str, Any], lines: Sequence[str]) -> str:

@@ -4,10 +4,7 @@ Writes its result as one JSON file.
 """
 
 import contextlib
-import ctypes
 import json
-import os
-import signal
 import statistics
 import sys
 import time
@@ -19,30 +16,30 @@ import torch
 
 from transpooler.benchmarks import harness
 from transpooler.benchmarks.speed import architectures
-from transpooler.benchmarks.speed.settings import Cell, Limits, Settings, outcome
-from transpooler.benchmarks.speed.work import MIB, count_flops, decoder_bytes
+from transpooler.benchmarks.speed.settings import Cell, Limits, Settings, make_result
+from transpooler.benchmarks.speed.work import count_flops, measure_reads
 from transpooler.common.files import write_json
+from transpooler.common.processes import die_with_parent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def main(text: str) -> None:
     """Measure the cell that the JSON describes."""
-    _die_with_parent()
+    die_with_parent()  # or it would go on, and disturb what is measured next
     request = json.loads(text)
     cell, limits = Cell(**request["cell"]), Limits(**request["limits"])
     settings = Settings(**request["settings"] | {"overrides": tuple(request["settings"]["overrides"])})
     torch.set_num_threads(settings.threads)
     try:
-        result = outcome(cell, "ok", **_measure(cell, settings, limits))
+        result = make_result(cell, "ok", **_measure(cell, settings, limits))
     except (torch.OutOfMemoryError, MemoryError) as error:
-        result = outcome(cell, "out_of_memory", str(error).splitlines()[0])
+        result = make_result(cell, "out_of_memory", str(error).splitlines()[0])
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
-        result = outcome(cell, "out_of_memory", str(error).splitlines()[0])
+        result = make_result(cell, "out_of_memory", str(error).splitlines()[0])
     write_json(Path(request["output"]), {**result, "environment": harness.environment()})
 
 
@@ -55,7 +52,7 @@ def _measure(cell: Cell, settings: Settings, limits: Limits) -> dict[str, Any]:
         overrides=settings.overrides,
     )
     model = model.to(settings.device, DTYPES[settings.precision])
-    batch = architectures.inputs(
+    batch = architectures.make_inputs(
         model, batch_size=settings.batch_size, length=cell.length, vocab_size=settings.vocab_size
     )
     batch = {name: tensor.to(settings.device) for name, tensor in batch.items()}
@@ -68,7 +65,7 @@ def _measure(cell: Cell, settings: Settings, limits: Limits) -> dict[str, Any]:
 
 
 class Clock:
-    """Repeats a function until it was measured often enough, or until half of the time is over."""
+    """Repeats a function as often as asked, or until half of the time limit has passed."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self.device, self.repeats = settings.device, limits.repeats
@@ -76,14 +73,14 @@ class Clock:
         self._deadline = time.perf_counter() + limits.time_limit_s / 2
 
     def times(self, function: Callable[[], Any], spare_s: float | None = None) -> list[float]:
-        """Seconds of each run; where there is no time for one, `spare_s` of an earlier run serves."""
+        """Measure the seconds of each run; without time for a single one, return `spare_s`, measured earlier."""
         measured: list[float] = []
         while (not measured and spare_s is None) or (self._has_time() and len(measured) < self.repeats):
             measured.append(self.seconds(function))
         return measured or [float(spare_s or 0)]
 
     def seconds(self, function: Callable[[], Any]) -> float:
-        """Of one call."""
+        """Measure the seconds of one call."""
         self.wait()
         started = self.now()
         function()
@@ -94,7 +91,7 @@ class Clock:
         return time.perf_counter() < self._deadline
 
     def wait(self) -> None:
-        """Until the GPU has done what it was given."""
+        """Wait until the GPU has finished its work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -116,14 +113,14 @@ def _training(model: Any, batch: dict[str, Any], settings: Settings, clock: Cloc
     flops: dict[str, int] = {}
     spare_s: list[float] = []
     calls = iter((lambda: flops.update(count_flops(step)), lambda: spare_s.append(clock.seconds(step))))
-    peak_mib = harness.peak_memory_bytes(lambda: next(calls)(), settings.device) / MIB
+    peak_mib = harness.peak_memory_bytes(lambda: next(calls)(), settings.device) / harness.MIB
     times = clock.times(step, spare_s[0])
-    return {**spread("train_step_s", times), "train_peak_mib": peak_mib, "train_gflop": flops["all"] / 1e9}
+    return {**summarize_times("train_step_s", times), "train_peak_mib": peak_mib, "train_gflop": flops["all"] / 1e9}
 
 
 @torch.inference_mode()
 def _inference(model: Any, batch: dict[str, Any], settings: Settings, clock: Clock) -> dict[str, Any]:
-    """Beam search over one batch, with as many tokens for every document; the encoder alone."""
+    """The encoder alone, and beam search over one batch with the same number of tokens for every document."""
     model.eval()
     encoder = model.get_encoder()
     tokens: list[float] = []
@@ -149,14 +146,14 @@ def _inference(model: Any, batch: dict[str, Any], settings: Settings, clock: Clo
     with _last_cache(model) as held:
         flops = count_flops(generate)
     decoder = {name: (flops[name] - encoder_flops[name]) / 1e9 for name in flops}
-    read = decoder_bytes(model, held[0])
+    read = measure_reads(model, held[0])
     held.clear()
     encoder_times = clock.times(lambda: encoder(**batch))
     document_times = clock.times(document)
     return {
-        **spread("encoder_s", encoder_times),
-        **spread("document_s", document_times),
-        **spread("token_s", tokens),
+        **summarize_times("encoder_s", encoder_times),
+        **summarize_times("document_s", document_times),
+        **summarize_times("token_s", tokens),
         "encoder_gflop": encoder_flops["all"] / 1e9,
         "decoder_gflop": decoder["all"],
         "decoder_attention_gflop": decoder["attention"],
@@ -165,7 +162,7 @@ def _inference(model: Any, batch: dict[str, Any], settings: Settings, clock: Clo
 
 
 class Stamps:
-    """A logits processor that changes nothing and notes when each token's logits are there."""
+    """A logits processor that changes nothing and notes the time at which each token's logits arrive."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.seen = clock, list[float]()
@@ -191,19 +188,10 @@ def _last_cache(model: Any) -> Any:
         handle.remove()
 
 
-def spread(name: str, times: list[float]) -> dict[str, float]:
+def summarize_times(name: str, times: list[float]) -> dict[str, float]:
     """Median, quartiles and number of the measured runs."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return {name: median, f"{name}_low": low, f"{name}_high": high, f"{name}_repeats": len(times)}
-
-
-def _die_with_parent() -> None:
-    """A benchmark that was killed must not leave a cell behind that disturbs the next one (Linux)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ GOALS = (
 )
 
 
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One line a goal whose two cells were measured."""
+def judge_goals(rows: Sequence[Row]) -> list[str]:
+    """Write one line for each goal whose two cells were measured."""
     at = {row["architecture"]: row for row in rows if row["length"] == LENGTH}
     lines = []
     for goal in GOALS:

@@ -28,8 +28,8 @@ STYLES = (
 )
 
 
-def exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
-    """Least-squares slope of log cost over log length; None for fewer than two lengths."""
+def fit_exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
+    """Fit the least-squares slope of log cost over log length; None for fewer than two lengths."""
     if len(set(lengths)) < 2:
         return None
     x, y = [math.log(value) for value in lengths], [math.log(value) for value in costs]
@@ -38,19 +38,19 @@ def exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | None:
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
-def fitted(lengths: Sequence[int]) -> str:
-    """'2k-8k': what an exponent was fitted to; '2k and 8k alone' where it is two lengths."""
-    low, high = short(min(lengths)), short(max(lengths))
+def format_range(lengths: Sequence[int]) -> str:
+    """Format the lengths that an exponent was fitted to: '2k-8k', or '2k and 8k alone' if there are only two."""
+    low, high = format_length(min(lengths)), format_length(max(lengths))
     return f"{low}-{high}" if len(set(lengths)) > 2 else f"{low} and {high} alone"
 
 
-def short(length: int) -> str:
-    """'8k' for 8,192."""
+def format_length(length: int) -> str:
+    """Format 8,192 as '8k'."""
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
 def write_plots(rows: Sequence[Row], folder: Path, subtitle: str) -> list[Path]:
-    """cost-<group>.png for each group that has something to draw; returns their paths."""
+    """Draw cost-<group>.png for each group with measurements; returns their paths."""
     paths = []
     for group in BASELINES:
         members = [row for row in rows if row["group"] == group and any(row.get(cost) for cost in PANELS)]
@@ -84,12 +84,12 @@ def _panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
         if not points:
             continue
         lengths, costs = zip(*points, strict=True)
-        slope = exponent(lengths, costs)
-        label = name if slope is None else f"{name}  n^{slope:.2f} ({fitted(lengths)})"
+        slope = fit_exponent(lengths, costs)
+        label = name if slope is None else f"{name}  n^{slope:.2f} ({format_range(lengths)})"
         axis.plot(lengths, costs, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
     ticks = sorted({row["length"] for row in rows})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, map(short, ticks))
+    axis.set_xticks(ticks, map(format_length, ticks))
     axis.set_yscale("log")
     _label_costs(axis)
     axis.minorticks_off()

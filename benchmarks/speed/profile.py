@@ -45,7 +45,7 @@ def main() -> None:
 def _rows(name: str, length: int, tokens: int) -> list[dict[str, Any]]:
     vocab_size = Settings.vocab_size
     model: Any = architectures.build(name, length=length, target_tokens=tokens, vocab_size=vocab_size).eval()
-    batch = architectures.inputs(model, batch_size=1, length=length, vocab_size=vocab_size)
+    batch = architectures.make_inputs(model, batch_size=1, length=length, vocab_size=vocab_size)
     encoded = model.get_encoder()(**batch)
 
     def write() -> None:

@@ -24,7 +24,7 @@ class Settings:
     """fp32 or bf16 (weights and activations)."""
     threads: int = 1
     clock: str = "wall"
-    """wall, or process: CPU seconds of the process, which hardly notice what else a shared machine does."""
+    """wall, or process: CPU seconds of the process, which other load on the machine hardly changes."""
     batch_size: int = 1
     target_tokens: int = 128
     """Tokens of the target in training, and generated for each document."""
@@ -63,7 +63,7 @@ class Cell:
 
 
 def read_cell(path: Path) -> dict[str, Any]:
-    """A cell's result; UserError for a file that is none."""
+    """Read a cell's result; UserError for any other file."""
     result = read_json(path, DAMAGED)
     if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
         raise UserError(f"{path}: not the result of a cell; {DAMAGED}")
@@ -71,7 +71,7 @@ def read_cell(path: Path) -> dict[str, Any]:
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder."""
+    """Read all results of a folder."""
     return [read_cell(path) for path in sorted((folder / "cells").glob("*.json"))]
 
 
@@ -86,12 +86,12 @@ def keep_settings(folder: Path, settings: Settings) -> None:
 
 
 def parse_lengths(text: str) -> list[int]:
-    """'2k,8k' to tokens, each once."""
+    """Parse '2k,8k' as numbers of tokens, each once."""
     return list(dict.fromkeys(parse_length(part) for part in split_list(text)))
 
 
 def parse_length(text: str) -> int:
-    """'8k' or '8192' to tokens."""
+    """Parse '8k' or '8192' as a number of tokens."""
     number = text.strip().lower()
     value = number.removesuffix("k")
     if not value.isdecimal() or int(value) < 1:
@@ -99,13 +99,13 @@ def parse_length(text: str) -> int:
     return int(value) * (1024 if number.endswith("k") else 1)
 
 
-def outcome(cell: Cell, status: str, note: str = "", **values: Any) -> dict[str, Any]:
-    """A cell's result; status: ok, out_of_memory, time_limit, failed or skipped."""
+def make_result(cell: Cell, status: str, note: str = "", **values: Any) -> dict[str, Any]:
+    """Make a cell's result; status: ok, out_of_memory, time_limit, failed or skipped."""
     return {**asdict(cell), "status": status, "note": note, **values}
 
 
 def parse_phases(text: str) -> list[str]:
-    """'train,infer' to its parts."""
+    """Parse 'train,infer' as phases, each once."""
     parts = split_list(text)
     if wrong := [part for part in parts if part not in PHASES]:
         raise UserError(f"--phases: {wrong[0]!r} is unknown; choose among {', '.join(PHASES)}")

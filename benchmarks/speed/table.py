@@ -25,8 +25,8 @@ RATIO_TO = ("blockwise", "vanilla")
 UNITS = {"_s": ("s", "ms", 1000.0), "_mib": ("GiB", "MiB", 1024.0), "_gflop": ("TFLOP", "GFLOP", 1000.0)}
 
 
-def rows(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row an architecture and length; a ratio is the baseline's cost over this one's: above 1 = cheaper."""
+def make_rows(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Make one row an architecture and length; a ratio is the baseline's cost over this one's: above 1 = cheaper."""
     merged: dict[tuple[str, int], Row] = {}
     for cell in cells:
         name, length = cell["architecture"], cell["length"]
@@ -53,38 +53,38 @@ def _add_ratios(row: Row, merged: Mapping[tuple[str, int], Row]) -> None:
                 row[f"{cost}_vs_{name}"] = other[cost] / row[cost]
 
 
-def readable(found: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
-    """Title -> rows of one table a group: cost, and ratios to blockwise / vanilla behind it."""
+def format_groups(found: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
+    """Format a table for each group (title -> rows): costs, with their ratios to blockwise / vanilla in brackets."""
     tables = {}
     for group, baselines in BASELINES.items():
         members = [row for row in found if row["group"] == group]
         if members:
             tables[f"{group}: cost (times cheaper than {' / '.join(baselines)})"] = [
                 {"architecture": row["architecture"], "tokens": f"{row['length']:,}"}
-                | {heading: cost_cell(row, cost) for cost, heading in COSTS.items()}
+                | {heading: format_cost(row, cost) for cost, heading in COSTS.items()}
                 for row in members
             ]
     return tables
 
 
-def terminal_tables(found: Sequence[Row]) -> None:
-    """Print them on standard output."""
-    for title, table in readable(found).items():
+def print_tables(found: Sequence[Row]) -> None:
+    """Print the tables of all groups on standard output."""
+    for title, table in format_groups(found).items():
         print_table(title, table, sections="tokens")
 
 
-def cost_cell(row: Mapping[str, Any], cost: str) -> str:
-    """'1.23 s (1.8/5.2)': cost and ratios; why there is none, where there is none."""
+def format_cost(row: Mapping[str, Any], cost: str) -> str:
+    """Format cost and ratios as '1.23 s (1.8/5.2)', or say why there is no cost."""
     if row.get(cost) is None:
         phase = PHASES[0] if cost.startswith("train") else PHASES[1]
         return str(row.get(f"{phase}_status", "")).replace("_", " ")
     ratios = [row.get(f"{cost}_vs_{name}") for name in RATIO_TO]
     shown = "/".join("-" if ratio is None else _digits(ratio, 2) for ratio in ratios)
-    return f"{quantity(row[cost], cost)} ({shown})"
+    return f"{format_quantity(row[cost], cost)} ({shown})"
 
 
-def quantity(value: float, cost: str) -> str:
-    """A cost with its unit."""
+def format_quantity(value: float, cost: str) -> str:
+    """Format a cost with its unit."""
     large, small, factor = next(unit for suffix, unit in UNITS.items() if cost.endswith(suffix))
     if cost.endswith("_s"):
         return f"{_digits(value, 3)} {large}" if value >= 1 else f"{_digits(value * factor, 3)} {small}"
@@ -92,5 +92,5 @@ def quantity(value: float, cost: str) -> str:
 
 
 def _digits(value: float, count: int) -> str:
-    """As many digits, and all those before the point."""
+    """Format with `count` significant digits, but never round before the point."""
     return f"{value:,.0f}" if value >= 10 ** (count - 1) else f"{value:#.{count}g}".removesuffix(".")

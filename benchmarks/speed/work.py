@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-MIB = 2**20
+from transpooler.benchmarks.harness import MIB
 
 
 def _sdpa_on_cpu(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-    """The counter's own rule for attention; it does not know the CPU's fused kernel by name."""
+    """The counter's own rule for attention, which it does not apply to the CPU's fused kernel by itself."""
     return sdpa_flop_count(query, key, value)
 
 
@@ -19,9 +19,9 @@ def _sdpa_backward_on_cpu(gradient: Any, query: Any, key: Any, value: Any, *_: A
 
 
 def count_flops(function: Callable[[], Any]) -> dict[str, int]:
-    """Floating-point operations (a multiply-add is two) of one call: all, and those of attention scores and values.
+    """Count floating-point operations of one call (a multiply-add is two): all, and those of scores and values.
 
-    Attention is what runs as a fused kernel or as a batched product; projections run as plain matrix products.
+    Fused kernels and batched products count as attention; projections run as plain matrix products.
     """
     kernels = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_on_cpu,
@@ -34,8 +34,8 @@ def count_flops(function: Callable[[], Any]) -> dict[str, int]:
     return {"all": sum(operations.values()), "attention": attention}
 
 
-def decoder_bytes(model: Any, cache: Any) -> dict[str, float]:
-    """MiB that one step at the end of a document reads: weights of decoder and head, cached keys and values."""
+def measure_reads(model: Any, cache: Any) -> dict[str, float]:
+    """Sum up the MiB that the last step of a document reads: weights of decoder and head, cached keys and values."""
     memory = {"cross": cache.cross_attention_cache, "self": cache.self_attention_cache}
     cached = {name: sum(_layer_bytes(layer) for layer in part.layers) for name, part in memory.items()}
     decoder = model.get_decoder()

@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "compare architectures: what they cost (speed), and what they learn from the same data (quality)",
         "  transpooler bench speed --lengths 2k,8k\n"
         "  transpooler bench speed --device cuda --batch-size 8\n"
-        "  transpooler bench quality configs/studies/cpu.yaml --data papers/",
+        "  transpooler bench quality studies/cpu --data papers/",
     )
     kinds = parser.add_subparsers(dest="bench", required=True, metavar="KIND", title="kinds")
     _add_speed(kinds)
@@ -108,11 +108,11 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
         "quality",
         "train the arms of a study on the same documents under the same budget, evaluate and compare them; started "
         "again, it goes on where it was",
-        "  transpooler bench quality configs/studies/needles.yaml\n"
-        "  transpooler bench quality configs/studies/cpu.yaml --data papers/\n"
-        "  transpooler bench quality configs/studies/gpu.yaml --data papers/ --output studies/h100",
+        "  transpooler bench quality studies/needles\n"
+        "  transpooler bench quality studies/cpu --data papers/\n"
+        "  transpooler bench quality my_study.yaml --data papers/ --output bench/mine",
     )
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a YAML file; see docs/benchmarks.md")
+    parser.add_argument("study", metavar="STUDY", help="a YAML file, or one of ours by name; see docs/benchmarks.md")
     parser.add_argument(
         "--data",
         type=Path,
@@ -131,7 +131,7 @@ def _add_quality(kinds: argparse._SubParsersAction) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from transpooler.benchmarks.quality.bench import bench_quality
-    from transpooler.benchmarks.quality.needles import needle_sources
+    from transpooler.benchmarks.quality.needles import write_needles
     from transpooler.benchmarks.quality.study import load_study
     from transpooler.launch.demo.corpus import demo_sources
 
@@ -147,7 +147,7 @@ def _quality(parsed: argparse.Namespace) -> int | None:
         given = None if study.corpus == "needles" else demo_sources(parsed.data, folder)
         if given is not None and not study.corpus:
             return given
-        return needle_sources(folder if given is None else folder / "needles", texts=given)
+        return write_needles(folder if given is None else folder / "needles", texts=given)
 
     made = None if parsed.shards else sources
     return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

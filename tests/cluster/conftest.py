@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +10,7 @@ import pytest
 
 from tests.cluster.lab import NEEDED, ROOT, SLURM_NEEDED, Lab, lab, why_not
 from tests.cluster.runs import STEPS, Runs
-
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
+from tests.tiny import write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +35,8 @@ def slurm(cluster: Lab) -> Lab:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The demo's fine-tuning configuration on 24 documents, and its undisturbed run: two ranks on this machine."""
     folder = tmp_path_factory.mktemp("cluster")
-    draw, sources = random.Random(0), {}
-    for split, count in (("train", 24), ("validation", 2), ("test", 2)):
-        path = folder / f"{split}.jsonl"
-        texts = [draw.choices(WORDS, k=draw.randint(30, 120)) for _ in range(count)]
-        rows = [{"article": " ".join(words) + ".", "abstract": " ".join(words[:9]) + "."} for words in texts]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        sources[split] = [str(path)]
+    corpus = write_corpus(folder, {"train": 24, "validation": 2, "test": 2})
+    sources = {split: [path] for split, path in corpus.items()}
     config = folder / "run.yaml"
     config.write_text(
         json.dumps(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import WORDS
 from tests.cluster.lab import ROOT, Lab, wait_for
+from tests.tiny import WORDS
 from transpooler.common.files import sha256_of
 from transpooler.data_pipeline.shards.verify import problems
 

@@ -5,13 +5,16 @@ it mean equal gradients. The loss is equal to the bit; gradients are to rounding
 theirs in another order.
 """
 
-import json
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.trainer.config import load_config
 
 KINDS = {
     "none": [],
@@ -26,36 +29,40 @@ COMBINATIONS = [
     *((operator, stage, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS for stage in (0, 3)),
     *(("successive_halving", stage, "bf16", tuple(KINDS)) for stage in (1, 2, 3)),
 ]
-WORKER = """
-import json, sys, torch
-from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import gather_weights
-from transpooler.trainer.job import prepare_job
-from transpooler.trainer.step import train_step
-import transformers.modeling_layers as layers
 
-for settings in json.loads(sys.argv[1]):
-    job = prepare_job(load_config([], settings))
-    calls = []
-    for module in job.engine.module.modules():
-        inside = next(module.children(), None) if isinstance(module, layers.GradientCheckpointingLayer) else None
+
+def step_each(each: list[list[str]]) -> None:
+    """In a rank: one step with each of the settings; saves loss, norm, weights and which layers were called."""
+    from transpooler.trainer.job import prepare_job
+    from transpooler.trainer.step import train_step
+
+    for settings in each:
+        job = prepare_job(load_config([], settings))
+        calls = _note_calls(job.engine.module)
+        torch.manual_seed(job.rank)
+        result = train_step(job, next(job.loader.steps(0)), stop=False)
+        assert result is not None
+        weights = {name: value.float() for name, value in forked.whole_weights(job).items()}
+        if job.rank == 0:
+            job.run.mkdir(exist_ok=True)
+            loss = result.loss_sum / result.counts.target_tokens
+            seen = {"weights": weights, "loss": loss, "norm": result.gradient_norm, "calls": calls}
+            torch.save(seen, job.run / "seen.pt")
+
+
+def _note_calls(model: torch.nn.Module) -> list[str]:
+    """The kinds of the checkpointed layers that run from now on, one entry a call."""
+    calls: list[str] = []
+    for module in model.modules():
+        inside = next(module.children(), None) if isinstance(module, GradientCheckpointingLayer) else None
         if inside is not None:  # the layer's own hooks stand outside of its checkpoint
-            inside.register_forward_pre_hook(lambda _, given, name=type(module).__name__: calls.append(name))
-    torch.manual_seed(job.rank)
-    result = train_step(job, next(job.loader.steps(0)), stop=False)
-    items = dict(job.engine.module.named_parameters())
-    with gather_weights(list(items.values())):
-        weights = {name: value.detach().float().clone() for name, value in items.items()}
-    if job.rank == 0:
-        job.run.mkdir(exist_ok=True)
-        loss = result.loss_sum / result.target_tokens
-        seen = {"weights": weights, "loss": loss, "norm": result.gradient_norm, "calls": calls}
-        torch.save(seen, job.run / "seen.pt")
-"""
+            note = partial(calls.append, type(module).__name__)
+            inside.register_forward_pre_hook(lambda _, given, note=note: note())
+    return calls
 
 
 @pytest.mark.slow
-def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
+def test_what_is_computed_again_is_the_same(tiny_settings, tmp_path):
     runs: dict[tuple[str, int, str, str], Path] = {}
     each: list[list[str]] = []
     for operator, stage, precision, kinds in COMBINATIONS:
@@ -76,9 +83,8 @@ def test_what_is_computed_again_is_the_same(tiny_settings, ranks, tmp_path):
             each.append(
                 [*tiny_settings, *fixed, "optimizer.learning_rate=100", "optimizer.weight_decay=0", *KINDS[kind]]
             )
-    for process in ranks(2, ["-c", WORKER, json.dumps(each)]):
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors[-3000:]
+    job = forked.Job(2, step_each, (each,), tmp_path / "log.txt")
+    assert job.codes(400) == [0, 0], job.output()[-3000:]
     for (operator, stage, precision, kind), run in runs.items():
         what = f"{operator}, ZeRO {stage}, {precision}, {kind}"
         seen, plain = (torch.load(folder / "seen.pt") for folder in (run, runs[operator, stage, precision, "none"]))

@@ -108,7 +108,7 @@ def take_bad_steps(each: list[list[str]]) -> None:
         job = prepare_job(load_config([], settings))
         steps = job.loader.steps(0)
         for kind in ("good", "nan", "spike", "good"):
-            before = _weights(job)
+            before = forked.whole_weights(job)
             hook = None
             if kind == "nan" and job.rank == 1:
                 hook = job.engine.module.register_forward_hook(_poison)
@@ -120,20 +120,12 @@ def take_bad_steps(each: list[list[str]]) -> None:
             assert result is not None
             assert result.skipped == (kind != "good"), (settings[-1], kind)
             assert result.spike == (kind == "spike"), (settings[-1], kind)
-            same = all(torch.equal(a, b) for a, b in zip(before, _weights(job), strict=True))
+            same = all(torch.equal(before[name], value) for name, value in forked.whole_weights(job).items())
             assert same == (kind != "good"), (settings[-1], kind)
             job.state = type(job.state)(step=job.state.step + 1)
         steps.close()
         if job.metrics is not None:
             job.metrics.close()
-
-
-def _weights(job):
-    from transpooler.trainer.engine.engine import gather_weights
-
-    parameters = list(job.engine.module.parameters())
-    with gather_weights(parameters):
-        return [parameter.detach().clone() for parameter in parameters]
 
 
 def _poison(module, inputs, output):

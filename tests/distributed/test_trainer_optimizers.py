@@ -1,10 +1,11 @@
 """Every optimizer with every schedule, stopped in the middle and resumed on two real ranks: the same bits."""
 
-import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 import torch
 from torch.utils.cpp_extension import get_default_build_root
@@ -29,46 +30,45 @@ CASES = {
     "zero3-offloaded": ["engine.zero_stage=3", "engine.offload_parameters=cpu", *ON_CPU],
     **{f"zero{stage}-muon": [f"engine.zero_stage={stage}", *MUON] for stage in (1, 2, 3)},
 }
-WORKER = """
-import json, shutil, sys, torch
-from transpooler.trainer.config import load_config
-from transpooler.trainer.engine.engine import gather_weights
-from transpooler.trainer.job import prepare_job
-from transpooler.trainer.step import train_step
 
-def finished(settings, whole):
+
+def train_and_resume(each: list[list[str]]) -> None:
+    """In a rank: train with each of the settings, saving in the middle; then resume from there."""
+    torch.compiler.set_stance("force_eager")  # Muon compiles its iteration, which takes longer than all the rest
+    for settings in each:
+        _train(settings, whole=True)
+        _train(settings, whole=False)
+
+
+def _train(settings: list[str], whole: bool) -> None:
+    from transpooler.trainer.job import prepare_job
+    from transpooler.trainer.step import train_step
+
     job = prepare_job(load_config([], settings))
-    start, seen = job.state.step, {"losses": [], "rates": []}
-    for step, number in zip(job.loader.steps(start), range(start, job.config.train.steps)):
+    start = job.state.step
+    seen: dict[str, Any] = {"losses": [], "rates": []}
+    for step, _ in zip(job.loader.steps(start), range(start, job.config.train.steps), strict=False):
         result = train_step(job, step, stop=False)
+        assert result is not None
         job.state.step += 1
-        seen["losses"].append(result.loss_sum / result.target_tokens)
+        seen["losses"].append(result.loss_sum / result.counts.target_tokens)
         seen["rates"].append([group["lr"] for group in job.engine.optimizer.param_groups])
-        if whole and job.state.step == int(sys.argv[2]):
+        if whole and job.state.step == SAVED_AT:
             job.save()
-    items = dict(job.engine.module.named_parameters())
-    with gather_weights(list(items.values())):
-        seen["weights"] = {name: value.detach().clone() for name, value in items.items()}
+    seen["weights"] = forked.whole_weights(job)
     if job.rank == 0:
         torch.save(seen, job.run / ("whole.pt" if whole else "resumed.pt"))
 
-for settings in json.loads(sys.argv[1]):
-    finished(settings, whole=True)
-    finished(settings, whole=False)
-"""
-
 
 @pytest.mark.slow
-def test_a_resumed_run_has_the_same_bits(tiny_settings, ranks, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # Muon compiles its iteration, which takes longer than all the rest
+def test_a_resumed_run_has_the_same_bits(tiny_settings, tmp_path):
     lock = _extensions() / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()  # as a build that was killed leaves it: torch would wait for ever
     runs = {name: tmp_path / name for name in CASES}
     each = [[*tiny_settings, *SETTINGS, f"run={runs[name]}", *more] for name, more in CASES.items()]
-    for process in ranks(2, ["-c", WORKER, json.dumps(each), str(SAVED_AT)]):
-        _, errors = process.communicate(timeout=1200)
-        assert process.returncode == 0, errors[-3000:]
+    job = forked.Job(2, train_and_resume, (each,), tmp_path / "log.txt")
+    assert job.codes(1200) == [0, 0], job.output()[-3000:]
     for name, run in runs.items():
         whole, resumed = (torch.load(run / f"{kind}.pt", weights_only=True) for kind in ("whole", "resumed"))
         assert len(resumed["losses"]) == STEPS - SAVED_AT
@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_same_bits(tiny_settings, ranks, tmp_path, monkeyp
         for key, value in whole["weights"].items():
             assert torch.equal(resumed["weights"][key], value), f"{name}: {key}"
     _refuses_another_optimizer(tiny_settings, runs["zero2-adamw"])
-    _muon_is_not_cut_anew(tiny_settings, runs, ranks, tmp_path)
+    _muon_is_not_cut_anew(tiny_settings, runs, tmp_path)
 
 
 def _extensions() -> Path:
@@ -90,12 +90,11 @@ def _refuses_another_optimizer(tiny_settings: list[str], run: Path) -> None:
         check_run_folder(config, run)
 
 
-def _muon_is_not_cut_anew(tiny_settings: list[str], runs: dict[str, Path], ranks, folder: Path) -> None:
+def _muon_is_not_cut_anew(tiny_settings: list[str], runs: dict[str, Path], folder: Path) -> None:
     """Stages 1 and 2 keep the momentum of whole matrices: not one value per weight of the rank's slice."""
     run = folder / "one-rank"
     shutil.copytree(runs["zero2-muon"], run)
     settings = [*tiny_settings, *SETTINGS, *MUON, f"run={run}", "engine.zero_stage=2"]
-    (process,) = ranks(1, ["-m", "transpooler.launch.train", *settings])
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2, errors[-3000:]
-    assert "Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with 2 ranks" in errors
+    job = forked.train(1, settings, folder / "one-rank.txt")
+    assert job.codes(300) == [2], job.output()[-3000:]
+    assert "Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with 2 ranks" in job.output()

@@ -1,118 +1,30 @@
 """`transpooler bench quality`: studies are checked, their runs resume, their statistics agree with other arithmetic."""
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from tests.paths import ROOT
-from transpooler.benchmarks.quality.needles import FACT_WORDS, document, needle_sources, recalled_facts, vocabulary
-from transpooler.benchmarks.quality.outcome import ArmResult, seconds_at, seed_rows, table_rows, verdict
-from transpooler.benchmarks.quality.runs import Workplace, check
-from transpooler.benchmarks.quality.statistics import Estimate, difference, estimate
-from transpooler.benchmarks.quality.study import load_study, resolve
-from transpooler.benchmarks.quality.table import each_seed, notes, readable
+from tests.tiny import STUDY
+from transpooler.benchmarks.quality.needles import (
+    FACT_WORDS,
+    make_document,
+    make_vocabulary,
+    recall_facts,
+    write_needles,
+)
+from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds, sum_seconds
+from transpooler.benchmarks.quality.runs import Workplace, check_study
+from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
+from transpooler.benchmarks.quality.study import load_study, resolve_config
+from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
 from transpooler.common.errors import UserError
-
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "budget": {"steps": 12},
-    "settings": {
-        "data": {"max_source_tokens": 64, "max_target_tokens": 12, "batch_size": 4},
-        "model": {
-            "d_model": 32,
-            "num_heads": 2,
-            "ffn_dim": 64,
-            "block_size": 16,
-            "encoder_layers": 2,
-            "decoder_layers": 1,
-        },
-        "engine": {"micro_batch_size": 4, "zero_stage": 0},
-        "optimizer": {"warmup_steps": 2, "learning_rate": 0.003},
-        "train": {"evaluate_every_steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 2, "tensorboard": False},
-        "generation": {"num_beams": 1, "max_new_tokens": 6},
-    },
-    "arms": {
-        "blockwise": None,
-        "warm": {
-            "model": {"pooling": [{"after_layer": 2, "length": 8}]},
-            "start": {"arm": "blockwise", "share": 0.5},
-        },
-    },
-}
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, shards: Path) -> None:
-    study, out = tmp_path / "tiny.yaml", tmp_path / "out"
-    study.write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
-    command += ["--output", str(out)]
-    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    first = out / "runs" / "blockwise-seed0" / "checkpoints"
-    while killed.poll() is None and not list(first.glob("global_step*")):
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stderr
-    rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
-    assert [rows[arm]["steps"] for arm in ("blockwise", "warm")] == [12, 12]
-    assert rows["blockwise"]["loss"] == pytest.approx(_evaluated_loss(out / "runs" / "blockwise-seed0"), rel=1e-4)
-    points = list(csv.DictReader((out / "curves.csv").open()))
-    assert [point["step"] for point in points if point["arm"] == "warm"] == ["4", "6", "10", "12"]
-    assert (out / "curves.png").stat().st_size > 10_000
-    _check_each_seed(out, rows)
-    # Started twice, and noted twice: another commit might have been there.
-    assert len(json.loads((out / "runs" / "blockwise-seed0" / "environment.json").read_text())) == 2
-    (trained,) = json.loads((out / "quality.json").read_text())["environment"]["trained_with"]
-    assert (trained["count"], "torch" in trained["versions"]) == (3, True)  # both arms, and what warm starts as
-    # All is done: nothing is trained or evaluated again.
-    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
-    _a_part_leaves_the_whole_in_the_table(command, study, out)
-
-
-def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
-    each = list(csv.DictReader((out / "seeds.csv").open()))
-    assert [(row["arm"], row["seed"], row["steps"]) for row in each] == [("blockwise", "0", "12"), ("warm", "0", "12")]
-    assert float(each[1]["loss"]) == pytest.approx(rows["warm"]["loss"])
-    assert float(each[1]["reads_its_input"]) == pytest.approx(rows["warm"]["reads_its_input"])
-    assert json.loads((out / "quality.json").read_text())["seeds"][1]["rouge1"] == float(each[1]["rouge1"])
-
-
-def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
-    (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
-    part = subprocess.run(
-        [*command, "--arms", "warm, warm", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert part.returncode == 0, part.stderr
-    rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
-    assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "1", "warm": "2"}
-    text = (out / "quality.md").read_text()
-    assert "Arms differ in their seeds" in text
-    assert "commit unknown" in text
-    # What was trained with other settings than the study has now is no part of it.
-    study.write_text(yaml.safe_dump(TINY | {"arms": TINY["arms"] | {"blockwise": {"model": {"block_size": 8}}}}))
-    other = subprocess.run([*command, "--seeds", "2", "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
-    assert "blockwise-seed0: was trained with other settings" in other.stderr
-    assert next(csv.DictReader((out / "seeds.csv").open()))["seed"] == "2"
-
-
-def _evaluated_loss(run: Path) -> float:
-    return float(json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["loss"])
+from transpooler.launch.cli import main
+from transpooler.trainer.config import load_config
+from transpooler.trainer.config.presets import preset_names
 
 
 def test_intervals_agree_with_the_standard_error_of_the_mean() -> None:
@@ -133,25 +45,25 @@ def test_paired_differences_do_not_know_that_documents_differ() -> None:
     rng = np.random.default_rng(4)
     hard = rng.normal(0, 10, 200)  # documents differ much more than arms do
     ours, baseline = (hard + shift + rng.normal(0, 0.1, (3, 200)) for shift in (0.5, 0.0))
-    apart = difference(ours, baseline, np.ones(200))
+    apart = compare(ours, baseline, np.ones(200))
     assert apart.low < 0.5 < apart.high
     assert apart.high - apart.low < 0.1
-    assert verdict(apart) == "better"
-    assert verdict(apart, lower_is_better=True) == "worse"
+    assert judge(apart) == "better"
+    assert judge(apart, lower_is_better=True) == "worse"
 
 
 def test_seeds_that_disagree_leave_it_undecided() -> None:
     ones = np.ones(100)
     ours, baseline = np.array([[1.0], [3.0]]) * ones, np.array([[2.5], [2.5]]) * ones
-    assert verdict(difference(ours, baseline, ones)) == "undecided"
+    assert judge(compare(ours, baseline, ones)) == "undecided"
     alike = np.array([[0.5], [2.5]]) * ones  # seeds differ, and the arms do so in the same way with each
-    assert verdict(difference(ours, alike, ones)) == "better"
-    assert verdict(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
+    assert judge(compare(ours, alike, ones)) == "better"
+    assert judge(Estimate(mean=1.0, low=0.1, high=2.0)) == "better"
 
 
 def test_seconds_add_up_over_windows() -> None:
     rows = [{"step": 10, "step_time_s": 2.0}, {"step": 20, "step_time_s": 1.0}, {"step": 25, "step_time_s": 4.0}]
-    assert seconds_at(rows) == [20.0, 30.0, 50.0]
+    assert sum_seconds(rows) == [20.0, 30.0, 50.0]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +81,7 @@ def test_seconds_add_up_over_windows() -> None:
 )
 def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: str) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**TINY, **change}))
+    path.write_text(yaml.safe_dump({**STUDY, **change}))
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert str(path) in str(caught.value)
@@ -183,23 +95,46 @@ def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path,
     study = load_study(path)
     assert len(study.arms) >= 6
     for arm in study.arms:
-        assert resolve(study, arm.name, [arm.settings]) != config_from_dict({})
-    check(Workplace(study=study, shards=tmp_path, output=tmp_path))
+        assert resolve_config(study, arm.name, [arm.settings]) != config_from_dict({})
+    check_study(Workplace(study=study, shards=tmp_path, output=tmp_path))
     part = load_study(path, arms=" random, hard,random", seeds="1, 0,1")
     assert (part.asked, part.seeds, part.arms) == (("random", "hard"), (1, 0), study.arms)
 
 
+def test_studies_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [name for name in preset_names() if name.startswith("studies/") and name.count("/") == 1]
+    assert len(names) >= 6
+    for study in map(load_study, names):
+        assert study.path.is_absolute()
+        for arm in study.arms:  # with all files that the study refers to
+            resolve_config(study, arm.name, [arm.settings])
+    assert load_study("studies/needles").configs[0].name == "needles.yaml"
+    # A file of one's own refers to files beside it, and to presets by name; a file goes before a preset.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "blockwise.yaml").write_text("model: {d_model: 64}")
+    study_file = tmp_path / "mine" / "study.yaml"
+    study_file.write_text(yaml.safe_dump({**STUDY, "settings": {}, "configs": ["pyramidion", "blockwise.yaml"]}))
+    study = load_study("mine/study.yaml")
+    architecture = resolve_config(study, "blockwise", []).model
+    assert (architecture.d_model, len(architecture.pooling)) == (64, len(load_config(["pyramidion"]).model.pooling))
+    with pytest.raises(
+        UserError, match=r"studies/neddles: cannot read the study: .*; studies by name: .*studies/needles"
+    ):
+        load_study("studies/neddles")
+
+
 def test_needles_are_the_same_bytes_again_and_all_facts_are_in_the_document(tmp_path: Path) -> None:
     counts = {"train": 20, "test": 5}
-    first, again = (needle_sources(tmp_path / name, counts) for name in ("a", "b"))
+    first, again = (write_needles(tmp_path / name, counts) for name in ("a", "b"))
     assert [path.read_bytes() for path in first.values()] == [path.read_bytes() for path in again.values()]
-    words = vocabulary()
+    words = make_vocabulary()
     known = [*words.fields, *words.filler, *(word for field in words.facts for place in field for word in place)]
     assert len(known) == len(set(known))
     for line in first["test"].read_text().splitlines():
         row = json.loads(line)
         assert 192 <= len(row["article"].split()) <= 256
-        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+        assert recall_facts(row["abstract"], row["article"]) == 1.0
         assert len(set(row["abstract"].split())) == FACT_WORDS
         assert not set(words.filler) & set(row["abstract"].split())
 
@@ -208,37 +143,35 @@ def test_facts_are_planted_in_running_text(tmp_path: Path) -> None:
     text = [f"w{number}" for number in range(1000)]
     source = tmp_path / "texts.jsonl"
     source.write_text(json.dumps({"text": " ".join(text)}) + "\n" + json.dumps({"text": "too short"}) + "\n")
-    paths = needle_sources(tmp_path / "made", {"train": 20, "test": 5}, texts={"train": source, "test": source})
+    paths = write_needles(tmp_path / "made", {"train": 20, "test": 5}, texts={"train": source, "test": source})
     for line in paths["test"].read_text().splitlines():
         row = json.loads(line)
         rest = [word for word in row["article"].split() if word not in row["abstract"].split()]
         assert 300 <= len(row["article"].split()) <= 400
         assert " ".join(rest) in " ".join(text)
-        assert recalled_facts(row["abstract"], row["article"]) == 1.0
+        assert recall_facts(row["abstract"], row["article"]) == 1.0
     source.write_text(json.dumps({"text": "too short"}) + "\n")
     with pytest.raises(UserError, match="no document has 400 words"):
-        needle_sources(tmp_path / "none", {"test": 5}, texts={"test": source})
+        write_needles(tmp_path / "none", {"test": 5}, texts={"test": source})
 
 
 def test_recall_counts_whole_facts() -> None:
-    _, abstract = document(vocabulary(), 32, np.random.default_rng(0), lambda count, rng: ["filler"] * count)
+    _, abstract = make_document(make_vocabulary(), 32, np.random.default_rng(0), lambda count, rng: ["filler"] * count)
     words = abstract.split()
-    assert recalled_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
+    assert recall_facts(abstract, " ".join(words[4:])) == pytest.approx(3 / 4)
     words[5] = "wrong"
-    assert recalled_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
+    assert recall_facts(abstract, " ".join(words)) == pytest.approx(3 / 4)
 
 
-def test_documents_cannot_be_given_to_a_study_that_makes_its_own() -> None:
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", "configs/studies/needles.yaml", "--data", "x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "makes its own documents" in done.stderr
+def test_documents_cannot_be_given_to_a_study_that_makes_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "quality", "studies/needles", "--data", "x"]) == 2
+    assert "makes its own documents" in capsys.readouterr().err
 
 
 def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    arms = TINY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
-    path.write_text(yaml.safe_dump({**TINY, "arms": arms}))
+    arms = STUDY["arms"] | {"blockwise": {"model": {"block_size": 8}, "start": {"arm": "blockwise", "share": 0.5}}}
+    path.write_text(yaml.safe_dump({**STUDY, "arms": arms}))
     study = load_study(path, arms="warm")
     arm = study.arms[1]
     assert (study.asked, arm.name) == (("warm",), "warm")
@@ -253,49 +186,50 @@ def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:
         ({"optimizer": {"warmup_steps": 8}}, "arms.warm.start: optimizer.warmup_steps is 8, above train.steps = 6"),
     ],
 )
-def test_a_mistake_in_any_arm_is_found_before_anything_is_written(tmp_path: Path, change: dict, message: str) -> None:
+def test_a_mistake_in_any_arm_is_found_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict, message: str
+) -> None:
     study, out = tmp_path / "study.yaml", tmp_path / "out"
-    settings = TINY["settings"] | {key: value for key, value in change.items() if key != "arms"}
-    study.write_text(yaml.safe_dump(TINY | {"settings": settings, "arms": change.get("arms", TINY["arms"])}))
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--output", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, f"{study}: {message}" in done.stderr) == (2, True), done.stderr
+    settings = STUDY["settings"] | {key: value for key, value in change.items() if key != "arms"}
+    study.write_text(yaml.safe_dump(STUDY | {"settings": settings, "arms": change.get("arms", STUDY["arms"])}))
+    code, errors = main(["bench", "quality", str(study), "--output", str(out)]), capsys.readouterr().err
+    assert (code, f"{study}: {message}" in errors) == (2, True), errors
     assert not out.exists()
 
 
-def test_shards_are_looked_at_before_anything_is_trained(tmp_path: Path) -> None:
+def test_shards_are_looked_at_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study, out = tmp_path / "study.yaml", tmp_path / "out"
-    study.write_text(yaml.safe_dump(TINY))
+    study.write_text(yaml.safe_dump(STUDY))
     for shards, message in (
         (tmp_path / "no", f"--shards {tmp_path / 'no'}: no such folder"),
         (tmp_path, "no shards here"),
     ):
-        command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
-        done = subprocess.run([*command, "--output", str(out)], cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        code = main(["bench", "quality", str(study), "--shards", str(shards), "--output", str(out)])
+        errors = capsys.readouterr().err
+        assert (code, message in errors) == (2, True), errors
         assert not out.exists()
 
 
 def test_arms_of_unlike_seeds_are_compared_over_those_that_both_have(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "arms": {"a": {}, "b": {}, "c": {}}}))
+    path.write_text(yaml.safe_dump({**STUDY, "arms": {"a": {}, "b": {}, "c": {}}}))
     study = load_study(path)
     results = [_result("a", {0: 1.0, 1: 2.0, 2: 3.0}), _result("b", {2: 2.75, 1: 1.75}), _result("c", {7: 0.1235})]
-    rows, each = table_rows(results, study), seed_rows(results)
+    rows, each = compare_arms(results, study), list_seeds(results)
     assert rows[1]["loss_less_a"] == rows[1]["loss_less_a_high"] == pytest.approx(-0.25)
     assert "loss_less_a" not in rows[2]
-    (table,) = readable(rows, study).values()
+    (table,) = format_arms(rows, study).values()
     assert table[1]["loss less a"] == "-0.250 (-0.250 to -0.250) better"
     assert [row["loss"].split()[0] for row in table] == ["2.000", "2.250", "0.123"]
     assert [(row["arm"], row["seed"], row["loss"], row["steps"]) for row in each][3:5] == [
         ("b", 2, 2.75, 12),
         ("b", 1, 1.75, 12),
     ]
-    (lines,) = each_seed(each).values()
+    (lines,) = format_seeds(each).values()
     assert lines[1] == {"arm": "b", "seed 1": "50.0 (1.750)", "seed 2": "50.0 (2.750)"}
-    assert "Arms differ in their seeds" in notes(study, each)
-    assert "Not finished" not in notes(study, each)
-    assert "Not finished: c." in notes(study, each[:-1])
+    assert "Arms differ in their seeds" in format_notes(study, each)
+    assert "Not finished" not in format_notes(study, each)
+    assert "Not finished: c." in format_notes(study, each[:-1])
 
 
 def _result(arm: str, losses: dict[int, float]) -> ArmResult:

@@ -1,9 +1,7 @@
-"""`transpooler bench speed`: cells are processes that resume and meet their limits; ratios agree with the raw cells."""
+"""`transpooler bench speed`: what is measured again, and ratios that agree with the raw cells."""
 
 import csv
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,83 +13,34 @@ import torch
 from tests.paths import ROOT
 from transpooler.benchmarks.speed.architectures import ENTRIES, build
 from transpooler.benchmarks.speed.bench import write_outputs
-from transpooler.benchmarks.speed.goals import verdicts
-from transpooler.benchmarks.speed.plots import exponent, fitted
-from transpooler.benchmarks.speed.run import known, run_cells
+from transpooler.benchmarks.speed.goals import judge_goals
+from transpooler.benchmarks.speed.plots import fit_exponent, format_range
+from transpooler.benchmarks.speed.run import find_result
 from transpooler.benchmarks.speed.settings import (
     Cell,
     Limits,
     Settings,
     keep_settings,
-    outcome,
+    make_result,
     parse_lengths,
     parse_phases,
 )
-from transpooler.benchmarks.speed.table import cost_cell, rows, terminal_tables
+from transpooler.benchmarks.speed.table import format_cost, make_rows, print_tables
 from transpooler.benchmarks.speed.work import count_flops
 from transpooler.common.errors import UserError
 from transpooler.common.files import write_json
+from transpooler.launch.cli import main
 
 TINY = ("model.d_model=32", "model.num_heads=2", "model.ffn_dim=64", "model.block_size=16")
 SETTINGS = Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY)
 
 
-@pytest.mark.slow
-def test_a_killed_benchmark_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "transpooler", "bench", "speed", "--architectures", "blockwise,transpooler"]
-    command += ["--lengths", "64", "--phases", "infer", "--target-tokens", "3", "--beams", "2", "--repeats", "2"]
-    command += ["--threads", "1", "--output", str(tmp_path), *(part for item in TINY for part in ("--set", item))]
-    first, second = (tmp_path / "cells" / f"{name}-64-infer.json" for name in ("blockwise", "transpooler"))
-    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not first.is_file():
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not second.is_file()
-    written = first.stat().st_mtime_ns
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert first.stat().st_mtime_ns == written
-    _check_ratios(tmp_path, first, second)
-    assert "small: cost" in done.stdout
-    assert (tmp_path / "cost-small.png").stat().st_size > 10_000
-    other = subprocess.run([*command, "--beams", "3"], cwd=ROOT, capture_output=True, text=True)
-    assert (other.returncode, "holds measurements with num_beams 2" in other.stderr) == (2, True)
-
-
-def _check_ratios(folder: Path, first: Path, second: Path) -> None:
-    """The table's numbers are the cells', and its ratios are what one divides by hand."""
-    blockwise, transpooler = (json.loads(path.read_text()) for path in (first, second))
-    assert blockwise["status"] == transpooler["status"] == "ok"
-    table = {row["architecture"]: row for row in csv.DictReader((folder / "speed.csv").open())}
-    for cost in ("encoder_s", "token_s", "document_s", "decoder_gflop"):
-        ratio = float(table["transpooler"][f"{cost}_vs_blockwise"])
-        assert ratio == pytest.approx(blockwise[cost] / transpooler[cost])
-        assert float(table["blockwise"][f"{cost}_vs_blockwise"]) == 1
-    assert "encoder_s_vs_vanilla" not in table["transpooler"]
-    assert {"date", "commit", "cpu", "versions"} <= blockwise["environment"].keys()
-
-
-@pytest.mark.slow
-def test_a_cell_over_its_limits_is_recorded_and_longer_ones_are_left_out(tmp_path: Path) -> None:
-    cells = [Cell(architecture="blockwise", length=length, phase="train") for length in (64, 128)]
-    run_cells(cells, SETTINGS, Limits(time_limit_s=0.2), tmp_path)
-    first, second = (json.loads(cell.path(tmp_path).read_text()) for cell in cells)
-    assert (first["status"], first["note"]) == ("time_limit", "over 0.2 s")
-    assert (second["status"], second["note"]) == ("skipped", "time_limit at 64 tokens")
-    assert known(cells[0], Limits(time_limit_s=0.1), tmp_path)
-    assert known(cells[0], Limits(time_limit_s=60), tmp_path) is None
-    run_cells(cells[:1], SETTINGS, Limits(memory_limit_gib=0.01), tmp_path)
-    assert json.loads(cells[0].path(tmp_path).read_text())["status"] == "out_of_memory"
-    assert known(cells[0], Limits(memory_limit_gib=1), tmp_path) is None
-
-
 def test_a_cell_that_breaks_says_why_and_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = Cell(architecture="blockwise", length=64, phase="train")
-    write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
-    assert known(cell, Limits(), tmp_path) is None
-    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0, train_step_s_repeats=5))
-    assert known(cell, Limits(), tmp_path)
+    write_json(cell.path(tmp_path), make_result(cell, "failed", "RuntimeError: out of luck"))
+    assert find_result(cell, Limits(), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", train_step_s=1.0, train_step_s_repeats=5))
+    assert find_result(cell, Limits(), tmp_path)
 
 
 def test_operations_are_counted_as_one_counts_by_hand() -> None:
@@ -104,27 +53,27 @@ def test_operations_are_counted_as_one_counts_by_hand() -> None:
 
 def test_ratios_verdicts_and_gaps() -> None:
     cells = [
-        outcome(Cell(architecture="deep_blockwise", length=8192, phase="train"), "ok", train_step_s=9.0),
-        outcome(Cell(architecture="deep_pyramidion", length=8192, phase="train"), "ok", train_step_s=4.5),
-        outcome(Cell(architecture="deep_vanilla", length=8192, phase="train"), "out_of_memory", "over 4 GiB"),
-        outcome(Cell(architecture="vanilla", length=8192, phase="train"), "ok", train_step_s=8.0),
-        outcome(Cell(architecture="pyramid24", length=8192, phase="train"), "ok", train_step_s=10.0),
+        make_result(Cell(architecture="deep_blockwise", length=8192, phase="train"), "ok", train_step_s=9.0),
+        make_result(Cell(architecture="deep_pyramidion", length=8192, phase="train"), "ok", train_step_s=4.5),
+        make_result(Cell(architecture="deep_vanilla", length=8192, phase="train"), "out_of_memory", "over 4 GiB"),
+        make_result(Cell(architecture="vanilla", length=8192, phase="train"), "ok", train_step_s=8.0),
+        make_result(Cell(architecture="pyramid24", length=8192, phase="train"), "ok", train_step_s=10.0),
     ]
-    found = {row["architecture"]: row for row in rows(cells)}
+    found = {row["architecture"]: row for row in make_rows(cells)}
     assert found["deep_pyramidion"]["train_step_s_vs_blockwise"] == 2
     assert "train_step_s_vs_vanilla" not in found["deep_pyramidion"]
     assert found["pyramid24"]["train_step_s_vs_vanilla"] == 0.8
-    assert cost_cell(found["deep_vanilla"], "train_step_s") == "out of memory"
-    assert cost_cell(found["deep_pyramidion"], "train_step_s") == "4.50 s (2.0/-)"
-    lines = verdicts(list(found.values()))
+    assert format_cost(found["deep_vanilla"], "train_step_s") == "out of memory"
+    assert format_cost(found["deep_pyramidion"], "train_step_s") == "4.50 s (2.0/-)"
+    lines = judge_goals(list(found.values()))
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["paper's number reached", "missed"]
-    terminal_tables(list(found.values()))
+    print_tables(list(found.values()))
 
 
 def test_exponents_are_slopes_of_logarithms() -> None:
     lengths = [1000, 2000, 8000]
-    assert exponent(lengths, [3e-6 * length**1.7 for length in lengths]) == pytest.approx(1.7)
-    assert exponent([1000], [1.0]) is None
+    assert fit_exponent(lengths, [3e-6 * length**1.7 for length in lengths]) == pytest.approx(1.7)
+    assert fit_exponent([1000], [1.0]) is None
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.source in ("led", "longt5")])
@@ -149,9 +98,9 @@ def test_one_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
     other = Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY, batch_size=2)
     cell = Cell(architecture="blockwise", length=64, phase="train")
     keep_settings(tmp_path, other)
-    write_json(cell.path(tmp_path), outcome(cell, "failed", "RuntimeError: out of luck"))
+    write_json(cell.path(tmp_path), make_result(cell, "failed", "RuntimeError: out of luck"))
     keep_settings(tmp_path, SETTINGS)  # what failed is no measurement
-    write_json(cell.path(tmp_path), outcome(cell, "ok", train_step_s=1.0))
+    write_json(cell.path(tmp_path), make_result(cell, "ok", train_step_s=1.0))
     keep_settings(tmp_path, SETTINGS)
     with pytest.raises(UserError, match="holds measurements with batch_size 1"):
         keep_settings(tmp_path, other)
@@ -164,34 +113,25 @@ def test_one_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
         ("train.steps=3", "settings of the model alone"),
     ],
 )
-def test_a_wrong_setting_is_found_before_anything_is_written(tmp_path: Path, setting: str, message: str) -> None:
+def test_a_wrong_setting_is_found_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "transpooler",
-        "bench",
-        "speed",
-        "--architectures",
-        "led, blockwise",
-        "--lengths",
-        "64",
-    ]
-    command += ["--set", setting, "--output", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    command = ["bench", "speed", "--architectures", "led, blockwise", "--lengths", "64"]
+    code, errors = main([*command, "--set", setting, "--output", str(out)]), capsys.readouterr().err
+    assert (code, message in errors) == (2, True), errors
     assert not out.exists()
 
 
 def test_a_cell_that_was_repeated_less_often_than_asked_is_measured_again(tmp_path: Path) -> None:
     cell = Cell(architecture="blockwise", length=64, phase="infer")
-    write_json(cell.path(tmp_path), outcome(cell, "ok", encoder_s_repeats=3, document_s_repeats=1))
-    assert known(cell, Limits(repeats=1), tmp_path)
-    assert known(cell, Limits(repeats=2), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", encoder_s_repeats=3, document_s_repeats=1))
+    assert find_result(cell, Limits(repeats=1), tmp_path)
+    assert find_result(cell, Limits(repeats=2), tmp_path) is None
     # Time allowed no more: it is not tried for ever.
-    write_json(cell.path(tmp_path), outcome(cell, "ok", repeats_asked=5, encoder_s_repeats=3, document_s_repeats=1))
-    assert known(cell, Limits(repeats=5), tmp_path)
-    assert known(cell, Limits(repeats=6), tmp_path) is None
+    write_json(cell.path(tmp_path), make_result(cell, "ok", repeats_asked=5, encoder_s_repeats=3, document_s_repeats=1))
+    assert find_result(cell, Limits(repeats=5), tmp_path)
+    assert find_result(cell, Limits(repeats=6), tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ['{"status": "o', "[]", '{"status": "ok"}'])
@@ -200,7 +140,7 @@ def test_a_torn_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
     cell.path(tmp_path).parent.mkdir()
     cell.path(tmp_path).write_text(text)
     with pytest.raises(UserError, match=f"{cell.name}.json: .*delete it and run the command again"):
-        known(cell, Limits(), tmp_path)
+        find_result(cell, Limits(), tmp_path)
 
 
 def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_path: Path) -> None:
@@ -210,7 +150,7 @@ def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_pat
         cell = Cell(architecture=name, length=64, phase="train")
         where = machine | {"threads": 3, "commit": f"commit-of-{name}"}
         write_json(
-            cell.path(tmp_path), outcome(cell, "ok", train_step_s=step_s, train_peak_mib=1019.7, environment=where)
+            cell.path(tmp_path), make_result(cell, "ok", train_step_s=step_s, train_peak_mib=1019.7, environment=where)
         )
     write_outputs(tmp_path)
     text = (tmp_path / "speed.md").read_text()
@@ -241,14 +181,15 @@ def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
         assert len(set(labels)) >= 3, labels
         assert [str(line.get_label()).split(" ", 3)[-1] for line in axis.get_lines()] == ["(2k-8k)"]
         pyplot.close(figure)
-    assert fitted([2048, 8192]) == "2k and 8k alone"
+    assert format_range([2048, 8192]) == "2k and 8k alone"
 
 
 def test_a_cell_does_not_outlive_its_benchmark() -> None:
     script = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'from benchmarks.speed.cell import _die_with_parent;"
-        " import time; _die_with_parent(); print(1, flush=True); time.sleep(60)'], stdout=subprocess.PIPE)\n"
+        "work = 'import time; from transpooler.benchmarks.speed.cell import die_with_parent as die; die(); '\n"
+        "work += 'print(1, flush=True); time.sleep(60)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', work], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,81 @@
+"""`transpooler bench quality` from end to end: a study that is killed goes on, and ends as an undisturbed one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.paths import ROOT
+from tests.tiny import STUDY
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, shards: Path) -> None:
+    study, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump(STUDY))
+    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
+    command += ["--output", str(out)]
+    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    first = out / "runs" / "blockwise-seed0" / "checkpoints"
+    while killed.poll() is None and not list(first.glob("global_step*")):
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
+    assert [rows[arm]["steps"] for arm in ("blockwise", "warm")] == [12, 12]
+    assert rows["blockwise"]["loss"] == pytest.approx(_evaluated_loss(out / "runs" / "blockwise-seed0"), rel=1e-4)
+    points = list(csv.DictReader((out / "curves.csv").open()))
+    assert [point["step"] for point in points if point["arm"] == "warm"] == ["4", "6", "10", "12"]
+    assert (out / "curves.png").stat().st_size > 10_000
+    _check_each_seed(out, rows)
+    # Started twice, and noted twice: another commit might have been there.
+    assert len(json.loads((out / "runs" / "blockwise-seed0" / "environment.json").read_text())) == 2
+    (trained,) = json.loads((out / "quality.json").read_text())["environment"]["trained_with"]
+    assert (trained["count"], "torch" in trained["versions"]) == (3, True)  # both arms, and what warm starts as
+    # All is done: nothing is trained or evaluated again.
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
+    _a_part_leaves_the_whole_in_the_table(command, study, out)
+
+
+def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
+    each = list(csv.DictReader((out / "seeds.csv").open()))
+    assert [(row["arm"], row["seed"], row["steps"]) for row in each] == [("blockwise", "0", "12"), ("warm", "0", "12")]
+    assert float(each[1]["loss"]) == pytest.approx(rows["warm"]["loss"])
+    assert float(each[1]["reads_its_input"]) == pytest.approx(rows["warm"]["reads_its_input"])
+    assert json.loads((out / "quality.json").read_text())["seeds"][1]["rouge1"] == float(each[1]["rouge1"])
+
+
+def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
+    (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
+    part = subprocess.run(
+        [*command, "--arms", "warm, warm", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert part.returncode == 0, part.stderr
+    rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
+    assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "1", "warm": "2"}
+    text = (out / "quality.md").read_text()
+    assert "Arms differ in their seeds" in text
+    assert "commit unknown" in text
+    # What was trained with other settings than the study has now is no part of it.
+    study.write_text(yaml.safe_dump(STUDY | {"arms": STUDY["arms"] | {"blockwise": {"model": {"block_size": 8}}}}))
+    other = subprocess.run([*command, "--seeds", "2", "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
+    assert "blockwise-seed0: was trained with other settings" in other.stderr
+    assert next(csv.DictReader((out / "seeds.csv").open()))["seed"] == "2"
+
+
+def _evaluated_loss(run: Path) -> float:
+    return float(json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["loss"])
