@@ -113,17 +113,11 @@ def estimate_states(
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+    options = {"num_gpus_per_node": world_size, "cpu_offload": offload_optimizer}
     if stage == 2:
-        host, device = estimate_zero2_model_states_mem_needs(
-            parameters, num_gpus_per_node=world_size, cpu_offload=offload_optimizer
+        host, device = estimate_zero2_model_states_mem_needs(parameters, **options)
+    else:
+        host, device, _ = estimate_zero3_model_states_mem_needs(
+            parameters, largest_layer, cpu_offload_params=offload_weights, zero_init=True, **options
         )
-        return device, host
-    host, device, _ = estimate_zero3_model_states_mem_needs(
-        parameters,
-        largest_layer,
-        num_gpus_per_node=world_size,
-        cpu_offload=offload_optimizer,
-        cpu_offload_params=offload_weights,
-        zero_init=True,
-    )
     return device, host
