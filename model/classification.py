@@ -6,34 +6,23 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.encoder import (
-    WHOLE_TO_ENCODER,
-    WITHOUT_DECODER,
-    TranspoolerEncoder,
-    TranspoolerPreTrainedModel,
-    forget_key_mapping,
-)
+from transpooler.model.encoder import EncoderOnlyModel, TranspoolerEncoder
 
 
-class TranspoolerForSequenceClassification(TranspoolerPreTrainedModel):
+class TranspoolerForSequenceClassification(EncoderOnlyModel):
     """One linear layer over the mean of the kept slots, without a decoder.
 
     `num_labels`, `id2label` and `problem_type` of the configuration mean what they mean elsewhere in `transformers`.
     `from_pretrained` reads folders of this class, of the encoder alone and of the whole model (the classifier is new).
     """
 
-    _keys_to_ignore_on_load_unexpected = WITHOUT_DECODER
+    encoder_prefix = "model."
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
         self.model = TranspoolerEncoder(config)
         self.classifier = nn.Linear(config.d_model, config.num_labels or 1)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        mapping = {name: f"model.{own}" for name, own in WHOLE_TO_ENCODER.items()} | (key_mapping or {})
-        return forget_key_mapping(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
 
     @can_return_tuple
     def forward(

@@ -75,26 +75,26 @@ class PooledStage(NamedTuple):
     """Whether the operator chooses by scores."""
 
 
-WHOLE_TO_ENCODER = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
-"""Names of the whole model's weights (patterns) -> their names in the encoder alone."""
-WITHOUT_DECODER = [r"^(model\.)?decoder\.", r"^lm_head\."]
-"""Names of the whole model's weights (patterns) that a model without a decoder leaves out."""
+class EncoderOnlyModel(TranspoolerPreTrainedModel):
+    """A model without a decoder; its `from_pretrained` also reads folders of the whole model."""
+
+    encoder_prefix = ""
+    """What the names of the encoder's weights begin with."""
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        names = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
+        mapping = {whole: cls.encoder_prefix + own for whole, own in names.items()} | (key_mapping or {})
+        loaded: Any = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
+        # The library keeps the mapping; save_pretrained would undo it and write the names of the whole model.
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.__dict__.pop("_weight_conversions", None)
+        return loaded
 
 
-def forget_key_mapping(loaded):
-    """Drop the key mapping that from_pretrained stores; otherwise save_pretrained would write the old names back."""
-    model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.__dict__.pop("_weight_conversions", None)
-    return loaded
-
-
-class TranspoolerEncoder(TranspoolerPreTrainedModel):
-    """Turns documents into the few token representations that matter; alone it serves retrieval and classification.
-
-    `from_pretrained` reads folders of the encoder alone and of the whole model.
-    """
-
-    _keys_to_ignore_on_load_unexpected = WITHOUT_DECODER
+class TranspoolerEncoder(EncoderOnlyModel):
+    """Turns documents into the few token representations that matter; alone it serves retrieval and classification."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
@@ -107,11 +107,6 @@ class TranspoolerEncoder(TranspoolerPreTrainedModel):
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
         self.pooled_stages: list[PooledStage] = []
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
-        mapping = WHOLE_TO_ENCODER | (key_mapping or {})
-        return forget_key_mapping(super().from_pretrained(*args, key_mapping=mapping, **kwargs))
 
     @can_return_tuple
     def forward(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,13 +39,12 @@ def successive_halving(
 
     Scores are not validated: should they ever be NaN, the loss is too, and training skips that step.
     """
+    settings: dict[str, Any] = {"mask_BN": mask_BN, "base": base, "validate": False}
     if stage.ratio is not None:
         rounds = round(-math.log2(stage.ratio))
-        return soft_topk(
-            embeddings_BND, scores_BN, k_B, mask_BN=mask_BN, slots=slots, rounds=rounds, base=base, validate=False
-        )
+        return soft_topk(embeddings_BND, scores_BN, k_B, slots=slots, rounds=rounds, **settings)
     assert stage.length is not None  # Architecture.problems
-    pooled = soft_topk(embeddings_BND, scores_BN, stage.length, mask_BN=mask_BN, base=base, validate=False)
+    pooled = soft_topk(embeddings_BND, scores_BN, stage.length, **settings)
     # Where nothing is pooled the result does not depend on the scorer. It takes part with zero all the same: ranks
     # whose documents are short must reduce the same gradients as the others.
     return pooled._replace(embeddings=pooled.embeddings + 0 * scores_BN.sum().to(embeddings_BND.dtype))
@@ -57,8 +56,6 @@ OPERATORS = {
     "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
     "strided_mean": Operator(baselines.strided_mean, needs_scores=False),
     "iterative_softmax": Operator(
-        baselines.iterative_softmax,
-        needs_scores=True,
-        flops=lambda num_tokens, slots, width: 2 * num_tokens * slots * width,
+        baselines.iterative_softmax, needs_scores=True, flops=lambda tokens, slots, width: 2 * tokens * slots * width
     ),
 }

@@ -15,13 +15,7 @@ from transpooler.model.ops.soft_topk.backends import choose_kernels
 
 @torch.library.custom_op("transpooler::tournament", mutates_args=())
 def tournament_op(
-    scores_BN: Tensor,
-    mask_BN: Tensor,
-    k_B1: Tensor,
-    slots: int,
-    rounds: int,
-    base: float,
-    backend: str,
+    scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)

@@ -59,19 +59,13 @@ class _Round(NamedTuple):
 
 
 def play_tournament(
-    scores_BN: Tensor,
-    mask_BN: Tensor,
-    k_B1: Tensor,
-    slots: int,
-    rounds: int,
-    base: float,
-    tape: list[_Round] | None = None,
+    scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, tape: list | None = None
 ) -> TournamentPlan:
     """Play the tournament (arXiv 2010.15552, section 2).
 
     scores_BN: float32 or float64; mask_BN: bool; k_B1: int64 (B, 1), each document's number of slots, at most `slots`;
-    rounds: at least what every document needs (a document that is down to its k stays as it is); tape: takes the
-    rounds, for the backward pass.
+    rounds: at least what every document needs (a document that is down to its k stays as it is); tape: a list
+    that takes each `_Round`, for the backward pass.
     """
     num_tokens = scores_BN.shape[1]
     scores = torch.where(mask_BN, scores_BN, 0)  # whatever the padding's scores are, NaN included
@@ -101,14 +95,7 @@ def play_tournament(
 
 
 def tournament_backward(
-    grad_weights_BN: Tensor,
-    grad_scores_BS: Tensor,
-    scores_BN: Tensor,
-    mask_BN: Tensor,
-    k_B1: Tensor,
-    slots: int,
-    rounds: int,
-    base: float,
+    grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float
 ) -> Tensor:
     """Gradient of the scores, (B, N): the chain rule through the rounds, last round first; exactly 0 where masked."""
     tape: list[_Round] = []
