@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model.architecture import Architecture
 from transpooler.trainer.config.root import Config, EngineConfig
 from transpooler.trainer.estimate.flops import forward_flops
@@ -49,8 +50,6 @@ class RunEstimate:
 
 def estimate_run(config: Config, world_size: int) -> RunEstimate:
     """Estimate a run on `world_size` ranks of one machine. UserError where the shards are missing."""
-    from transpooler.data_pipeline.tokenizer import load_tokenizer
-
     data, engine = config.data, config.engine
     corpora = open_corpora(data, data.train_split)
     lengths = [cut_lengths(corpus.dataset, data.max_source_tokens) for corpus in corpora]
