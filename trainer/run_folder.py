@@ -1,6 +1,6 @@
-"""Where a run's files lie: the one place that knows the layout of RUN, the folder that `run=...` names. No torch here.
+"""Where a run's files lie: the one place that knows the layout of RUN, the folder that `run=...` names.
 
-What is inside a checkpoint is known to trainer/checkpoint/ alone.
+Only trainer/checkpoint/ knows what is inside a checkpoint. Nothing here needs torch.
 """
 
 from pathlib import Path
@@ -11,10 +11,9 @@ _CHECKPOINT, _ATTEMPT = "global_step", "attempt-"
 
 
 class RunFolder:
-    """The paths of a run. Nothing is created and, but for the listings, nothing is read."""
+    """The paths of a run, there or not. Nothing is created; only the three listings look at the disk."""
 
     def __init__(self, root: str | Path) -> None:
-        """`root`: the run folder, there or not."""
         self.root = root = Path(root)
         self.config = root / "config.yaml"
         """The whole configuration of the latest start; a folder that has it is a run folder."""
@@ -67,10 +66,9 @@ class RunFolder:
 
 
 class EvaluationFolder:
-    """The paths of what `transpooler evaluate` writes."""
+    """The paths of what `transpooler evaluate` writes, below a run or wherever --output says."""
 
     def __init__(self, root: str | Path) -> None:
-        """`root`: below a run, or wherever the user wants it (--output)."""
         self.root = root = Path(root)
         self.metrics = root / "metrics.json"
         """All numbers; written last."""

@@ -13,6 +13,7 @@ import numpy as np
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model.architecture import Architecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.engine import EngineConfig
@@ -52,8 +53,6 @@ class RunEstimate:
 
 def estimate_run(config: Config, world_size: int) -> RunEstimate:
     """Estimate a run on `world_size` ranks of one machine. UserError where the shards are missing."""
-    from transpooler.data_pipeline.tokenizer import load_tokenizer
-
     data, engine = config.data, config.engine
     corpora = open_corpora(data, data.train_split)
     lengths = [cut_lengths(corpus.dataset, data.max_source_tokens) for corpus in corpora]

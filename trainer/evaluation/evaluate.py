@@ -15,7 +15,8 @@ import numpy as np
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, write_json
 from transpooler.common.log import progress, say, set_quiet
-from transpooler.data_pipeline.order.corpus import open_dataset, split_exists
+from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.sharing import ALONE, Ranks, ranks_of_environment
 from transpooler.trainer.evaluation.generate import batches, generate
@@ -95,9 +96,6 @@ def _load_model(
 
     if folder is not None:
         return load_model(folder)
-    from transpooler.data_pipeline.order.corpus import tokenizer_folder
-    from transpooler.data_pipeline.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model: Any = build_model(config, tokenizer)  # the library's annotation of `to` knows no devices
     return model.to(default_device()), tokenizer
@@ -107,8 +105,6 @@ def _read_documents(
     config: Config, tokenizer: "PreTrainedTokenizerFast", model_folder: Path | None
 ) -> list["Document"]:
     """The documents to evaluate; UserError if they have no summaries or were prepared with another tokenizer."""
-    from transpooler.data_pipeline.tokenizer import fingerprint
-
     split = config.evaluation.split
     dataset = open_dataset(config.data, config.data.shards, split)
     folder = dataset.folder

@@ -10,6 +10,8 @@ from transpooler.common.errors import UserError
 from transpooler.common.files import read_json
 from transpooler.data_pipeline.sources.locations import is_remote
 from transpooler.trainer.config import Config
+from transpooler.trainer.config.load import load_saved_config
+from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import EvaluationFolder, RunFolder, require_run
 
 REQUIRED_METRICS = ("split", "num_documents", "rouge", "lead_rouge", "loss", "trained", "lead_words", "mean_words")
@@ -76,9 +78,6 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
 
 def read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
-    from transpooler.trainer.config.load import load_saved_config
-    from transpooler.trainer.metrics import read_metrics
-
     require_run(folder)
     config, unknown_keys = load_saved_config(RunFolder(folder).config)
     return ReportedRun(

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from yaml import safe_dump
+
+from transpooler.trainer.config.load import config_to_yaml
 from transpooler.trainer.report.charts import shorten
 from transpooler.trainer.report.runs import ReportedRun, RunCorpus
 
 
 def settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """Settings that differ between runs as a table, and each run's whole configuration as YAML."""
-    from transpooler.trainer.config.load import config_to_yaml
-
     flat = [flatten(asdict(run.config)) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values if key != "run")
     rows = [(key, [format_setting(key, values.get(key)) for values in flat]) for key in keys]
@@ -24,8 +25,6 @@ def settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 
 def format_setting(key: str, value: Any) -> str:
     """A setting as a user writes it: `none`, YAML, and pooling as `after layer 2 → 512, successive_halving`."""
-    from yaml import safe_dump
-
     if value is None or value in ((), []):
         return "none"
     if key == "model.pooling":

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
+from transpooler.data_pipeline.order.corpus import tokenizer_folder
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
-from transpooler.trainer.config import Config
+from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card
+from transpooler.trainer.weights.models import build_model
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig as ModelGenerationConfig
@@ -24,11 +27,6 @@ if TYPE_CHECKING:
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
     """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
-    from transpooler.data_pipeline.order.corpus import tokenizer_folder
-    from transpooler.data_pipeline.tokenizer import load_tokenizer
-    from transpooler.trainer.config import load_config
-    from transpooler.trainer.weights.models import build_model
-
     config = load_config([RunFolder(run).config])
     chosen = _choose_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))

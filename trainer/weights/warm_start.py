@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.differences import FREE_WHEN_STARTING
 from transpooler.trainer.weights import bart
@@ -48,8 +49,6 @@ FAMILIES = {"transpooler": Family(_check_export), "bart": Family(bart.check_bart
 
 def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
     """Copy what fits from the model in `folder`; UserError if its tokenizer or architecture is not this run's."""
-    from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
-
     values = read_model_config(folder)
     kind = values.get("model_type")
     if fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint:
