@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on a CUDA device: right, deterministic, without host synchronisation (`make bench-gpu`)."""
+"""The compiled Triton kernels on a CUDA device: right, deterministic, never waiting for the host. `make bench-gpu`."""
 
 import pytest
 import torch
