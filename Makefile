@@ -1,9 +1,11 @@
-# make demo   install, then the whole main job on real text (about 10 minutes on 2 cores)
-# make test   install, then lint, types and all tests
-# make lint   ruff and mypy alone
-# make bench  what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more
+# make install    an environment in .venv, which the other targets make first
+# make demo       the whole main job on real text (about 10 minutes on 2 cores)
+# make check      lint, types and unit tests, for the daily work (minutes)
+# make test       lint, types and all tests, with real ranks, kills, hosts and SLURM
+# make lint       ruff and mypy alone
+# make bench      what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more
 # make bench-gpu  on a CUDA machine: tests/gpu, then the same tables there
-# make clean  remove what make made
+# make clean      remove what make made
 #
 # Variables: PYTHON (3.11 or newer), DATA (your own documents for `make demo DATA=papers.jsonl`),
 #            TORCH (what to install first; where no GPU is visible a CPU build serves best), PYTEST (more pytest options).
@@ -18,12 +20,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLUSTER_LOG := $(VENV)/cluster-tests.log
+SHARED_OUT := $(BIN)/pytest -n 2 --dist worksteal
+BUILD := $(BIN)/python -m transpooler.model.ops.soft_topk  # once, before many processes want it at the same time
 
 # DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench bench-gpu install clean
+.PHONY: demo check test lint bench bench-gpu install clean
 
 install: $(STAMP)
 
@@ -39,13 +43,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/transpooler demo --output build/demo $(if $(DATA),--data "$(DATA)")
 
+check: lint
+	@$(BUILD)
+	$(SHARED_OUT) tests/unit $(PYTEST)
+
 test: lint
+	@$(BUILD)
 	@# Tests of clusters mostly wait: they run beside the others and go first where both want a core.
-	@$(BIN)/python -m transpooler.model.ops.soft_topk  # built once, before many want it at the same time
+	@# Of the others, the long ones come first: one half begins with them, the other takes over what is left of them.
 	@rm -f $(CLUSTER_LOG)
 	@$(BIN)/pytest tests/cluster $(PYTEST) >$(CLUSTER_LOG) 2>&1 & cluster=$$!; trap 'kill $$cluster' INT TERM; failed=0; \
-	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/numerics tests/integration tests/gpu $(PYTEST) || failed=1; \
-	nice -n 5 $(BIN)/pytest -n 2 --dist loadfile tests/distributed $(PYTEST) || failed=1; \
+	nice -n 5 $(SHARED_OUT) tests/distributed tests/integration tests/numerics tests/gpu tests/unit $(PYTEST) || failed=1; \
 	echo "tests/cluster, which has been running beside these (from here on: $(CLUSTER_LOG)):"; \
 	wait $$cluster || failed=1; cat $(CLUSTER_LOG); exit $$failed
 

@@ -71,5 +71,10 @@ def section(page: str, id: str) -> str:
 
 
 def text_of(html: str) -> str:
-    """What HTML says."""
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
+    """The words of HTML, one space apart."""
+    return " ".join(without_tags(html, " ").split())
+
+
+def without_tags(html: str, between: str = "") -> str:
+    """The text of HTML to the character, with `between` in place of each tag."""
+    return unescape(re.sub(r"<[^>]*>", between, html))

@@ -67,7 +67,7 @@ def _figure(group: str, rows: Sequence[Row], path: Path, subtitle: str) -> Path:
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 9), layout="constrained")
     for axis, (cost, title) in zip(axes.flat, PANELS.items(), strict=True):
-        _panel(axis, rows, cost)
+        draw_panel(axis, rows, cost)
         axis.set_title(title, loc="left", fontsize=11)
     layers = " + ".join(map(str, ENTRIES[BASELINES[group][0]].layers))
     figure.suptitle(f"Cost against input length, {layers} layers", fontsize=14, x=0.01, ha="left")
@@ -77,7 +77,8 @@ def _figure(group: str, rows: Sequence[Row], path: Path, subtitle: str) -> Path:
     return path
 
 
-def _panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
+def draw_panel(axis: Any, rows: Sequence[Row], cost: str) -> None:
+    """Draw one cost of all architectures against length, and label the axes."""
     names = [name for name in ENTRIES if any(row["architecture"] == name for row in rows)]
     for name, (colour, marker) in zip(names, STYLES, strict=False):
         points = sorted((row["length"], row[cost]) for row in rows if row["architecture"] == name and row.get(cost))

@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on a CUDA device: right, deterministic, without waiting for the host. `make test-gpu`."""
+"""The compiled Triton kernels on a CUDA device: right, deterministic, never waiting for the host. `make bench-gpu`."""
 
 import pytest
 import torch

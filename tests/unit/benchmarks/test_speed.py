@@ -166,7 +166,7 @@ def test_what_is_written_to_read_names_the_cells_own_threads_and_commits(tmp_pat
 def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
     from matplotlib import pyplot
 
-    from transpooler.benchmarks.speed.plots import _panel
+    from transpooler.benchmarks.speed.plots import draw_panel
 
     for costs in ((1.1, 1.3, 1.9), (2.0, 60.0, 900.0), (20000.0, 21000.0, 22000.0)):
         figure, axis = pyplot.subplots()
@@ -174,7 +174,7 @@ def test_plots_label_their_axes_and_the_range_of_a_fit(tmp_path: Path) -> None:
             {"architecture": "led", "length": 1024 * 2**n, "train_step_s": cost}
             for n, cost in enumerate(costs, start=1)
         ]
-        _panel(axis, found, "train_step_s")
+        draw_panel(axis, found, "train_step_s")
         figure.canvas.draw()
         low, high = axis.get_ylim()
         labels = [label.get_text() for label in axis.get_yticklabels() if low <= label.get_position()[1] <= high]

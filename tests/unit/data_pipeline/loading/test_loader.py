@@ -17,6 +17,7 @@ from tests.paths import ROOT
 from transpooler.common.errors import UserError
 from transpooler.common.fields import all_problems
 from transpooler.data_pipeline.config import CorpusConfig, DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
+from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.loading.loader import Loader, Step
 from transpooler.data_pipeline.prepare.prepare import prepare
 
@@ -185,12 +186,13 @@ def test_pretraining_reads_windows_from_anywhere(config):
     """Over epochs the windows of one long document begin at many places, and each is a part of it."""
     short = replace(config, objective="gap_sentences", max_source_tokens=20)
     source = loader(short, split="pretrain")
+    maker = ExampleMaker(short, source.tokenizer, seed=1)
     number = int(np.argmax(source.dataset.source_lengths))
     whole = source.dataset.read(number).source.tolist()
     starts = set()
     for epoch in range(20):
         document = source.dataset.read(number)
-        ids, target = (part[:-1].tolist() for part in source._examples.example(document, "key", epoch))
+        ids, target = (part[:-1].tolist() for part in maker.example(document, "key", epoch))
         assert source.special.gap in ids
         first = list(itertools.takewhile(source.special.gap.__ne__, ids)) or target
         starts.add(next(i for i in range(len(whole)) if whole[i : i + len(first)] == first))

@@ -2,13 +2,13 @@
 
 import math
 import re
-from html import unescape
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_folders import without_tags
 
 from transpooler.trainer.report.charts import (
     Series,
@@ -98,15 +98,11 @@ def test_thinning_takes_means_of_neighbours() -> None:
     assert thin(points[:100], 100) == points[:100]
 
 
-def text_of(html: str) -> str:
-    return unescape(re.sub(r"<[^>]*>", "", html))
-
-
 @given(st.lists(st.tuples(st.text(max_size=5), st.floats(0, 1), st.floats(0, 1)), max_size=30))
 def test_marked_text_keeps_every_character(items: list[tuple[str, float, float]]) -> None:
     pieces = [text for text, _, _ in items]
     stages = [[first for _, first, _ in items], [second for _, _, second in items]]
-    assert text_of(mark_text(pieces, stages)) == "".join(pieces)
+    assert without_tags(mark_text(pieces, stages)) == "".join(pieces)
 
 
 def test_marked_text_escapes_merges_and_names_shades() -> None:
