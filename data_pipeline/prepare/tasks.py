@@ -14,8 +14,8 @@ import numpy as np
 
 from transpooler.common.files import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
-from transpooler.data_pipeline.prepare.clean import clean_text, content_hash, length_problem, quality_problem
-from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
+from transpooler.data_pipeline.prepare.clean import clean_text, find_length_problem, find_quality_problem, hash_content
+from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compute_bands, hash_words, sample_shingles
 from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
 from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
 from transpooler.data_pipeline.sources.records import Columns, Record, read_records
@@ -110,9 +110,9 @@ class _PartMaker:
             clean = self.config.clean
             source = clean_text(result.source, clean)
             target = None if result.target is None else clean_text(result.target, clean)
-            problem = length_problem(source, target, clean)
+            problem = find_length_problem(source, target, clean)
             if not problem and clean.quality:
-                problem = quality_problem(source, clean)
+                problem = find_quality_problem(source, clean)
             if problem:
                 self.drop(problem, result)
             else:
@@ -131,11 +131,11 @@ class _PartMaker:
 
     def add(self, document: RawDocument, source: np.ndarray, target: np.ndarray | None) -> None:
         """Add one tokenized document, unless a filter of tokens or of held-out documents drops it."""
-        clean, digest = self.config.clean, content_hash(document.source)
+        clean, digest = self.config.clean, hash_content(document.source)
         problem = _find_token_problem(self.config, source, target)
         words = None
         if self.held_out or self.context.sketch or clean.near_duplicates:
-            words = word_hashes(document.source)
+            words = hash_words(document.source)
         if not problem and self.held_out and words is not None:
             overlaps = self.held_out.overlaps(words, digest, clean.held_out_overlap or 1.0)
             problem = "overlaps_held_out" if overlaps else None
@@ -155,9 +155,9 @@ class _PartMaker:
         self.metas.append(data)
         self.hashes.append(digest)
         if clean.near_duplicates and words is not None:
-            self.bands.append(minhash_bands(words))
+            self.bands.append(compute_bands(words))
         if self.context.sketch and words is not None:
-            self.samples.append(overlap_sample(words))
+            self.samples.append(sample_shingles(words))
 
     def drop(self, reason: str, where: RawDocument | Dropped) -> None:
         """Count a document that is left out."""
