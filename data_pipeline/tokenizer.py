@@ -1,7 +1,7 @@
-"""Tokenizers: train a byte-level BPE or a unigram model, or load any fast one and give it the special tokens it lacks.
+"""Tokenizers: train a byte-level BPE or a unigram model, or load any fast one and add the special tokens it lacks.
 
-No tokenizer of ours adds special tokens by itself: shards hold raw ids, the loader appends </s>. Text that happens to
-contain the letters of a special token (such as "<mask>" in source code) is encoded as those letters.
+These tokenizers add no special tokens to a text: shards hold raw ids, and the loader appends </s>. A text that contains
+the characters of a special token (such as "<mask>" in source code) is encoded as those characters.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
 """In a tokenizer trained here these have the ids 0 to 5."""
 GAP_TOKEN = "<gap>"
 Head = Callable[[int], str]
-"""Gives a text's first so many characters or more, fewer only if it ends: what is not needed is not read."""
+"""Given n, returns the first n characters of a text or more, fewer only if it ends. The rest need not be read."""
 _CHARACTERS_A_TOKEN = 8
-"""More than a token of most texts has, so that one look suffices."""
+"""Most texts have fewer characters a token, so that one attempt suffices."""
 _UNSETTLED_WORDS = 32
-"""Words before a cut that are not trusted: one or two may look beyond it, an added token of several words further."""
+"""Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
@@ -46,10 +46,10 @@ class SpecialIds:
 def train_tokenizer(texts: Iterator[str], vocab_size: int, algorithm: str = "bpe") -> "PreTrainedTokenizerFast":
     """Train a tokenizer with at most `vocab_size` entries.
 
-    bpe: byte-level, without a prefix space; decode(encode(text)) == text for every text; the same texts give the same
-    tokenizer. unigram (Kudo 2018): over
-    text in NFKC with runs of spaces made one, as SentencePiece does; unknown characters become <unk>; the
-    library's trainer is not deterministic, so train once and name its folder where bytes must be reproducible.
+    bpe is byte-level, without a prefix space: decode(encode(text)) == text for every text, and the same texts give the
+    same tokenizer. unigram (Kudo 2018) works on text in NFKC with single spaces, as SentencePiece does, and unknown
+    characters become <unk>. The library trains it in a random order: for reproducible bytes train once, and name the
+    tokenizer's folder from then on.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -134,17 +134,17 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
 
 
 def head_of(text: str) -> Head:
-    """That of a text in memory."""
+    """Return the `Head` of a text in memory."""
     return lambda num_characters: text[:num_characters]
 
 
 def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) -> tuple[list[int], bool]:
-    """The first `limit` ids of a text, or all if it has fewer; and whether that is the whole text.
+    """Return the first `limit` ids of a text (all if it has fewer), and whether they are all.
 
-    The ids are those of encoding the whole text, of which no more is read than this takes: `head(n)` gives its first n
-    characters or more (fewer only if it ends). Words (what the tokenizer's pre-tokenizer makes) are encoded one by one,
-    so a prefix that ends at white space differs from the whole text in its last words at most, which are left out.
-    A tokenizer that does not split texts into words, or a text without white space, costs the whole text.
+    The ids are those that encoding the whole text gives, but no more of it than necessary is read, through `head`. This
+    works because words (in the sense of the tokenizer's pre-tokenizer) are encoded one by one: a prefix that ends at
+    white space can differ from the whole text only in its last words, which are not used. If the tokenizer does not
+    split texts into words, or a text has no white space, the whole text is encoded.
     """
     size = _CHARACTERS_A_TOKEN * (limit + _UNSETTLED_WORDS)
     while True:
@@ -152,7 +152,7 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
         whole = len(text) < size
         parts = [text] if whole else text.rsplit(maxsplit=1)
         if whole or len(parts) == 2:
-            # Specials written in a text are text: `split_special_tokens` keeps a document from saying </s>.
+            # `split_special_tokens` encodes special tokens in a text as characters: no document can end itself by </s>.
             encoded = tokenizer(parts[0], add_special_tokens=False, split_special_tokens=True, verbose=False)
             ids, words = encoded.input_ids, encoded.word_ids()
             if whole:
@@ -163,7 +163,7 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """SHA-256 (hex) of what decides ids: the serialised tokenizer without its padding and truncation state."""
+    """Return the SHA-256 (hex) of all that decides ids: the serialised tokenizer without padding and truncation."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("padding", None)
     state.pop("truncation", None)
@@ -171,7 +171,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
-    """The ids of the special tokens, whatever their names in this tokenizer."""
+    """Return the ids of the special tokens, whatever their names in this tokenizer."""
     ids = {role.removesuffix("_token"): getattr(tokenizer, f"{role}_id") for role in _ROLES}
     gap: Any = tokenizer.convert_tokens_to_ids(GAP_TOKEN)
     return SpecialIds(**ids, gap=gap)

@@ -134,11 +134,11 @@ def _spool(entry: InputFile, path: Path) -> str:
 
 def _read_rows(entry: InputFile, column: str | None) -> Iterator[InputDocument]:
     from transpooler.data_pipeline.sources.documents import Dropped, parse
-    from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, lines
+    from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, read_lines
 
-    columns = Columns.of(column, None, require_target=False)
+    columns = Columns.choose(column, None, require_target=False)
     number = 0
-    for _, number, data in lines(entry.path):
+    for _, number, data in read_lines(entry.path):
         where = f"{entry.name}:{number}"
         value = _parse_object(where, data)
         row = parse((entry.path, number, value), columns)

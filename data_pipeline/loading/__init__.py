@@ -1,1 +1,1 @@
-"""From shards to batches: examples, their objectives, collation, the loader."""
+"""From shards to batches: examples, collation, reading ahead, the loader."""

@@ -1,9 +1,9 @@
 """Shards to batches for one rank. The whole state is the step number: resuming is `steps(start)`.
 
-A global batch is decided by the order alone. With a fixed number of documents they are sorted by length, longest first,
-and dealt to micro steps and ranks, so that what runs at the same time has like lengths. With a token budget the order
-gives whole micro batches, which are dealt. Every rank gets the same number of micro batches in every step; where none
-is left it gets a dummy whose labels are all ignored.
+The order alone decides what a global batch holds. If it is a fixed number of documents, they are sorted by length, the
+longest first, and dealt to micro steps and ranks, so that documents of like length are computed at the same time. With
+a token budget the order gives whole micro batches, which are dealt. Every rank gets the same number of micro batches in
+every step; a rank for which none is left gets a dummy whose labels are all ignored.
 
 Documents that cannot be read are left out and counted. Above `data.max_damaged_documents` the step carries the error
 instead of raising it: the trainer asks all ranks before any of them leaves, so that none waits for a rank that is gone.
@@ -24,7 +24,7 @@ from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate, make_dummy
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
-from transpooler.data_pipeline.order.corpus import batch_keys, batch_order, open_corpora, tokenizer_folder
+from transpooler.data_pipeline.order.corpus import batch_order, list_keys, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.order.mixture import Chunk
 from transpooler.data_pipeline.shards.dataset import DamagedShardError
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
@@ -38,7 +38,7 @@ Item = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank needs for one optimizer step."""
+    """The share of one rank in one optimizer step."""
 
     micro_batches: list[dict[str, torch.Tensor]]
     """input_ids and attention_mask (B, N), labels (B, T), all int64; the same number of batches on every rank."""
@@ -48,13 +48,13 @@ class Step:
     num_source_tokens: int
     """Real source tokens in this rank's micro batches (padding and dummies left out)."""
     damage: list[str] = field(default_factory=list)
-    """Why documents of this rank's share could not be read: one message each; they are left out."""
+    """One message for each document of this rank's share that could not be read; they are left out."""
     error: UserError | None = None
-    """More documents are damaged than data.max_damaged_documents allows: training must end, on all ranks together."""
+    """Set if more documents are damaged than data.max_damaged_documents allows; then all ranks must stop together."""
 
 
 class Loader:
-    """Batches of one split for one rank, the same whatever was loaded before and however many ranks there are."""
+    """Gives the batches of one split for one rank. A global batch depends neither on earlier ones nor on the ranks."""
 
     def __init__(
         self,
@@ -92,26 +92,26 @@ class Loader:
         self._remote = any(corpus.dataset.remote_bytes for corpus in self.corpora)
         self._looked_ahead = -1
         self.damaged_documents = 0
-        """Left out so far. In training set to the run's count over all ranks before each step."""
+        """Documents left out so far. Training sets it to the run's count over all ranks before each step."""
 
     def steps(self, start: int) -> Generator[Step, None, None]:
-        """Endless from optimizer step `start` of the run, read ahead; close the iterator to stop that."""
+        """Yield the steps of the run from `start` on, without end, read ahead. Close the iterator to stop reading."""
         config = self.config
         self._looked_ahead = -1
         if config.workers:
-            packed = in_processes(self._packed_step, start, config.workers, config.prefetch_steps)
-            ahead: Iterable[Step] = _unpacked(packed)
+            packed = in_processes(self._pack_step, start, config.workers, config.prefetch_steps)
+            ahead: Iterable[Step] = _unpack(packed)
         else:
             ahead = prefetch((self._step(step) for step in itertools.count(start)), config.prefetch_steps)
         try:
             for step in ahead:
-                yield self._judged(step)
+                yield self._check_damage(step)
         finally:
             ahead.close()  # type: ignore[attr-defined]
 
     def evaluation_steps(self, max_documents: int | None = None) -> Iterator[Step]:
-        """One pass in corpus order over the first `max_documents`; noise, if any, is the same each time."""
-        self.damaged_documents = 0  # of this pass: every pass meets the same ones
+        """Yield one pass over the first `max_documents` (None: all) in corpus order, with the same noise each time."""
+        self.damaged_documents = 0  # each pass counts for itself, since all meet the same documents
         items = [
             (corpus, number, EVALUATION_EPOCH)
             for corpus in range(len(self.corpora))
@@ -121,40 +121,40 @@ class Loader:
             batch = items[start : start + self.config.batch_size]
             keys = [self.corpora[corpus].key(number) for corpus, number, _ in batch]
             num_micro_steps = -(-len(batch) // (self.world_size * self.micro_batch_size))
-            yield self._judged(self._made(self._dealt(batch, num_micro_steps), keys, 0))
+            yield self._check_damage(self._make_step(self._deal(batch, num_micro_steps), keys, 0))
 
     def _step(self, step: int) -> Step:
-        """The share of this rank in one training step; pure, but for the cache of remote shards."""
+        """Make this rank's share of one training step; pure, apart from the cache of remote shards."""
         if self._remote:
             self._fetch_ahead(step)
         chunks = self._order.batch(step)
-        return self._made(self._share(chunks), batch_keys(self.corpora, chunks), self._order.epoch(step))
+        return self._make_step(self._take_share(chunks), list_keys(self.corpora, chunks), self._order.epoch(step))
 
-    def _packed_step(self, step: int) -> Step:
-        """`_step` with arrays for tensors: a tensor would cost a file descriptor."""
+    def _pack_step(self, step: int) -> Step:
+        """Make a step with arrays instead of tensors, which would each cost a file descriptor between processes."""
         made = self._step(step)
         arrays: Any = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in made.micro_batches]
         return replace(made, micro_batches=arrays)
 
-    def _share(self, chunks: list[Chunk]) -> list[list[Item]]:
-        """This rank's micro batches of a global batch."""
+    def _take_share(self, chunks: list[Chunk]) -> list[list[Item]]:
+        """Return this rank's micro batches of a global batch."""
         items = [[(chunk.corpus, int(n), chunk.epoch + 1) for n in chunk.numbers] for chunk in chunks]
         if self.config.batch_tokens is None:
-            return self._dealt(list(itertools.chain(*items)), self.num_micro_batches)
+            return self._deal(list(itertools.chain(*items)), self.num_micro_batches)
         alike = sorted(items, key=lambda chunk: -len(chunk) * max(map(self._length, chunk)))
         own = alike[self.rank :: self.world_size]
         return own + [[] for _ in range(self.num_micro_batches - len(own))]
 
     def _fetch_ahead(self, step: int) -> None:
-        """Begin to fetch the remote shards of the next steps that were not looked at yet."""
+        """Start to fetch the remote shards of the following steps, each step once."""
         last = step + self.config.fetch_ahead_steps
         for ahead in range(max(step, self._looked_ahead + 1), last + 1):
-            for corpus, number, _ in itertools.chain(*self._share(self._order.batch(ahead))):
+            for corpus, number, _ in itertools.chain(*self._take_share(self._order.batch(ahead))):
                 self.corpora[corpus].dataset.fetch_ahead(number)
         self._looked_ahead = last
 
-    def _dealt(self, items: list[Item], num_micro_steps: int) -> list[list[Item]]:
-        """This rank's micro batches of a fixed number of documents, of like length at the same time on all ranks."""
+    def _deal(self, items: list[Item], num_micro_steps: int) -> list[list[Item]]:
+        """Deal documents by length, so that ranks compute like lengths together; returns this rank's micro batches."""
         by_length = sorted(items, key=lambda item: -self._length(item))
         per_step = self.world_size * self.micro_batch_size
         return [
@@ -165,7 +165,7 @@ class Loader:
     def _length(self, item: Item) -> int:
         return cut_length(int(self.corpora[item[0]].dataset.source_lengths[item[1]]), self.config.max_source_tokens)
 
-    def _made(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
+    def _make_step(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
         batches, damage, num_source_tokens = [], list[str](), 0
         for items in micro_batches:
             examples = [example for item in items if (example := self._example(item, damage)) is not None]
@@ -186,8 +186,8 @@ class Loader:
             return None
         return self._examples.example(document, self.corpora[corpus].key(number), epoch)
 
-    def _judged(self, step: Step) -> Step:
-        """`step`, with an error if it has one damaged document too many."""
+    def _check_damage(self, step: Step) -> Step:
+        """Count and log the step's damaged documents; returns the step, with an error if they are too many."""
         if not step.damage:
             return step
         self.damaged_documents += len(step.damage)
@@ -209,7 +209,7 @@ class Loader:
                 )
 
 
-def _unpacked(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
+def _unpack(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
     try:
         for step in steps:
             batches: Any = step.micro_batches

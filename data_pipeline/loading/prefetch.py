@@ -34,28 +34,28 @@ def _name_thread() -> None:
 
 
 def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: int) -> Generator[Item, None, None]:
-    """Yield make(start), make(start + 1), ... made in `workers` forked processes, up to `ahead` each.
+    """Yield make(start), make(start + 1), ... from `workers` forked processes, which compute up to `ahead` each.
 
-    torch's DataLoader does it: a worker that dies is a RuntimeError here, and the workers end with the iterator or
-    with this process.
+    Uses torch's DataLoader: if a worker dies, a RuntimeError is raised here; the workers end with the iterator or with
+    this process.
     """
     from torch.utils.data import DataLoader, Dataset
 
-    class Made(Dataset):
+    class Items(Dataset):
         def __getitem__(self, number: int) -> Item:
             return make(number)
 
     loader = DataLoader(
-        Made(),
+        Items(),
         batch_size=None,
         sampler=itertools.count(start),
         num_workers=workers,
         prefetch_factor=ahead,
         multiprocessing_context="fork",  # nothing to pickle; workers touch neither CUDA nor the process group
-        collate_fn=_unchanged,
+        collate_fn=_keep,
     )
     yield from loader
 
 
-def _unchanged(item: Item) -> Item:
+def _keep(item: Item) -> Item:
     return item

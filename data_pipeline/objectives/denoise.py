@@ -9,11 +9,7 @@ from transpooler.data_pipeline.tokenizer import SpecialIds
 
 
 def make_pair(
-    source: np.ndarray,
-    summary: np.ndarray | None,
-    config: DataConfig,
-    vocabulary: Vocabulary,
-    rng: np.random.Generator,
+    source: np.ndarray, summary: np.ndarray | None, config: DataConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the document with noise, and the whole document or, if that is too long, what was masked."""
     limit = config.max_target_tokens - 1

@@ -16,11 +16,7 @@ from transpooler.data_pipeline.tokenizer import SpecialIds
 
 
 def make_pair(
-    source: np.ndarray,
-    summary: np.ndarray | None,
-    config: DataConfig,
-    vocabulary: Vocabulary,
-    rng: np.random.Generator,
+    source: np.ndarray, summary: np.ndarray | None, config: DataConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the document with gaps, and the sentences that were there."""
     return gap_sentences(

@@ -1,4 +1,4 @@
-"""The corpora of a run and the order in which it reads them, from the configuration alone: no tokenizer, no torch."""
+"""The corpora of a run and the order in which it reads them. Needs the configuration, but no tokenizer and no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,35 +32,35 @@ class Corpus:
         return self.prefix + self.dataset.key(number)
 
 
-def cache_of(config: DataConfig) -> Cache:
-    """The cache of shards behind URLs."""
+def make_cache(config: DataConfig) -> Cache:
+    """Return the cache of shards behind URLs."""
     return Cache(
         folder=Path(config.cache).expanduser(), max_bytes=int(config.cache_gib * 2**30), retries=config.fetch_retries
     )
 
 
 def tokenizer_folder(config: DataConfig) -> Path:
-    """The local folder of the shards' tokenizer, fetched first if the shards are remote."""
+    """Return the local folder of the shards' tokenizer; fetches it first if the shards are remote."""
     folder = join(config.shards, "tokenizer")
-    return fetch_folder(str(folder), cache_of(config), TOKENIZER_FILES) if is_remote(folder) else Path(folder)
+    return fetch_folder(str(folder), make_cache(config), TOKENIZER_FILES) if is_remote(folder) else Path(folder)
 
 
 def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:
-    """One split, local or remote."""
+    """Open one split, local or remote."""
     check_sizes = not config.max_damaged_documents
-    return ShardDataset(join(shards, split), cache_of(config), check_sizes=check_sizes)
+    return ShardDataset(join(shards, split), make_cache(config), check_sizes=check_sizes)
 
 
 def split_exists(config: DataConfig, shards: str, split: str) -> bool:
     """Whether there are shards of this split."""
     index = join(join(shards, split), INDEX_NAME)
-    return cache_of(config).exists(str(index)) if is_remote(index) else Path(index).is_file()
+    return make_cache(config).exists(str(index)) if is_remote(index) else Path(index).is_file()
 
 
 def open_corpora(config: DataConfig, split: str) -> list[Corpus]:
-    """The corpora of a split: those of the mixture for training, data.shards for everything else.
+    """Open the corpora of a split: those of the mixture for training, data.shards otherwise.
 
-    Raises UserError where a corpus is missing, damaged, of another tokenizer, or too large for the cache.
+    Raises UserError if a corpus is missing, damaged, of another tokenizer, or too large for the cache.
     """
     if split != config.train_split or not config.mixture:
         corpora = [Corpus(open_dataset(config, config.shards, split))]
@@ -77,7 +77,7 @@ def open_corpora(config: DataConfig, split: str) -> list[Corpus]:
 
 
 def batch_order(config: DataConfig, corpora: list[Corpus], seed: int) -> BatchOrder:
-    """The order of a run over `corpora`."""
+    """Return the order in which a run reads `corpora`."""
     documents = None
     if config.batch_tokens is None:
         documents = 1 if config.mixture else config.batch_size
@@ -106,28 +106,28 @@ def cut_lengths(dataset: ShardDataset, max_source_tokens: int) -> np.ndarray:
     return cut_length(dataset.source_lengths, max_source_tokens).astype(dtype)
 
 
-def batch_keys(corpora: list[Corpus], chunks: list[Chunk]) -> list[str]:
-    """Keys of the documents of a global batch, in the order that the run's ledger hashes."""
+def list_keys(corpora: list[Corpus], chunks: list[Chunk]) -> list[str]:
+    """Return the keys of the documents of a global batch, in the order in which the run's ledger hashes them."""
     return [corpora[chunk.corpus].key(int(number)) for chunk in chunks for number in chunk.numbers]
 
 
-def batches(config: DataConfig, seed: int, start: int, count: int) -> Iterator[tuple[int, int, list[str]]]:
-    """(step, epoch, keys) of `count` global batches after `start` steps, without reading a document.
+def list_batches(config: DataConfig, seed: int, start: int, count: int) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield (step, epoch, keys) of `count` global batches after `start` steps, without reading a document.
 
-    Steps are counted as in metrics.jsonl: the first batch of a run makes step 1.
+    Steps are counted as in metrics.jsonl, where the first batch of a run is step 1.
     """
     corpora = open_corpora(config, config.train_split)
     order = batch_order(config, corpora, seed)
     for step in range(start, start + count):
-        yield step + 1, order.epoch(step), batch_keys(corpora, order.batch(step))
+        yield step + 1, order.epoch(step), list_keys(corpora, order.batch(step))
 
 
 def _check_cache(config: DataConfig, corpora: list[Corpus]) -> None:
-    """Thrashing is a mistake that shows as slowness only; say it before it happens."""
+    """Raise UserError if the cache is too small, which would otherwise show as slowness only."""
     needed = 0
     for corpus in corpora:
         sizes = sorted(corpus.dataset.remote_bytes, reverse=True)
-        # A batch at the border of two groups needs both.
+        # a batch between two groups needs the shards of both
         needed += sum(sizes if config.shuffle_shards is None else sizes[: 2 * config.shuffle_shards])
     if needed > config.cache_gib * 2**30:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Steps to chunks: how the chunks of one corpus, or of several with weights, make up global batches.
+"""Steps to chunks: how chunks of one corpus, or of several with weights, form global batches.
 
-One corpus: an epoch takes a whole number of steps; its last batch holds what is left. Several: every batch is full;
-each corpus runs through epochs of its own, whose ends fall inside batches.
+With one corpus an epoch is a whole number of steps, and its last batch holds what is left. With several every batch is
+full, and each corpus has epochs of its own, which end inside batches.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from transpooler.data_pipeline.order.order import CorpusOrder
 
 PERIOD = 4096
-"""Weights are met exactly over so many chunks, and nearly over any few: the corpora alternate as evenly as they can."""
+"""Weights are met exactly over so many chunks, and nearly over a few: the corpora alternate as evenly as possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class BatchOrder:
     def __init__(self, corpora: Sequence[CorpusOrder], weights: Sequence[float], chunks_per_step: int) -> None:
         self.corpora, self.chunks_per_step = list(corpora), chunks_per_step
         self.steps_per_epoch = -(-corpora[0].num_chunks // chunks_per_step)
-        """Of the only corpus; of several, the steps of the first if it were alone."""
-        self._turn = _turns(weights)
+        """Steps of an epoch of the only corpus; of several, those of the first if it were alone."""
+        self._turn = _take_turns(weights)
         self._count = np.bincount(self._turn, minlength=len(weights))
         self._turns_before = np.zeros(PERIOD, np.int64)
         for corpus in range(len(weights)):
@@ -41,7 +41,7 @@ class BatchOrder:
             self._turns_before[mine] = np.arange(int(mine.sum()))
 
     def epoch(self, step: int) -> int:
-        """Epoch (0-based) of the only, or first listed, corpus at the beginning of a step."""
+        """Return the epoch (0-based) of the only, or first listed, corpus at the beginning of a step."""
         if len(self.corpora) == 1:
             return step // self.steps_per_epoch
         period, place = divmod(step * self.chunks_per_step, PERIOD)
@@ -49,7 +49,7 @@ class BatchOrder:
         return before // self.corpora[0].num_chunks
 
     def batch(self, step: int) -> list[Chunk]:
-        """The chunks of optimizer step `step`, 0-based over the whole run."""
+        """Return the chunks of optimizer step `step`, 0-based over the whole run."""
         if len(self.corpora) == 1:
             epoch, position = divmod(step, self.steps_per_epoch)
             first = position * self.chunks_per_step
@@ -66,14 +66,14 @@ class BatchOrder:
         return Chunk(corpus, epoch, self.corpora[corpus].chunk(epoch, position))
 
 
-def _turns(weights: Sequence[float]) -> np.ndarray:
-    """Which corpus each of PERIOD chunks comes from: shares by largest remainder, at least one each, spread evenly."""
+def _take_turns(weights: Sequence[float]) -> np.ndarray:
+    """Return the corpus (int64) of each of PERIOD chunks: shares by largest remainder, at least one, spread evenly."""
     exact = np.maximum(np.array(weights, np.float64) / sum(weights) * PERIOD, 1)
     exact *= PERIOD / exact.sum()
     counts = np.maximum(np.floor(exact).astype(np.int64), 1)
     by_remainder = np.argsort(-(exact - counts), kind="stable")
     counts[by_remainder[: PERIOD - int(counts.sum())]] += 1
-    while counts.sum() > PERIOD:  # the minimum of one took more than there was
+    while counts.sum() > PERIOD:  # the minimum of one each gave more than PERIOD
         counts[np.argmax(counts)] -= 1
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     corpora = np.repeat(np.arange(len(counts)), counts)

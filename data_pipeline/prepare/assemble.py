@@ -1,4 +1,4 @@
-"""From the parts of a split to its shards: duplicates are decided over the whole split, tars planned and written."""
+"""Parts of a split to its shards: duplicates are found over the whole split, then tars are planned and written."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from transpooler.common.files import write_json
 from transpooler.common.log import progress, say
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
-from transpooler.data_pipeline.prepare.inputs import Unit
-from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, part_info
+from transpooler.data_pipeline.prepare.inputs import InputGroup
+from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, read_part_info
 from transpooler.data_pipeline.shards.dataset import FORMAT, INDEX_NAME, token_dtype
 from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_documents, write_shard
 
@@ -28,26 +28,26 @@ LENGTH_EDGES = (0, *(2**i for i in range(4, 21)))
 def assemble(
     folder: Path,
     split: str,
-    units: Sequence[Unit],
+    groups: Sequence[InputGroup],
     config: PrepareConfig,
     executor: Executor,
     *,
     fingerprint: str,
     vocab_size: int,
 ) -> dict[str, Any]:
-    """Write the shards, documents.npy and index.json of a split; returns the index. What is there is not done again."""
-    parts = [part for unit in units for part in unit.parts]
+    """Write the shards, documents.npy and index.json of a split; returns the index. Shards that exist are kept."""
+    parts = [part for group in groups for part in group.parts]
     rows, owners, numbers = _gather(parts)
-    keep, dropped, examples = _decide(parts, rows, owners, numbers, config)
-    sources = _source_statistics(units, parts, rows, owners, keep)
-    for info in map(part_info, parts):
+    keep, dropped, examples = _find_duplicates(parts, rows, owners, numbers, config)
+    sources = _count_sources(groups, parts, rows, owners, keep)
+    for info in map(read_part_info, parts):
         dropped.update(info["dropped"])
         examples += [tuple(item) for item in info["examples"]]
     named = _name_drops(examples, dropped)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
     if not keep.any():
-        names = [location for unit in units for location in unit.locations]
-        raise UserError(f"prepare.sources.{split}: no document of {_names(names)} can be used; dropped: {counts}")
+        names = [location for group in groups for location in group.locations]
+        raise UserError(f"prepare.sources.{split}: no document of {_list_names(names)} can be used; dropped: {counts}")
     dtype = token_dtype(vocab_size)
     documents, cuts = plan_shards(rows[keep], dtype.itemsize, int(config.shard_size_mib * 2**20))
     _clear_unless(
@@ -56,7 +56,11 @@ def assemble(
     jobs = [
         (
             ShardJob(
-                folder / f"{split}-{i:06d}.tar", split, first, _pieces(parts, owners, numbers, keep, first, end), size
+                folder / f"{split}-{i:06d}.tar",
+                split,
+                first,
+                _select_part_rows(parts, owners, numbers, keep, first, end),
+                size,
             ),
         )
         for i, (first, end, size) in enumerate(cuts)
@@ -80,8 +84,8 @@ def assemble(
         "num_target_tokens": int(target_lengths.sum(dtype=np.int64)),
         "dropped": dict(sorted(dropped.items())),
         "first_dropped": named,
-        "source_lengths": length_statistics(source_lengths),
-        "target_lengths": length_statistics(target_lengths),
+        "source_lengths": summarize_lengths(source_lengths),
+        "target_lengths": summarize_lengths(target_lengths),
         "sources": sources,
         "shards": shards,
     }
@@ -90,8 +94,8 @@ def assemble(
     return index
 
 
-def length_statistics(lengths: np.ndarray) -> dict[str, Any]:
-    """Quantiles and histogram of token counts."""
+def summarize_lengths(lengths: np.ndarray) -> dict[str, Any]:
+    """Return quantiles and a histogram of token counts."""
     if not len(lengths):
         return {"count": 0}
     quantiles = {f"p{q}": int(np.percentile(lengths, q, method="nearest")) for q in (10, 50, 90, 99)}
@@ -109,71 +113,76 @@ def length_statistics(lengths: np.ndarray) -> dict[str, Any]:
 
 
 def _gather(parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of all documents, the number of each one's part, and its row there."""
+    """Return the rows of all documents, the number of each document's part (int32), and its row in the part (int32)."""
     all_rows, sizes = [np.zeros(0, ROW_DTYPE)], []
     for part in parts:
-        all_rows.append(_column(part, "rows"))
+        all_rows.append(_read_column(part, "rows"))
         sizes.append(len(all_rows[-1]))
     owners = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
     numbers = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)])
     return np.concatenate(all_rows), owners, numbers
 
 
-def _column(part: Path, name: str) -> np.ndarray:
+def _read_column(part: Path, name: str) -> np.ndarray:
     with np.load(part, allow_pickle=False) as arrays:
         return arrays[name]
 
 
-def _decide(
+def _find_duplicates(
     parts: Sequence[Path], rows: np.ndarray, owners: np.ndarray, numbers: np.ndarray, config: PrepareConfig
 ) -> tuple[np.ndarray, Counter[str], list[Any]]:
-    """Which documents stay, when duplicates go: the first of equals stays. Sorting, so a few bytes a document."""
+    """Decide which documents stay: of equal ones, the first. Found by sorting, which takes few bytes a document.
+
+    Returns a mask of what stays, counts by reason, and the first few that go as (reason, file, line).
+    """
     keep, dropped, examples = np.ones(len(rows), bool), Counter[str](), []
     steps: list[tuple[str, list[np.ndarray]]] = []
     if config.clean.exact_duplicates and len(rows):
-        hashes = np.concatenate([_column(part, "hashes") for part in parts])
+        hashes = np.concatenate([_read_column(part, "hashes") for part in parts])
         steps.append(("exact_duplicate", [hashes]))
     if config.clean.near_duplicates and len(rows):
-        bands = np.concatenate([_column(part, "bands") for part in parts])
+        bands = np.concatenate([_read_column(part, "bands") for part in parts])
         steps.append(("near_duplicate", [bands[:, i : i + 1] for i in range(bands.shape[1])]))
     for reason, keys in steps:
         repeated = np.zeros(len(rows), bool)
         for key in keys:
-            order = np.lexsort(key.T)  # stable: equals stay in document order
+            order = np.lexsort(key.T)  # stable, so equal documents keep their order
             ordered = key[order]
             repeated[order[1:]] |= (ordered[1:] == ordered[:-1]).all(axis=1)
         new = np.flatnonzero(repeated & keep)
         keep[new] = False
         dropped[reason] += len(new)
         for i in new[:SHOWN_DROPS]:
-            examples.append((reason, _file_of(parts[owners[i]], int(numbers[i])), int(rows["line"][i])))
+            examples.append((reason, _read_file_name(parts[owners[i]], int(numbers[i])), int(rows["line"][i])))
     return keep, +dropped, examples
 
 
-def _file_of(part: Path, number: int) -> str:
-    sizes = _column(part, "rows")["meta_bytes"].astype(np.int64)
+def _read_file_name(part: Path, number: int) -> str:
+    sizes = _read_column(part, "rows")["meta_bytes"].astype(np.int64)
     end = int(sizes[: number + 1].sum())
-    return json.loads(_column(part, "meta")[end - int(sizes[number]) : end].tobytes())["file"]
+    return json.loads(_read_column(part, "meta")[end - int(sizes[number]) : end].tobytes())["file"]
 
 
-def _pieces(
+def _select_part_rows(
     parts: Sequence[Path], owners: np.ndarray, numbers: np.ndarray, keep: np.ndarray, first: int, end: int
 ) -> list[tuple[str, np.ndarray]]:
     chosen = np.flatnonzero(keep)[first:end]
     return [(str(parts[part]), numbers[chosen[owners[chosen] == part]]) for part in np.unique(owners[chosen])]
 
 
-def _source_statistics(
-    units: Sequence[Unit], parts: Sequence[Path], rows: np.ndarray, owners: np.ndarray, keep: np.ndarray
+def _count_sources(
+    groups: Sequence[InputGroup], parts: Sequence[Path], rows: np.ndarray, owners: np.ndarray, keep: np.ndarray
 ) -> list[dict[str, Any]]:
     kept = np.bincount(owners[keep], minlength=len(parts))
     tokens = np.bincount(owners[keep], weights=rows["source_tokens"][keep], minlength=len(parts))
     statistics, start = [], 0
-    for unit in units:
-        end = start + len(unit.parts)
-        num_records = sum(sum(part_info(part)["records"].values()) for part in unit.parts)
+    for group in groups:
+        end = start + len(group.parts)
+        num_records = sum(sum(read_part_info(part)["records"].values()) for part in group.parts)
         name = (
-            unit.locations[0] if len(unit.locations) == 1 else f"{unit.locations[0]} and {len(unit.locations) - 1} more"
+            group.locations[0]
+            if len(group.locations) == 1
+            else f"{group.locations[0]} and {len(group.locations) - 1} more"
         )
         statistics.append(
             {
@@ -188,7 +197,7 @@ def _source_statistics(
 
 
 def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[str]]:
-    """Say the first drops of each reason; returns them as FILE:LINE."""
+    """Log the first drops of each reason; returns them as FILE:LINE."""
     named: dict[str, list[str]] = {}
     for reason, path, line in examples:
         places = named.setdefault(reason, [])
@@ -202,7 +211,7 @@ def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[st
 
 
 def _clear_unless(folder: Path, plan: str) -> None:
-    """Remove shards of another plan."""
+    """Remove the shards of another plan, and note this one."""
     import shutil
 
     note = folder / "plan.incomplete"
@@ -212,5 +221,5 @@ def _clear_unless(folder: Path, plan: str) -> None:
     note.write_text(plan)
 
 
-def _names(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")

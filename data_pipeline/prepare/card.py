@@ -1,4 +1,4 @@
-"""The dataset card beside the shards: README.md, and a picture of the lengths as SVG."""
+"""The dataset card beside the shards: README.md, and a chart of the lengths as SVG."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ _BAR, _HEIGHT, _PANEL_GAP, _LEFT = 34, 90, 60, 10
 
 
 def write_card(folder: Path, config: PrepareConfig, indexes: dict[str, dict[str, Any]], tokenizer: dict) -> None:
-    """README.md (counts, drops, lengths, licence, how to read) and lengths.svg."""
+    """Write README.md (counts, drops, lengths, licence, how to read) and lengths.svg."""
     with atomic_write(folder / PICTURE) as file:
-        file.write(lengths_picture(indexes))
+        file.write(draw_lengths(indexes))
     with atomic_write(folder / "README.md") as file:
-        file.write(_card(config, indexes, tokenizer))
+        file.write(_compose_card(config, indexes, tokenizer))
 
 
-def lengths_picture(indexes: dict[str, dict[str, Any]]) -> str:
-    """Histograms of document and summary lengths, one panel each, as SVG."""
+def draw_lengths(indexes: dict[str, dict[str, Any]]) -> str:
+    """Draw histograms of document and summary lengths, one panel each, as SVG."""
     panels = [
         (f"{split}: {side} tokens", index[f"{side}_lengths"])
         for split, index in indexes.items()
@@ -27,9 +27,9 @@ def lengths_picture(indexes: dict[str, dict[str, Any]]) -> str:
         if index[f"{side}_lengths"]["count"]
     ]
     body, top = [], 30
-    width = 2 * _LEFT + _BAR * max((len(_bins(lengths)) for _, lengths in panels), default=1)
+    width = 2 * _LEFT + _BAR * max((len(_trim_bins(lengths)) for _, lengths in panels), default=1)
     for title, lengths in panels:
-        bins = _bins(lengths)
+        bins = _trim_bins(lengths)
         highest = max(count for _, count in bins)
         body.append(f'<text x="{_LEFT}" y="{top - 8}" font-weight="bold">{title} ({lengths["count"]} documents)</text>')
         for i, (edge, count) in enumerate(bins):
@@ -37,7 +37,7 @@ def lengths_picture(indexes: dict[str, dict[str, Any]]) -> str:
             bar_top = top + _HEIGHT - height
             body.append(f'<rect x="{x + 1}" y="{bar_top}" width="{_BAR - 2}" height="{height}" fill="#4878a8"/>')
             body.append(f'<text x="{x + _BAR / 2}" y="{bar_top - 2}" text-anchor="middle" font-size="8">{count}</text>')
-            label = _short(edge)
+            label = _shorten(edge)
             body.append(f'<text x="{x}" y="{top + _HEIGHT + 12}" font-size="9" text-anchor="middle">{label}</text>')
         top += _HEIGHT + _PANEL_GAP
     return (
@@ -48,18 +48,18 @@ def lengths_picture(indexes: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _bins(lengths: dict[str, Any]) -> list[tuple[int, int]]:
-    """(lower edge, count) from the first to the last bin that is not empty."""
+def _trim_bins(lengths: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return (lower edge, count) from the first to the last bin that is not empty."""
     bins = list(zip(lengths["histogram_edges"], lengths["histogram"], strict=True))
     filled = [i for i, (_, count) in enumerate(bins) if count]
     return bins[filled[0] : filled[-1] + 1]
 
 
-def _short(number: int) -> str:
+def _shorten(number: int) -> str:
     return f"{number // 1024}k" if number >= 1024 else str(number)
 
 
-def _card(config: PrepareConfig, indexes: dict[str, dict[str, Any]], tokenizer: dict[str, Any]) -> str:
+def _compose_card(config: PrepareConfig, indexes: dict[str, dict[str, Any]], tokenizer: dict[str, Any]) -> str:
     total = sum(index["num_documents"] for index in indexes.values())
     sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     size = next((name for limit, name in sizes if total < limit), "n>1M")

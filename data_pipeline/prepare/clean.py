@@ -1,6 +1,6 @@
-"""Cleaning and filtering of single documents. A filter answers with the reason why a document goes, or None.
+"""Cleaning and filtering of single documents. A filter returns the reason why a document is dropped, or None.
 
-Nothing here knows a language: letters are what Unicode calls letters, words are what stands between spaces.
+No rule depends on a language: letters are those of Unicode, words are what stands between spaces.
 The shares follow the repetition rules of Rae et al. 2021 (Gopher, arXiv 2112.11446, table A1).
 """
 
@@ -18,7 +18,7 @@ _NOT_SPACE = re.compile(r"\S+")
 
 
 def clean_text(text: str, config: CleanConfig) -> str:
-    """The text in its normal form, without control characters (tabs and line feeds stay)."""
+    """Return the text in its normal form, without control characters (tabs and line feeds stay)."""
     form = config.unicode_form
     if form and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
         text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
@@ -30,8 +30,8 @@ def clean_text(text: str, config: CleanConfig) -> str:
     return text
 
 
-def length_problem(source: str, target: str | None, config: CleanConfig) -> str | None:
-    """Limits in characters, and the summary's share of the document."""
+def find_length_problem(source: str, target: str | None, config: CleanConfig) -> str | None:
+    """Check the limits in characters, and the summary's length relative to the document's."""
     for name, text in (("source", source), ("target", target)):
         if text is None:
             continue
@@ -46,8 +46,8 @@ def length_problem(source: str, target: str | None, config: CleanConfig) -> str 
     return None
 
 
-def quality_problem(text: str, config: CleanConfig) -> str | None:
-    """Language-free signs of what is no prose: few letters, very long words, repeated lines or word sequences."""
+def find_quality_problem(text: str, config: CleanConfig) -> str | None:
+    """Find signs of text that is no prose: few letters, very long words, repeated lines or word sequences."""
     words = _NOT_SPACE.findall(text)
     characters = sum(map(len, words))
     letters = len(_MARKS_AND_DIGITS.sub("", text))
@@ -56,19 +56,19 @@ def quality_problem(text: str, config: CleanConfig) -> str | None:
     if characters > config.max_mean_word_characters * len(words) and text.isascii():
         return "quality_long_words"  # scripts without spaces between words are not ASCII
     lines = [line for line in text.split("\n") if line.strip()]
-    if _repeated_characters(lines) > config.max_repeated_line_share * characters:
+    if _count_repeated(lines) > config.max_repeated_line_share * characters:
         return "quality_repeated_lines"
     fives = [" ".join(words[i : i + 5]) for i in range(0, len(words) - 4, 5)]
-    if _repeated_characters(fives) > config.max_repeated_words_share * characters:
+    if _count_repeated(fives) > config.max_repeated_words_share * characters:
         return "quality_repeated_words"
     return None
 
 
-def content_hash(text: str) -> bytes:
-    """16 bytes; the same for texts that differ in spacing and case alone."""
+def hash_content(text: str) -> bytes:
+    """Return 16 bytes that are equal for texts that differ only in spacing and case."""
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
 
 
-def _repeated_characters(parts: list[str]) -> int:
-    """Characters that are no spaces, in parts that stood before."""
+def _count_repeated(parts: list[str]) -> int:
+    """Count the characters, without spaces, of parts that occurred before."""
     return sum(len("".join(part.split())) * (count - 1) for part, count in Counter(parts).items() if count > 1)

@@ -1,4 +1,4 @@
-"""Running independent jobs: in this process, in processes of this machine, or on a Ray cluster. Results in order."""
+"""Runs independent jobs in this process, in processes of this machine, or on a Ray cluster; results keep the order."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ _AHEAD = 2  # jobs in flight for each worker
 
 
 class Executor:
-    """Runs jobs; processes are started when there is work for more than one, and serve until `close`."""
+    """Runs jobs. Processes start with the first call that has several jobs, and are used until `close`."""
 
     def __init__(self, kind: str, workers: int) -> None:
         self.kind, self.workers = kind, workers
         self._pool: Any = None
 
     def run(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """`function(*job)` for every job, results in the order of the jobs; only a few jobs are in memory at a time."""
+        """Yield `function(*job)` for every job, in order. Only a few jobs are in memory at a time."""
         if self.kind == "ray":
-            yield from _with_ray(function, jobs)
+            yield from _run_on_ray(function, jobs)
             return
         iterator = iter(jobs)
         first = list(islice(iterator, 2))
@@ -32,14 +32,14 @@ class Executor:
             for job in chain(first, iterator):
                 yield function(*job)
         else:
-            yield from self._with_processes(function, chain(first, iterator))
+            yield from self._run_in_processes(function, chain(first, iterator))
 
     def close(self) -> None:
-        """End the processes after the jobs in their hands."""
+        """End the processes when their present jobs are done."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _with_processes(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    def _run_in_processes(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         from concurrent.futures import ProcessPoolExecutor
         from concurrent.futures.process import BrokenProcessPool
         from multiprocessing import get_context
@@ -69,7 +69,7 @@ def _start_worker(parent: int) -> None:
         os._exit(1)
 
 
-def _with_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def _run_on_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:

@@ -15,7 +15,7 @@ from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, DiskFullError, fsync_folder, is_disk_full, read_json, write_json
 from transpooler.common.log import progress
 from transpooler.data_pipeline.config import PrepareConfig
-from transpooler.data_pipeline.sources.locations import described, file_system, is_remote, is_unchanged, stamp
+from transpooler.data_pipeline.sources.locations import describe_input, file_system, is_remote, is_unchanged, stamp
 
 REPORT_NAME = "report.json"
 REPORT_FORMAT = 1
@@ -24,15 +24,18 @@ Splits = dict[str, list[str]]
 
 
 def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]]]:
-    """What tells the input files from others or changed ones.
+    """Describe the input files such that other or changed files are recognised.
 
-    `note` keeps it for later runs and other tasks of an array: checksums of untouched files are not computed again.
+    The file `note` keeps the descriptions for later runs and for other tasks of an array, so that checksums of
+    unchanged files are not computed again.
     """
     items = [item for items in read_json(note).values() for item in items] if note.is_file() else []
     known = {item["path"]: item for item in items}
 
     def describe(location: str) -> dict[str, Any]:
-        return known[location] if known.get(location, {}).items() >= stamp(location).items() else described(location)
+        return (
+            known[location] if known.get(location, {}).items() >= stamp(location).items() else describe_input(location)
+        )
 
     inputs = {split: [describe(location) for location in locations] for split, locations in splits.items()}
     if items != [item for items in inputs.values() for item in items]:
@@ -40,9 +43,9 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
     return inputs
 
 
-def finished_report(output: str, settings: dict[str, Any], splits: Splits) -> dict[str, Any] | None:
-    """The report of a finished output of the same settings and inputs; None if there is no output yet."""
-    report = _remote_report(output) if is_remote(output) else _local_report(Path(output).expanduser())
+def read_finished_report(output: str, settings: dict[str, Any], splits: Splits) -> dict[str, Any] | None:
+    """Read the report of a finished output; None without output. UserError: its settings or inputs were others."""
+    report = _read_remote_report(output) if is_remote(output) else _read_local_report(Path(output).expanduser())
     if report is None:
         return None
     remedy = "choose another prepare.output or remove this folder"
@@ -55,7 +58,7 @@ def finished_report(output: str, settings: dict[str, Any], splits: Splits) -> di
 
 
 def scratch_folder(config: PrepareConfig) -> Path:
-    """Where unfinished work lies; absolute, since processes elsewhere name its files, too."""
+    """Return the folder of unfinished work; absolute, since processes on other machines use the same paths."""
     if config.scratch is not None:
         folder = Path(config.scratch).expanduser()
     elif is_remote(config.output):
@@ -68,12 +71,12 @@ def scratch_folder(config: PrepareConfig) -> Path:
 
 @contextmanager
 def workspace(folder: Path, output: str, *, shared: bool) -> Iterator[Path]:
-    """The scratch folder, locked: by one run alone, or by the tasks of an array together (`shared`).
+    """Lock the scratch folder: for one run alone, or for the tasks of an array together (`shared`).
 
-    What a run that failed left is kept for the next one, unless nothing of it is worth keeping.
+    If the run fails, its work is kept for the next run, unless no part is finished yet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A file, open for writing: NFS locks neither folders nor, exclusively, files open for reading.
+    # Lock a file that is open for writing: NFS cannot lock folders, nor lock files open for reading exclusively.
     lock = os.open(folder / f"running{INCOMPLETE_SUFFIX}", os.O_RDWR | os.O_CREAT)
     try:
         try:
@@ -91,8 +94,8 @@ def workspace(folder: Path, output: str, *, shared: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other task of the array is in such a block."""
+def wait_for_others(folder: Path) -> Iterator[None]:
+    """Run the block while no other task of the array is in such a block."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -102,7 +105,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def publish(work: Path, output: str) -> None:
-    """Put finished work in its place: by one rename, or by an upload whose last object is the report."""
+    """Move finished work to the output: by one rename, or by an upload whose last object is the report."""
     for leftover in [work / "parts", *work.rglob("*" + INCOMPLETE_SUFFIX), work / "lock"]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     if is_remote(output):
@@ -124,7 +127,7 @@ def publish(work: Path, output: str) -> None:
 
 @contextmanager
 def user_errors(output: str, scratch: Path) -> Iterator[None]:
-    """Failures of the file system while writing are the user's to mend."""
+    """Turn errors of the file system into UserError with the remedy."""
     try:
         yield
     except (OSError, DiskFullError) as error:
@@ -136,7 +139,7 @@ def user_errors(output: str, scratch: Path) -> Iterator[None]:
         raise UserError(f"{output}: cannot write: {error}; choose another prepare.output") from error
 
 
-def _local_report(output: Path) -> dict[str, Any] | None:
+def _read_local_report(output: Path) -> dict[str, Any] | None:
     if not output.exists():
         return None
     if not output.is_dir():
@@ -151,7 +154,7 @@ def _local_report(output: Path) -> dict[str, Any] | None:
     return read_json(output / REPORT_NAME)
 
 
-def _remote_report(output: str) -> dict[str, Any] | None:
+def _read_remote_report(output: str) -> dict[str, Any] | None:
     import json
 
     system, path = file_system(output)
@@ -164,7 +167,7 @@ def _remote_report(output: str) -> dict[str, Any] | None:
 
 
 def _upload(work: Path, output: str) -> None:
-    """Copy every file, the report last; what an earlier try left is overwritten by the same bytes."""
+    """Copy all files, the report last. Files of an earlier attempt are overwritten by the same bytes."""
     system, root = file_system(output)
     files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.name == REPORT_NAME, p))
     with progress(f"upload to {output} (files)", len(files)) as bar:
@@ -180,7 +183,7 @@ def _upload(work: Path, output: str) -> None:
 
 
 def _same_inputs(recorded: dict[str, list[dict[str, Any]]], splits: Splits) -> bool:
-    """Same paths and sizes, and either untouched since or of the same content."""
+    """Whether the inputs have the paths and sizes of the recorded ones, and the same time of change or content."""
     if {split: [item["path"] for item in items] for split, items in recorded.items()} != splits:
         return False
     return all(

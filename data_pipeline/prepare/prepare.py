@@ -1,10 +1,10 @@
 """`transpooler prepare`: documents to a tokenizer, WebDataset shards, a dataset card and a report.
 
-Work is cut into small tasks (parts of the input, then shards), each of which leaves one file that is complete or absent
-in the scratch folder `OUTPUT.incomplete`; a run that was killed goes on with the tasks that are missing, in any number
-of processes or machines, and the bytes are always the same. At the end the folder is renamed to `OUTPUT`, so an output
-is either complete or absent. A finished output of the same settings and inputs is left alone. Memory holds a few tasks
-and some 100 bytes a document.
+The work is cut into small tasks: first parts of the input, then shards. Each task leaves one file, complete or absent,
+in the scratch folder `OUTPUT.incomplete`. After a kill the next run does the tasks that are missing, with any number of
+processes or machines, and writes the same bytes. At the end the folder is renamed to `OUTPUT`, so an output is complete
+or absent, too. A finished output of the same settings and inputs is kept. Memory holds a few tasks and about 100 bytes
+a document.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from transpooler.data_pipeline.config import SPLITS, PrepareConfig
 from transpooler.data_pipeline.prepare.assemble import assemble
 from transpooler.data_pipeline.prepare.card import write_card
 from transpooler.data_pipeline.prepare.executors import Executor
-from transpooler.data_pipeline.prepare.inputs import Unit, do_units, together
+from transpooler.data_pipeline.prepare.inputs import InputGroup, group_locations, make_parts
 from transpooler.data_pipeline.prepare.output import (
     REPORT_FORMAT,
     REPORT_NAME,
     Splits,
-    alone,
     describe_inputs,
-    finished_report,
     publish,
+    read_finished_report,
     scratch_folder,
     user_errors,
+    wait_for_others,
     workspace,
 )
 from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, Context, save_held_out
@@ -49,10 +49,11 @@ _NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
 
 
 def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Write the shards that `config` describes, or recognise that they are there; returns the report.
+    """Write the shards that `config` describes, unless they are there; returns the report.
 
-    `array_task` = (i, n): do every n-th task, from the i-th; the rest and the assembly are for others; returns {}.
-    Raises UserError for unusable input, an output that belongs to something else, no permission or a full disk.
+    `array_task` = (i, n) does every n-th task from the i-th, and returns {}: other array tasks do the others, and a run
+    without `array_task` the rest. Raises UserError for unusable input, an output of something else, missing permission
+    or a full disk.
     """
     splits: Splits = {
         split: locations
@@ -65,7 +66,7 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
     scratch = scratch_folder(config)
     with user_errors(config.output, scratch):
         settings = _settings(config)
-        finished = finished_report(config.output, settings, splits)
+        finished = read_finished_report(config.output, settings, splits)
         if finished is not None:
             say(f"{config.output}: already prepared from the same files with the same settings; nothing to do")
             return finished
@@ -74,7 +75,7 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
             closing(executor),
             workspace(scratch, config.output, shared=array_task is not None) as work,
         ):
-            run = _Run.start(work, config, settings, splits, executor)
+            run = _Preparation.start(work, config, settings, splits, executor)
             if array_task is not None:
                 run.do_tasks(array_task)
                 say(f"array task {array_task[0]} of {array_task[1]}: done; run `transpooler prepare` once without it")
@@ -86,8 +87,8 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One preparation: where it works, on what, with which tokenizer."""
+class _Preparation:
+    """One preparation: its folder, inputs and tokenizer."""
 
     work: Path
     config: PrepareConfig
@@ -100,15 +101,15 @@ class _Run:
     @classmethod
     def start(
         cls, work: Path, config: PrepareConfig, settings: dict[str, Any], splits: Splits, executor: Executor
-    ) -> "_Run":
-        with alone(work):
-            # Before reading: a file that changes meanwhile is noticed by the next run.
+    ) -> "_Preparation":
+        with wait_for_others(work):
+            # Before they are read, so that the next run notices a file that changes meanwhile.
             inputs = describe_inputs(splits, work / "inputs.incomplete")
             key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
             note = work / "tokenizer" / "note.incomplete"
             if not note.is_file() or json.loads(note.read_text())["key"] != key:
                 shutil.rmtree(work / "tokenizer", ignore_errors=True)
-                tokenizer = _tokenizer(config, splits)
+                tokenizer = _make_tokenizer(config, splits)
                 tokenizer.save_pretrained(work / "tokenizer")
                 facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
                 write_json(note, {"key": key, **facts})
@@ -118,15 +119,15 @@ class _Run:
             del facts["key"]
             return cls(work, config, settings, splits, inputs, facts, executor)
 
-    def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[Unit]]:
-        """All tasks of all splits, held-out ones first; with `array_task` that share of the rest, without results."""
+    def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[InputGroup]]:
+        """Do the tasks of held-out splits, then those (or a share) of the others; returns each split's groups."""
         held_out: str | None = None
-        done: dict[str, list[Unit]] = {}
+        done: dict[str, list[InputGroup]] = {}
         first = [split for split in HELD_OUT_SPLITS if split in self.splits]
-        for split in first:  # every array task needs them, so that none has to wait for another
+        for split in first:  # done by every array task, so that none waits for another
             done[split] = self._do_split(split, None, None)
         if self.config.clean.held_out_overlap is not None and first:
-            parts = [part for split in first for unit in done[split] for part in unit.parts]
+            parts = [part for split in first for group in done[split] for part in group.parts]
             path = self.work / "parts" / f"held-out-{_hash([str(part.relative_to(self.work)) for part in parts])}.npz"
             if not path.is_file():
                 save_held_out(parts, path)
@@ -137,7 +138,7 @@ class _Run:
         return done
 
     def finish(self) -> dict[str, Any]:
-        """Do what is left, assemble, write the card and, last of all, the report."""
+        """Do the tasks that are left, write the shards, the card and, at the end, the report."""
         done = self.do_tasks(None)
         indexes = {
             split: assemble(self.work / split, split, done[split], self.config, self.executor, **self.tokenizer)
@@ -163,9 +164,9 @@ class _Run:
         write_json(self.work / REPORT_NAME, report)
         return report
 
-    def _do_split(self, split: str, held_out: str | None, array_task: tuple[int, int] | None) -> list[Unit]:
+    def _do_split(self, split: str, held_out: str | None, array_task: tuple[int, int] | None) -> list[InputGroup]:
         config = self.config
-        columns = Columns.of(config.source_column, config.target_column, split != "pretrain")
+        columns = Columns.choose(config.source_column, config.target_column, split != "pretrain")
         context = Context(
             replace(config, output="", scratch=None, workers=1, executor="processes"),
             columns,
@@ -175,17 +176,17 @@ class _Run:
             sketch=split in HELD_OUT_SPLITS and config.clean.held_out_overlap is not None,
         )
         inputs = {item["path"]: item for item in self.inputs[split]}
-        units = []
-        for locations in together(self.splits[split]):
+        groups = []
+        for locations in group_locations(self.splits[split]):
             key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
             key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
-            units.append(Unit(locations, (self.work / "parts" / split / key).absolute()))
+            groups.append(InputGroup(locations, (self.work / "parts" / split / key).absolute()))
         with progress(f"prepare {split} (tasks)") as bar:
-            do_units(units, context, self.executor, array_task, bar)
-        return units
+            make_parts(groups, context, self.executor, array_task, bar)
+        return groups
 
 
-def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:
+def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     if not splits.keys() & {"train", "pretrain"}:
@@ -193,7 +194,7 @@ def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:
             "prepare.tokenizer.path: give the tokenizer of your model; one can be trained only on train or pretrain "
             "sources"
         )
-    documents = islice(_training_documents(config, splits), config.tokenizer.max_training_documents)
+    documents = islice(_read_training_documents(config, splits), config.tokenizer.max_training_documents)
     with progress("train the tokenizer (documents)") as bar:
 
         def texts() -> Iterator[str]:
@@ -206,8 +207,8 @@ def _tokenizer(config: PrepareConfig, splits: Splits) -> Any:
         return train_tokenizer(texts(), config.tokenizer.vocab_size, config.tokenizer.algorithm)
 
 
-def _training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
-    """Documents of train and pretrain in turn."""
+def _read_training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
+    """Yield documents of train and pretrain in turn."""
     streams = (
         read_documents(splits[split], config.source_column, config.target_column, split != "pretrain")
         for split in ("train", "pretrain")
@@ -219,7 +220,7 @@ def _training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDo
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
-    """What decides the output's bytes, beside the input files' content. As JSON gives it back: tuples are lists."""
+    """Return the settings that decide the output's bytes, with the input files' content."""
     settings = asdict(config)
     for name in _NOT_SETTINGS:
         del settings[name]

@@ -1,8 +1,8 @@
-"""Likeness of texts by shingles (sequences of words): MinHash for near-duplicates, containment for held-out overlap.
+"""Similarity of texts by shingles (sequences of words): MinHash finds near-duplicates, containment held-out overlap.
 
-Broder 1997; bands as in datatrove's MinHash (14 bands of 8 hashes: pairs of Jaccard similarity 0.8 are found with
-probability 0.92, of 0.5 with 0.05). Written with numpy over the text's bytes, a hash a word by prefix sums:
-about 0.3 ms for a paper, a few hundredths of its tokenization, where a Python loop over words takes 20 times as long.
+Broder 1997, with the bands of datatrove's MinHash: 14 bands of 8 hashes find pairs of Jaccard similarity 0.8 with
+probability 0.92, and of 0.5 with 0.05. Words are hashed with numpy, by prefix sums over the text's bytes. That takes
+about 0.3 ms for a paper, a few percent of its tokenization; a Python loop over words takes 20 times as long.
 """
 
 import numpy as np
@@ -13,9 +13,9 @@ SHINGLE_WORDS = 5
 NUM_BANDS, BAND_HASHES = 14, 8
 OVERLAP_SHINGLE_WORDS = 8
 OVERLAP_SAMPLE = 4
-"""One shingle in so many is looked at (those whose hash it divides): containment of sets of unlike size."""
+"""One shingle in so many is compared: those whose hash it divides, so that sets of different sizes stay comparable."""
 MIN_SAMPLED, MAX_SAMPLED = 8, 256
-"""Held-out documents with fewer sampled shingles are compared as a whole only; of longer ones so many are used."""
+"""Held-out documents with fewer sampled shingles are compared as a whole only; of longer ones MAX_SAMPLED are used."""
 
 _TABLE = bytes(
     byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32 for byte in range(256)
@@ -26,34 +26,34 @@ _BLOCK = 1 << 20
 _powers = np.ones((2, 1), np.uint64)
 
 
-def word_hashes(text: str) -> np.ndarray:
-    """uint64 of each word, in order. ASCII case, digits and punctuation do not count; a character of three or four
-    UTF-8 bytes (Chinese, Japanese, ...) is a word of its own."""
+def hash_words(text: str) -> np.ndarray:
+    """Return the hash of each word, in order, uint64. ASCII case, digits and punctuation do not count; a character of
+    three or four UTF-8 bytes (Chinese, Japanese, ...) is a word of its own."""
     data, parts = text.encode().translate(_TABLE), []
     while data:
         cut = len(data) if len(data) <= _BLOCK else data.find(b" ", _BLOCK)
         cut = len(data) if cut < 0 else cut
-        parts.append(_block_hashes(np.frombuffer(data[:cut], np.uint8)))
+        parts.append(_hash_block(np.frombuffer(data[:cut], np.uint8)))
         data = data[cut:]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
-def _block_hashes(data: np.ndarray) -> np.ndarray:
+def _hash_block(data: np.ndarray) -> np.ndarray:
     inside = data != 32
     start = inside.copy()
     wide = data >= 0xE0
-    start[1:] &= ~inside[:-1] | wide[1:] | ((data[1:] < 128) & (data[:-1] >= 128) & _after_wide(data))
+    start[1:] &= ~inside[:-1] | wide[1:] | ((data[1:] < 128) & (data[:-1] >= 128) & _follows_wide(data))
     starts = np.flatnonzero(start)
     if not len(starts):
         return np.zeros(0, np.uint64)
-    powers, inverses = _powers_to(len(data))
+    powers, inverses = _compute_powers(len(data))
     terms = (data * inside).astype(np.uint64) * powers[: len(data)]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
     return mix_array((sums[np.append(starts[1:], len(data))] - sums[starts]) * inverses[starts])
 
 
-def shingles(words: np.ndarray, size: int) -> np.ndarray:
-    """uint64 hashes of all sequences of `size` words (of the whole text where it is shorter)."""
+def hash_shingles(words: np.ndarray, size: int) -> np.ndarray:
+    """Return the hashes (uint64) of all sequences of `size` words, or of the whole text if it is shorter."""
     size = min(size, len(words))
     if size == 0:
         return words
@@ -64,9 +64,9 @@ def shingles(words: np.ndarray, size: int) -> np.ndarray:
     return mix_array(total)
 
 
-def minhash_bands(words: np.ndarray) -> np.ndarray:
-    """NUM_BANDS uint64; texts that agree in one of them are near-duplicates."""
-    hashes = shingles(words, SHINGLE_WORDS)
+def compute_bands(words: np.ndarray) -> np.ndarray:
+    """Return NUM_BANDS uint64; texts that agree in one of them are near-duplicates."""
+    hashes = hash_shingles(words, SHINGLE_WORDS)
     if not len(hashes):
         hashes = np.zeros(1, np.uint64)
     seeds = mix_array(np.arange(1, NUM_BANDS * BAND_HASHES + 1, dtype=np.uint64) * _BASE)
@@ -77,14 +77,14 @@ def minhash_bands(words: np.ndarray) -> np.ndarray:
     return band
 
 
-def overlap_sample(words: np.ndarray) -> np.ndarray:
-    """Sampled shingles of one document, sorted and distinct."""
-    hashes = shingles(words, OVERLAP_SHINGLE_WORDS)
+def sample_shingles(words: np.ndarray) -> np.ndarray:
+    """Return the sampled shingles (uint64) of one document, sorted and distinct."""
+    hashes = hash_shingles(words, OVERLAP_SHINGLE_WORDS)
     return np.unique(hashes[hashes % np.uint64(OVERLAP_SAMPLE) == 0])
 
 
 class HeldOut:
-    """What the validation and test documents contain, to keep training documents apart from them."""
+    """The content of validation and test documents, which training documents must not contain."""
 
     def __init__(self, samples: list[np.ndarray], hashes: list[bytes]) -> None:
         kept = [sample[:MAX_SAMPLED] if len(sample) >= MIN_SAMPLED else sample[:0] for sample in samples]
@@ -96,10 +96,10 @@ class HeldOut:
         self._hashes = frozenset(hashes)
 
     def overlaps(self, words: np.ndarray, content_hash: bytes, share: float) -> bool:
-        """Whether the text is one of them, or contains `share` of the sampled shingles of one."""
+        """Whether the text is a held-out document, or contains `share` of the sampled shingles of one."""
         if content_hash in self._hashes:
             return True
-        sample = overlap_sample(words)
+        sample = sample_shingles(words)
         if not len(sample) or not len(self._values):
             return False
         low = np.searchsorted(self._values, sample, "left")
@@ -111,16 +111,16 @@ class HeldOut:
         return bool((np.bincount(found, minlength=len(self._sizes)) >= np.maximum(share * self._sizes, 1)).any())
 
 
-def _after_wide(data: np.ndarray) -> np.ndarray:
-    """For each byte but the first: whether the character before it has three or four bytes."""
+def _follows_wide(data: np.ndarray) -> np.ndarray:
+    """Return, for each byte but the first, whether the character before it has three or four bytes."""
     wide = np.zeros(len(data) - 1, bool)
     for back in (3, 4):
         wide[back - 1 :] |= data[: len(data) - back] >= (0xE0 if back == 3 else 0xF0)
     return wide
 
 
-def _powers_to(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers 0 .. length - 1 of the base and of its inverse, modulo 2^64."""
+def _compute_powers(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at least the powers 0 .. length - 1 of the base and of its inverse, modulo 2^64."""
     global _powers
     if _powers.shape[1] < length:
         steps = np.ones((2, 1 << (length - 1).bit_length()), np.uint64)

@@ -1,7 +1,7 @@
-"""A task: a part of the input, from records to token ids, in any process; its result is one file, complete or absent.
+"""A task turns some records of the input into a part, in any process. A part is one file, complete or absent.
 
-A part holds the task's kept documents in order (rows, tokens, metadata, content hashes) and what was dropped. Its bytes
-depend on the input and the settings alone, so a part that is there need never be made again.
+It holds the token ids, metadata and content hashes of the documents that are kept, in order, and counts what was
+dropped. Its bytes depend on the input and the settings alone, so a part that is there is never made again.
 """
 
 import json
@@ -14,11 +14,11 @@ import numpy as np
 
 from transpooler.common.files import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
-from transpooler.data_pipeline.prepare.clean import clean_text, content_hash, length_problem, quality_problem
-from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, minhash_bands, overlap_sample, word_hashes
+from transpooler.data_pipeline.prepare.clean import clean_text, find_length_problem, find_quality_problem, hash_content
+from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compute_bands, hash_words, sample_shingles
 from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
 from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
-from transpooler.data_pipeline.sources.records import Columns, Record, records
+from transpooler.data_pipeline.sources.records import Columns, Record, read_records
 
 SHOWN_DROPS = 5
 """Drops that are named for each reason; the rest is only counted."""
@@ -33,33 +33,33 @@ ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Context:
-    """What every task of a split needs. Picklable; the tokenizer is loaded once a process."""
+    """Settings that all tasks of a split share; picklable. Each process loads the tokenizer once."""
 
     config: PrepareConfig
     columns: Columns
     tokenizer_file: str
     vocab_size: int
     held_out: str | None
-    """File of the held-out documents' sketch; None: nothing to keep apart from."""
+    """File with the sketch of the held-out documents; None keeps all training documents."""
     sketch: bool
-    """Whether this split's documents are sketched for others to keep apart from."""
+    """Whether this split is held out, so that its documents are sketched."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive records of one file (or of a few text files), and where the result goes."""
+    """Consecutive records of one file (or of a few text files), and the file of the part to be made."""
 
     part: Path
     records: list[Record]
 
 
-def tasks_of(locations: Sequence[str], folder: Path, columns: Columns, task_mib: float) -> Iterator[Task]:
-    """Cut one file (or several small ones) into tasks: by records and size alone, so always in the same way."""
+def cut_tasks(locations: Sequence[str], folder: Path, columns: Columns, task_mib: float) -> Iterator[Task]:
+    """Cut one file (or several small ones) into tasks; only the records and their sizes decide where."""
     limit, size, number, batch = int(task_mib * 2**20), 0, 0, []
     for location in locations:
-        for record in records(location, columns):
+        for record in read_records(location, columns):
             batch.append(record)
-            size += _size(record[2])
+            size += _measure(record[2])
             if size >= limit:
                 yield Task(folder / f"{number:06d}.npz", batch)
                 batch, size, number = [], 0, number + 1
@@ -69,24 +69,26 @@ def tasks_of(locations: Sequence[str], folder: Path, columns: Columns, task_mib:
 
 def run_task(context: Context, task: Task) -> Path:
     """Do a task and write its part; returns the part's path."""
-    part = _Part(context)
-    for batch in _batches(part.documents(task.records)):
-        part.encode(batch)
-    _save_arrays(task.part, part.arrays())
+    maker = _PartMaker(context)
+    for batch in _batch(maker.select(task.records)):
+        maker.encode(batch)
+    _save_arrays(task.part, maker.arrays())
     return task.part
 
 
-def part_info(part: Path) -> dict[str, Any]:
-    """What a part says about its input: the verdict on the file, drops, first drops."""
+def read_part_info(part: Path) -> dict[str, Any]:
+    """Read what a part says of its input: counts of the records, of what was dropped, and the first drops."""
     with np.load(part, allow_pickle=False) as arrays:
         return json.loads(arrays["info"].tobytes())
 
 
-class _Part:
+class _PartMaker:
+    """Collects the documents of one task."""
+
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
-        self.backend = _loaded(context.tokenizer_file, _load_backend)
-        self.held_out = _loaded(context.held_out, load_held_out) if context.held_out else None
+        self.backend = _load_once(context.tokenizer_file, _load_backend)
+        self.held_out = _load_once(context.held_out, load_held_out) if context.held_out else None
         self.verdict = FileVerdict()
         self.dropped: dict[str, int] = {}
         self.examples: list[tuple[str, str, int]] = []
@@ -97,26 +99,27 @@ class _Part:
         self.bands: list[np.ndarray] = []
         self.samples: list[np.ndarray] = []
 
-    def documents(self, batch: list[Record]) -> Iterator[RawDocument]:
-        """The documents that pass every step before tokenization."""
+    def select(self, batch: list[Record]) -> Iterator[RawDocument]:
+        """Yield the documents that pass all filters of text, cleaned."""
         for record in batch:
             result = parse(record, self.context.columns)
-            self.verdict.see(record, result)
+            self.verdict.add(record, result)
             if isinstance(result, Dropped):
                 self.drop(result.reason, result)
                 continue
             clean = self.config.clean
             source = clean_text(result.source, clean)
             target = None if result.target is None else clean_text(result.target, clean)
-            problem = length_problem(source, target, clean)
+            problem = find_length_problem(source, target, clean)
             if not problem and clean.quality:
-                problem = quality_problem(source, clean)
+                problem = find_quality_problem(source, clean)
             if problem:
                 self.drop(problem, result)
             else:
                 yield RawDocument(result.id, source, target, result.path, result.line)
 
     def encode(self, batch: list[RawDocument]) -> None:
+        """Tokenize documents and add them."""
         targets = [document.target for document in batch if document.target is not None]
         texts = [document.source for document in batch] + targets
         encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
@@ -127,11 +130,12 @@ class _Part:
             self.add(document, source, next(rest) if document.target is not None else None)
 
     def add(self, document: RawDocument, source: np.ndarray, target: np.ndarray | None) -> None:
-        clean, digest = self.config.clean, content_hash(document.source)
-        problem = _token_problem(self.config, source, target)
+        """Add one tokenized document, unless a filter of tokens or of held-out documents drops it."""
+        clean, digest = self.config.clean, hash_content(document.source)
+        problem = _find_token_problem(self.config, source, target)
         words = None
         if self.held_out or self.context.sketch or clean.near_duplicates:
-            words = word_hashes(document.source)
+            words = hash_words(document.source)
         if not problem and self.held_out and words is not None:
             overlaps = self.held_out.overlaps(words, digest, clean.held_out_overlap or 1.0)
             problem = "overlaps_held_out" if overlaps else None
@@ -151,16 +155,18 @@ class _Part:
         self.metas.append(data)
         self.hashes.append(digest)
         if clean.near_duplicates and words is not None:
-            self.bands.append(minhash_bands(words))
+            self.bands.append(compute_bands(words))
         if self.context.sketch and words is not None:
-            self.samples.append(overlap_sample(words))
+            self.samples.append(sample_shingles(words))
 
     def drop(self, reason: str, where: RawDocument | Dropped) -> None:
+        """Count a document that is left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if self.dropped[reason] <= SHOWN_DROPS:
             self.examples.append((reason, where.path, where.line))
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Return the content of the part's file."""
         verdict = self.verdict
         info = {
             "records": dict(sorted(verdict.counts.items())),
@@ -183,7 +189,7 @@ class _Part:
 
 
 def save_held_out(parts: Sequence[Path], path: Path) -> None:
-    """Gather the sketches of held-out parts into one file."""
+    """Write the sketches of all held-out parts into one file."""
     names = ("samples", "sample_sizes", "hashes")
     gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for part in parts:
@@ -194,7 +200,7 @@ def save_held_out(parts: Sequence[Path], path: Path) -> None:
 
 
 def load_held_out(path: str) -> HeldOut:
-    """The sketch that `save_held_out` wrote."""
+    """Read what `save_held_out` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         samples = np.split(arrays["samples"], np.cumsum(arrays["sample_sizes"])[:-1])
         return HeldOut(list(samples), [row.tobytes() for row in arrays["hashes"]])
@@ -205,8 +211,8 @@ def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
-    """Batches bounded in characters, so that memory stays flat."""
+def _batch(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
+    """Yield batches of a limited number of characters, so that memory does not grow with the documents."""
     batch: list[RawDocument] = []
     characters = 0
     for document in documents:
@@ -219,7 +225,7 @@ def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
-def _token_problem(config: PrepareConfig, source: np.ndarray, target: np.ndarray | None) -> str | None:
+def _find_token_problem(config: PrepareConfig, source: np.ndarray, target: np.ndarray | None) -> str | None:
     sides = (
         ("source", source, config.min_source_tokens, config.max_source_tokens),
         ("target", target, config.min_target_tokens, config.max_target_tokens),
@@ -232,11 +238,11 @@ def _token_problem(config: PrepareConfig, source: np.ndarray, target: np.ndarray
     return None
 
 
-def _size(value: Any) -> int:
+def _measure(value: Any) -> int:
     if isinstance(value, dict):
-        return sum(_size(item) for item in value.values()) + 64
+        return sum(_measure(item) for item in value.values()) + 64
     if isinstance(value, list):
-        return sum(map(_size, value))
+        return sum(map(_measure, value))
     return len(value) if isinstance(value, bytes | str) else 8
 
 
@@ -253,7 +259,7 @@ def _load_backend(path: str) -> Any:
 _cache: dict[str, Any] = {}
 
 
-def _loaded(path: str, load: Any) -> Any:
+def _load_once(path: str, load: Any) -> Any:
     if path not in _cache:
         _cache[path] = load(path)
     return _cache[path]

@@ -1,8 +1,8 @@
-"""Shards on disk: ordinary WebDataset tars, one index.json and one documents.npy a split. The format, and its reader.
+"""The format of a split (ordinary WebDataset tars, index.json and documents.npy), and its reader.
 
-Reading is by byte offset: any document is one `pread` away, whatever its shard. A shard's file is open only while a
-document is read: the dataset holds no descriptors, may be pickled and shared between threads and processes. Shards
-behind a URL are read from a local cache (`remote`).
+Documents are read by byte offset, so any document costs one `pread`. A shard's file is open only while a document is
+read: the dataset holds no descriptors, and can be pickled and shared between threads and processes. Shards behind a URL
+are read from a local cache (`remote`).
 """
 
 import json
@@ -34,8 +34,8 @@ DOCUMENT_DTYPE = np.dtype(
         ("crc32", "<u4"),
     ]
 )
-"""A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON); no summary: both target
-fields 0. crc32: see `checksum`; earlier versions wrote none."""
+"""A row of documents.npy. Offsets are those of the members' payloads (.npy files, JSON) in the tar, in bytes. Without a
+summary both target fields are 0. crc32: see `checksum`; earlier versions wrote none."""
 
 TAR_BLOCK = 512
 NPY_HEADER_BYTES = 128  # of a one-dimensional array in .npy format 1.0
@@ -53,30 +53,30 @@ class Document:
 
 
 def document_key(split: str, number: int) -> str:
-    """Key of a document in its tar and everywhere else; without dots, since WebDataset cuts keys at the first one."""
+    """Return a document's key, as in its tar. It holds no dots, since WebDataset cuts keys at the first dot."""
     return f"{split}-{number:08d}"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where every id fits, else uint32; little-endian on every machine."""
+    """Return uint16 if every id fits, else uint32; little-endian on every machine."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def checksum(meta: bytes, source: np.ndarray, target: np.ndarray | None) -> int:
-    """CRC-32 of a document: the bytes of its JSON, then of its source and target ids (without .npy headers)."""
+    """Return the CRC-32 of a document: of its JSON, its source ids and its target ids (without .npy headers)."""
     tokens = zlib.crc32(source.data, zlib.crc32(meta))
     return tokens if target is None else zlib.crc32(target.data, tokens)
 
 
 class DamagedShardError(UserError):
-    """A shard that is missing or does not agree with the index; the message names it."""
+    """A shard is missing or differs from the index; the message names it."""
 
 
 class ShardDataset:
     """Random access to the documents of one split folder or URL (which needs a `cache`).
 
-    Local files' sizes are checked against the index when it opens, unless `check_sizes` is false; remote shards' sizes
-    and SHA-256 when they are fetched; every document's CRC-32 when it is read.
+    The index is compared with the sizes of local shards when the dataset opens (unless `check_sizes` is false), with
+    sizes and SHA-256 of remote shards when they are fetched, and with each document's CRC-32 when it is read.
     """
 
     def __init__(self, split_folder: str | Path, cache: Cache | None = None, *, check_sizes: bool = True) -> None:
@@ -133,20 +133,20 @@ class ShardDataset:
         return document_key(self.index["split"], number)
 
     def fetch_ahead(self, number: int) -> None:
-        """Begin to fetch the shard of a document, if it is remote."""
+        """Start to fetch the shard of a document, if it is remote."""
         if self._remote is not None:
             self._remote.fetch_ahead(self._shards[int(self._rows[number]["shard"])])
 
     def read(self, number: int) -> Document:
-        """Read one document; DamagedShardError if its shard is missing or no longer agrees with the index."""
+        """Read one document; DamagedShardError if its shard is missing or differs from the index."""
         row = self._rows[number]
         entry = self._shards[int(row["shard"])]
         try:
             payload, start = self._read_members(entry, row)
-            source = self._tokens(payload, int(row["source_offset"]) - start, int(row["source_tokens"]))
+            source = self._read_tokens(payload, int(row["source_offset"]) - start, int(row["source_tokens"]))
             target = None
             if row["target_offset"]:
-                target = self._tokens(payload, int(row["target_offset"]) - start, int(row["target_tokens"]))
+                target = self._read_tokens(payload, int(row["target_offset"]) - start, int(row["target_tokens"]))
             begin = int(row["meta_offset"]) - start
             text = payload[begin : begin + int(row["meta_bytes"])]
             if self._has_checksums and checksum(text, source, target) != row["crc32"]:
@@ -160,7 +160,7 @@ class ShardDataset:
         return Document(self.key(number), source, target, meta)
 
     def _read_members(self, entry: dict[str, Any], row: np.ndarray) -> tuple[bytes, int]:
-        """The bytes of one document's members with what lies between them, and where they start in the shard."""
+        """Read one document's members and what lies between them; returns the bytes and their offset in the shard."""
         ends = [int(row["meta_offset"]) + int(row["meta_bytes"])]
         for side in ("source", "target"):
             if row[f"{side}_offset"]:
@@ -179,15 +179,15 @@ class ShardDataset:
     def _open(self, entry: dict[str, Any]) -> int:
         if self._remote is None:
             return os.open(self._local / entry["name"], os.O_RDONLY)
-        for _ in range(MAX_EVICTIONS):  # between fetching and opening another process may evict it
+        for _ in range(MAX_EVICTIONS):  # another process may evict it between fetching and opening
             try:
                 return os.open(self._remote.shard(entry), os.O_RDONLY)
             except FileNotFoundError:
                 continue
         raise UserError(f"{entry['name']} is evicted from the cache at once; raise data.cache_gib")
 
-    def _tokens(self, payload: bytes, offset: int, num_tokens: int) -> np.ndarray:
-        header = npy_header(self._dtype, num_tokens)
+    def _read_tokens(self, payload: bytes, offset: int, num_tokens: int) -> np.ndarray:
+        header = make_npy_header(self._dtype, num_tokens)
         if payload[offset : offset + NPY_HEADER_BYTES] != header:
             raise ValueError(f"no .npy file of {num_tokens} {self._dtype} tokens where the index says")
         return np.frombuffer(payload, self._dtype, count=num_tokens, offset=offset + NPY_HEADER_BYTES)
@@ -213,7 +213,7 @@ def open_rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
     return rows
 
 
-def npy_header(dtype: np.dtype, num_tokens: int) -> bytes:
-    """The first NPY_HEADER_BYTES of a one-dimensional .npy file of version 1.0, as numpy writes them."""
+def make_npy_header(dtype: np.dtype, num_tokens: int) -> bytes:
+    """Return the first NPY_HEADER_BYTES of a one-dimensional .npy file (version 1.0), as numpy writes them."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({num_tokens},), }}"
     return b"\x93NUMPY\x01\x00" + (NPY_HEADER_BYTES - 10).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"

@@ -1,19 +1,19 @@
-"""`transpooler inspect`: what is in a folder of shards, for people."""
+"""`transpooler inspect`: describes a folder of shards."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transpooler.data_pipeline.shards.dataset import ShardDataset
-from transpooler.data_pipeline.shards.verify import split_folders
+from transpooler.data_pipeline.shards.verify import find_split_folders
 
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 400
 
 
-def report(shards: Path, samples: int, seed: int = 0) -> Iterator[str]:
-    """Lines: counts, drops and length histograms of each split, and `samples` random documents decoded back."""
-    for folder in split_folders(shards):
+def describe_shards(shards: Path, samples: int, seed: int = 0) -> Iterator[str]:
+    """Yield lines with each split's counts, drops and histograms of lengths, and `samples` random documents decoded."""
+    for folder in find_split_folders(shards):
         dataset = ShardDataset(folder)
         index = dataset.index
         size = sum(shard["size_bytes"] for shard in index["shards"])
@@ -26,11 +26,11 @@ def report(shards: Path, samples: int, seed: int = 0) -> Iterator[str]:
         for item in index.get("sources", ())[:20]:
             yield f"  from {item['file']}: {item['num_documents']:,} of {item['num_records']:,} records"
         for side in ("source", "target"):
-            yield from _histogram(side, index.get(f"{side}_lengths", {"count": 0}))
-        yield from _samples(dataset, folder, samples, seed)
+            yield from _draw_histogram(side, index.get(f"{side}_lengths", {"count": 0}))
+        yield from _decode_samples(dataset, folder, samples, seed)
 
 
-def _histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
+def _draw_histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
     if not lengths["count"]:
         return
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("min", "p10", "p50", "p90", "p99", "max"))
@@ -41,7 +41,7 @@ def _histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
             yield f"  {edge:>10,}+ {'#' * max(1, round(_BAR_WIDTH * count / highest))} {count:,}"
 
 
-def _samples(dataset: ShardDataset, folder: Path, samples: int, seed: int) -> Iterator[str]:
+def _decode_samples(dataset: ShardDataset, folder: Path, samples: int, seed: int) -> Iterator[str]:
     if not samples:
         return
     import random

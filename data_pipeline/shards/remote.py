@@ -1,8 +1,8 @@
-"""Shards behind URLs (fsspec): fetched whole into a bounded local cache, checked against the index, read from there.
+"""Shards behind URLs (fsspec): fetched whole into a local cache of limited size, verified, and read from there.
 
-The cache may be shared by all processes of a machine. A shard in it is complete and was verified; one that is being
-fetched is a locked .part file, so nobody fetches it twice, and what a killed process left is told by its free lock. An
-evicted shard stays readable to whoever has it open.
+All processes of a machine may share the cache. A shard in it is complete and verified. One that is being fetched is a
+locked .part file, so that no other process fetches it; a .part file without a lock was left by a killed process. An
+evicted shard stays readable to those who have it open.
 """
 
 import fcntl
@@ -29,20 +29,20 @@ _BLOCK_BYTES = 16 << 20
 
 
 def join(folder: str | Path, name: str) -> str | Path:
-    """A path below a folder or URL; of the same kind as `folder`."""
+    """Return the path or URL of a file in a folder or URL."""
     return f"{str(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder).expanduser() / name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Where remote shards are kept, how much of them, and how hard to try."""
+    """Local copies of remote shards: their folder, its largest size, and the retries of a failed transfer."""
 
     folder: Path
     max_bytes: int
     retries: int
 
-    def split(self, url: str, names: tuple[str, ...]) -> Path:
-        """Fetch `names` (the first of them the index) of a split; the local folder, another one for another index."""
+    def fetch_files(self, url: str, names: tuple[str, ...]) -> Path:
+        """Fetch files of a split, of which the first is the index; returns their folder, a new one for a new index."""
         index: bytes = self._with_retries(f"{url}/{names[0]}", _read)
         local = self.folder / hashlib.sha256(url.encode() + b"\n" + index).hexdigest()[:24]
         local.mkdir(exist_ok=True)
@@ -55,21 +55,21 @@ class Cache:
         return local
 
     def exists(self, url: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
 
-        def found(target: str) -> bool:
+        def look_up(target: str) -> bool:
             files, path = file_system(target)
             return bool(files.exists(path))
 
-        return bool(self._with_retries(url, found))
+        return bool(self._with_retries(url, look_up))
 
-    def shard(self, url: str, path: Path, size_bytes: int, sha256: str) -> Path:
-        """`path`, fetched from `url` unless it is there; UserError naming the URL if that cannot be."""
+    def fetch_shard(self, url: str, path: Path, size_bytes: int, sha256: str) -> Path:
+        """Fetch a shard to `path` unless it is there; returns `path`. UserError, with the URL, if that fails."""
         with suppress(FileNotFoundError):
             os.utime(path)  # the time of the last use decides what is evicted
             return path
-        with _part_file(path) as part:
-            if not path.is_file():  # else another process was faster
+        with _lock_part_file(path) as part:
+            if not path.is_file():  # another process may have been faster
                 self._make_room(size_bytes, part)
                 self._with_retries(url, lambda target: _download(target, part, size_bytes, sha256))
                 os.replace(part, path)
@@ -96,7 +96,7 @@ class Cache:
         raise AssertionError
 
     def _make_room(self, size_bytes: int, part: Path) -> None:
-        """Evict shards, those used least recently first, until `size_bytes` more fit; then claim them in `part`."""
+        """Evict the least recently used shards until `size_bytes` fit; then claim them by making `part` so large."""
         if size_bytes > self.max_bytes:
             raise UserError(
                 f"{self.folder}: a shard has {size_bytes / 2**30:.3f} GiB, more than data.cache_gib = "
@@ -105,7 +105,7 @@ class Cache:
         with open(self.folder / "lock", "w") as lock:
             while True:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                files = _sizes(self.folder)
+                files = _list_files(self.folder)
                 used = sum(size for _, size, _ in files)
                 for path, size, _ in sorted(files, key=lambda file: file[2]):
                     if used + size_bytes <= self.max_bytes:
@@ -117,7 +117,7 @@ class Cache:
                     os.truncate(part, size_bytes)
                     return
                 fcntl.flock(lock, fcntl.LOCK_UN)
-                time.sleep(_POLL_S)  # others are fetching; what they finish can go
+                time.sleep(_POLL_S)  # others are fetching shards, which can be evicted when they are complete
 
 
 class RemoteSplit:
@@ -126,18 +126,18 @@ class RemoteSplit:
     def __init__(self, url: str, cache: Cache, names: tuple[str, ...]) -> None:
         self.url, self.cache = url.rstrip("/"), cache
         cache.folder.mkdir(parents=True, exist_ok=True)
-        self.local = cache.split(self.url, names)
+        self.local = cache.fetch_files(self.url, names)
         self._threads: ThreadPoolExecutor | None = None
         self._threads_of, self._asked = 0, set[str]()
 
     def shard(self, entry: dict[str, Any]) -> Path:
-        """Local path of a shard (an entry of the index), fetched if need be."""
+        """Return the local path of a shard (an entry of the index); fetches it first if necessary."""
         name = entry["name"]
         self._asked.discard(name)
-        return self.cache.shard(f"{self.url}/{name}", self.local / name, entry["size_bytes"], entry["sha256"])
+        return self.cache.fetch_shard(f"{self.url}/{name}", self.local / name, entry["size_bytes"], entry["sha256"])
 
     def fetch_ahead(self, entry: dict[str, Any]) -> None:
-        """Fetch a shard in the background; failures show when it is read."""
+        """Fetch a shard in the background; errors are raised when it is read."""
         if entry["name"] in self._asked or (self.local / entry["name"]).is_file():
             return
         if self._threads is None or self._threads_of != os.getpid():  # threads do not survive a fork
@@ -151,10 +151,10 @@ class RemoteSplit:
 
 
 def fetch_folder(url: str, cache: Cache, names: tuple[str, ...]) -> Path:
-    """Small files of a remote folder (a tokenizer), of which the first must exist; fetched anew whenever it changed."""
+    """Fetch small files of a remote folder (a tokenizer), again if the first has changed; only that must exist."""
     cache.folder.mkdir(parents=True, exist_ok=True)
     found = tuple(name for name in names[1:] if cache.exists(f"{url}/{name}"))
-    return cache.split(url, (names[0], *found))
+    return cache.fetch_files(url, (names[0], *found))
 
 
 def _copy(url: str, file: IO[bytes]) -> None:
@@ -173,7 +173,7 @@ def _read(url: str) -> bytes:
 
 
 def _download(url: str, part: Path, size_bytes: int, sha256: str) -> None:
-    """Copy over the claimed bytes of `part`, whose size therefore stays what `_make_room` counted."""
+    """Download into the bytes that `part` has claimed, so that its size stays as `_make_room` counted it."""
     files, path = file_system(url)
     digest, size = hashlib.sha256(), 0
     with files.open(path, "rb", block_size=_BLOCK_BYTES) as remote, open(part, "r+b") as local:
@@ -189,10 +189,10 @@ def _download(url: str, part: Path, size_bytes: int, sha256: str) -> None:
         raise OSError("damaged shard: its SHA-256 is not that of the index")
 
 
-def _sizes(folder: Path) -> list[tuple[Path, int, int]]:
-    """(path, bytes, time of last use in ns) of shards and of what is claimed for those being fetched."""
+def _list_files(folder: Path) -> list[tuple[Path, int, int]]:
+    """List (path, bytes, time of last use in ns) of the shards, and of .part files with the bytes they claim."""
     found = {}
-    # In this order: a shard that is finished meanwhile is seen twice, not missed, and counts once.
+    # .part first: a shard that is finished meanwhile is seen twice, rather than never, and counts once.
     for suffix in (".part", ".tar"):
         for path in folder.glob(f"*/*{suffix}"):
             with suppress(FileNotFoundError):
@@ -202,8 +202,8 @@ def _sizes(folder: Path) -> list[tuple[Path, int, int]]:
 
 
 @contextmanager
-def _part_file(path: Path) -> Iterator[Path]:
-    """The locked .part file of a shard: waits while another process or thread fetches it; removed if still there."""
+def _lock_part_file(path: Path) -> Iterator[Path]:
+    """Lock the .part file of a shard, after another process or thread that fetches it; removed if it is left."""
     part = path.with_name(path.name + ".part")
     while True:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
@@ -211,19 +211,19 @@ def _part_file(path: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == part.stat().st_ino:
                 break
-        os.close(descriptor)  # its owner renamed or removed it while we waited
+        os.close(descriptor)  # the other process has renamed or removed it
     try:
         yield part
     finally:
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == part.stat().st_ino:
                 part.unlink()
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would not do where a forked process has it, too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a forked process may have it open, too
         os.close(descriptor)
 
 
 def _is_abandoned(part: Path) -> bool:
-    """Whether the process that wrote a .part file is gone."""
+    """Whether the process that wrote a .part file has ended."""
     try:
         descriptor = os.open(part, os.O_RDWR)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`transpooler verify`: is every shard what the index says, and can every document be decoded?"""
+"""`transpooler verify`: compares every shard with the index, and decodes every document."""
 
 import json
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from transpooler.data_pipeline.shards.dataset import (
 )
 
 
-def split_folders(shards: Path) -> list[Path]:
-    """The split folders of a preparation's output, or the folder itself where it is one. UserError: there is none."""
+def find_split_folders(shards: Path) -> list[Path]:
+    """Return the split folders in a preparation's output, or the folder itself if it is one; UserError without any."""
     if (shards / INDEX_NAME).is_file():
         return [shards]
     folders = sorted(path.parent for path in shards.glob(f"*/{INDEX_NAME}"))
@@ -32,30 +32,30 @@ def split_folders(shards: Path) -> list[Path]:
     return folders
 
 
-def problems(shards: Path) -> Iterator[str]:
-    """Every problem found, each with its file; nothing where all is well."""
-    for folder in split_folders(shards):
+def find_problems(shards: Path) -> Iterator[str]:
+    """Yield every problem, with its file."""
+    for folder in find_split_folders(shards):
         index = read_json(folder / INDEX_NAME)
         if index.get("format") != FORMAT:
             yield f"{folder / INDEX_NAME}: format {index.get('format')}, not {FORMAT}"
             continue
-        yield from _tokenizer_problems(folder, index)
+        yield from _check_tokenizer(folder, index)
         rows = open_rows(folder, index)
         if isinstance(rows, str):
             yield rows
             continue
-        yield from _count_problems(folder, index, rows)
+        yield from _check_counts(folder, index, rows)
         first = 0
         with progress(f"verify {index['split']} (shards)", len(index["shards"])) as bar:
             for number, shard in enumerate(index["shards"]):
-                found = _shard_problem(folder, index, number, shard, rows, first)
+                found = _check_shard(folder, index, number, shard, rows, first)
                 if found:
                     yield f"{folder / shard['name']}: {found}"
                 first += shard["num_documents"]
                 bar.advance()
 
 
-def _tokenizer_problems(folder: Path, index: dict[str, Any]) -> Iterator[str]:
+def _check_tokenizer(folder: Path, index: dict[str, Any]) -> Iterator[str]:
     from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 
     try:
@@ -67,7 +67,7 @@ def _tokenizer_problems(folder: Path, index: dict[str, Any]) -> Iterator[str]:
         yield f"{folder.parent / 'tokenizer'}: is not the tokenizer of {folder / INDEX_NAME}"
 
 
-def _count_problems(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Iterator[str]:
+def _check_counts(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Iterator[str]:
     for side in ("source", "target"):
         total = int(rows[f"{side}_tokens"].sum(dtype=np.int64))
         if total != index[f"num_{side}_tokens"]:
@@ -77,7 +77,7 @@ def _count_problems(folder: Path, index: dict[str, Any], rows: np.ndarray) -> It
         yield f"{folder / DOCUMENTS_NAME}: documents per shard differ from {INDEX_NAME}"
 
 
-def _shard_problem(
+def _check_shard(
     folder: Path, index: dict[str, Any], number: int, shard: dict[str, Any], rows: np.ndarray, first: int
 ) -> str | None:
     path = folder / shard["name"]
@@ -87,13 +87,13 @@ def _shard_problem(
             return f"{size} bytes instead of {shard['size_bytes']}"
         if sha256_of(path) != shard["sha256"]:
             return "checksum differs from the index"
-        return _content_problem(path, index, number, rows, first)
+        return _check_content(path, index, number, rows, first)
     except OSError as error:
         return f"cannot read: {error.strerror}"
 
 
-def _content_problem(path: Path, index: dict[str, Any], number: int, rows: np.ndarray, first: int) -> str | None:
-    """The tar through webdataset's own reader, document by document, beside the rows of documents.npy."""
+def _check_content(path: Path, index: dict[str, Any], number: int, rows: np.ndarray, first: int) -> str | None:
+    """Compare the documents of a tar, as webdataset's own reader gives them, with the rows of documents.npy."""
     import webdataset
 
     document, numbers = first, np.flatnonzero(rows["shard"] == number)
@@ -118,6 +118,6 @@ def _content_problem(path: Path, index: dict[str, Any], number: int, rows: np.nd
                 if crc32 != rows["crc32"][document]:
                     return f"{key}: its CRC-32 differs from {DOCUMENTS_NAME}"
             document += 1
-    except Exception as error:  # whatever reading a damaged tar raises
+    except Exception as error:  # a damaged tar may raise anything
         return f"cannot be decoded: {error!r}"
     return None if document - first == len(numbers) else f"{document - first} documents instead of {len(numbers)}"

@@ -1,6 +1,6 @@
-"""Writing a split: WebDataset tars planned in advance, so that each can be written alone, then the index.
+"""Writes a split: WebDataset tars, planned in advance so that each can be written by itself, then documents.npy.
 
-See docs/data-format.md. Bytes depend on the documents alone: no times, users or host names get into the tars.
+See docs/data-format.md. Bytes depend on the documents alone: the tars hold no times, users or host names.
 """
 
 import hashlib
@@ -25,21 +25,22 @@ from transpooler.data_pipeline.shards.dataset import (
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One tar: which rows of which parts, in order."""
+    """One tar, and the rows of parts that it holds, in order."""
 
     path: Path
     split: str
     first: int
     """Number of its first document."""
-    pieces: list[tuple[str, np.ndarray]]
-    """(part file, rows of it)."""
+    part_rows: list[tuple[str, np.ndarray]]
+    """(part file, numbers of its rows)."""
     size_bytes: int
 
 
 def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """documents.npy and, for each shard, (first document, end, bytes), from the kept documents' rows (ROW_DTYPE).
+    """Plan the shards of the documents that are kept, given by their rows (prepare.tasks.ROW_DTYPE).
 
-    A shard is closed when it holds `max_bytes` or more.
+    Returns the content of documents.npy (DOCUMENT_DTYPE) and (first document, end, bytes) of each shard. A shard is
+    closed when it holds `max_bytes` or more.
     """
 
     def padded(size: np.ndarray) -> np.ndarray:
@@ -72,24 +73,24 @@ def plan_shards(kept: np.ndarray, token_bytes: int, max_bytes: int) -> tuple[np.
 
 
 def write_shard(job: ShardJob) -> dict[str, Any]:
-    """Write one tar, or recognise that it is there; returns its entry of the index."""
+    """Write one tar, unless it is there; returns its entry of the index."""
     if job.path.is_file():
         sha256, size = sha256_of(job.path), job.path.stat().st_size
     else:
         with atomic_write(job.path, "wb", unique=True) as file:
             sha256, size = _write_tar(job, file)
-    num_documents = sum(len(rows) for _, rows in job.pieces)
+    num_documents = sum(len(rows) for _, rows in job.part_rows)
     return {"name": job.path.name, "size_bytes": size, "sha256": sha256, "num_documents": num_documents}
 
 
 def write_documents(folder: Path, documents: np.ndarray) -> None:
-    """documents.npy: one row a document."""
+    """Write documents.npy, one row (DOCUMENT_DTYPE) a document."""
     with atomic_write(folder / DOCUMENTS_NAME, "wb") as file:
         np.lib.format.write_array(file, documents, version=(1, 0), allow_pickle=False)
 
 
 class _HashingFile:
-    """Passes writes on and remembers their SHA-256 and number of bytes."""
+    """Passes writes on, and computes the SHA-256 and number of the bytes."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.hash, self.size = file, hashlib.sha256(), 0
@@ -107,10 +108,10 @@ def _write_tar(job: ShardJob, raw: IO[bytes]) -> tuple[str, int]:
     """
     file = _HashingFile(raw)
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-        for number, (meta, source, target) in enumerate(_documents(job), start=job.first):
-            members = {"json": meta, "source.npy": _npy(source)}
+        for number, (meta, source, target) in enumerate(_read_documents(job), start=job.first):
+            members = {"json": meta, "source.npy": _to_npy(source)}
             if target is not None:
-                members["target.npy"] = _npy(target)
+                members["target.npy"] = _to_npy(target)
             for name, data in members.items():
                 member = tarfile.TarInfo(f"{document_key(job.split, number)}.{name}")
                 member.size, member.mode = len(data), 0o444
@@ -119,8 +120,8 @@ def _write_tar(job: ShardJob, raw: IO[bytes]) -> tuple[str, int]:
     return file.hash.hexdigest(), file.size
 
 
-def _documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarray | None]]:
-    for part, numbers in job.pieces:
+def _read_documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarray | None]]:
+    for part, numbers in job.part_rows:
         with np.load(part, allow_pickle=False) as arrays:
             rows, tokens, meta = arrays["rows"], arrays["tokens"], arrays["meta"]
         lengths = rows["source_tokens"].astype(np.int64) + rows["target_tokens"]
@@ -132,7 +133,7 @@ def _documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarray | 
             yield meta[meta_start : metas[i]].tobytes(), tokens[starts[i] : middle], target
 
 
-def _npy(tokens: np.ndarray) -> bytes:
+def _to_npy(tokens: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(tokens), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

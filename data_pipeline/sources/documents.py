@@ -1,7 +1,7 @@
-"""Records to raw documents, or to the reason why there is none.
+"""Records to raw documents.
 
-A few bad records of a corpus are yielded as `Dropped`, each with its reason; a file that is bad as a whole is a
-`UserError` (none of the keys, mostly broken). Reading (`records`) is for one process, `parse` for any.
+A record that is no document is yielded as `Dropped`, with the reason. A file that is bad as a whole (it has none of the
+keys, or most records are broken) is a `UserError`. One process reads records; any number of processes may `parse` them.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
-from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, Record, records
+from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, Record, read_records
 
 BROKEN = ("bad_json", "not_utf8", "wrong_type")
-"""Reasons that speak against the file: it is refused when they are more than half of its records."""
+"""Reasons that count as broken: a file is refused if more than half of its records are."""
 
 _SENTENCE_MARKS = re.compile(r"^\s*<S>\s?|\s?</S>\s*$")
 
@@ -44,13 +44,14 @@ class Dropped:
 
 @dataclass
 class FileVerdict:
-    """What the records of one file say about it; `judge` when all were seen."""
+    """Counts the outcomes of one file's records. Call `judge` after the last record."""
 
     counts: Counter[str] = field(default_factory=Counter)
     keys: list[str] = field(default_factory=list)
     first_bad: str = ""
 
-    def see(self, record: Record, result: RawDocument | Dropped) -> None:
+    def add(self, record: Record, result: RawDocument | Dropped) -> None:
+        """Count one record, with what `parse` made of it."""
         reason = result.reason if isinstance(result, Dropped) else "kept"
         if reason in BROKEN and not self.first_bad:
             self.first_bad = f"{result.path}:{result.line}: {reason}"
@@ -60,7 +61,7 @@ class FileVerdict:
         self.counts[reason] += 1
 
     def judge(self, location: str, columns: Columns) -> None:
-        """Raise when the file's records say that it is not what it was taken for."""
+        """Raise UserError if the records show that the file is empty, broken or of other keys."""
         total, broken = self.counts.total(), sum(self.counts[reason] for reason in BROKEN)
         if total == 0:
             raise UserError(f"{location}: holds no records, only blank lines")
@@ -79,17 +80,18 @@ class FileVerdict:
 def read_documents(
     locations: Iterable[str | Path], source_column: str | None, target_column: str | None, require_target: bool
 ) -> Iterator[RawDocument | Dropped]:
-    """Yield every record of the files in order, as a document or with the reason why it is none.
+    """Yield a document or a `Dropped` for each record of the files, in order.
 
-    A column of None recognises SOURCE_KEYS / TARGET_KEYS, first present wins. Without `require_target` summaries are
-    not read: `target` is None. Raises UserError, naming file and line, where a file is bad as a whole.
+    A column of None stands for SOURCE_KEYS or TARGET_KEYS, of which the first that a record has is used. Without
+    `require_target` summaries are not read, and `target` is None. Raises UserError, with file and line, if a whole
+    file is bad.
     """
-    columns = Columns.of(source_column, target_column, require_target)
+    columns = Columns.choose(source_column, target_column, require_target)
     for location in map(str, locations):
         verdict = FileVerdict()
-        for record in records(location, columns):
+        for record in read_records(location, columns):
             result = parse(record, columns)
-            verdict.see(record, result)
+            verdict.add(record, result)
             if verdict.counts["not_utf8"] == verdict.counts.total() == 1:
                 verdict.judge(location, columns)
             yield result
@@ -97,7 +99,7 @@ def read_documents(
 
 
 def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
-    """The document of one record, or the reason why there is none."""
+    """Return the document of one record, or the reason why it is none."""
     location, line, value = record
     if isinstance(value, bytes):
         try:
@@ -110,7 +112,7 @@ def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
         return Dropped("wrong_type", location, line)
     texts: list[str | None] = []
     for name, keys in (("source", columns.sources), ("target", columns.targets)):
-        text, problem = _side(value, keys, name) if keys else (None, None)
+        text, problem = _find_text(value, keys, name) if keys else (None, None)
         if problem:
             return Dropped(problem, location, line)
         texts.append(text)
@@ -119,8 +121,8 @@ def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
     return RawDocument(name if _encodable(name) else fallback, texts[0] or "", texts[1], location, line)
 
 
-def _side(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple[str | None, str | None]:
-    """Text under the first key present, or the reason why there is none."""
+def _find_text(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple[str | None, str | None]:
+    """Return (text, None) from the first key that is present, or (None, reason)."""
     content = next((value[key] for key in keys if value.get(key) is not None), None)
     if content is None:
         return None, f"missing_{name}"
@@ -129,7 +131,7 @@ def _side(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple[str 
             content = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             return None, "not_utf8"
-    text = _text(content)
+    text = _join_text(content)
     if text is None:
         return None, "wrong_type"
     if not text.strip():
@@ -137,19 +139,19 @@ def _side(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple[str 
     return (text, None) if _encodable(text) else (None, "not_utf8")
 
 
-def _text(value: Any) -> str | None:
-    """A string as it is; sentences (and sections of sentences, as in `scientific_papers`) joined; else None."""
+def _join_text(value: Any) -> str | None:
+    """Return a string as it is, and join (nested) lists of sentences, as in `scientific_papers`; None for the rest."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        parts = [_text(part) for part in value]
+        parts = [_join_text(part) for part in value]
         if all(part is not None for part in parts):
             return "\n".join(_SENTENCE_MARKS.sub("", part) for part in parts if part is not None)
     return None
 
 
 def _encodable(text: str) -> bool:
-    """False for text with lone surrogates, which JSON can spell and UTF-8 cannot."""
+    """Whether UTF-8 can encode the text; lone surrogates, which JSON can spell, it cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -29,9 +29,9 @@ def is_remote(location: str | Path) -> bool:
 
 
 def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
-    """Expand paths, globs and URLs to existing, readable, non-empty files of a known kind, without repeats.
+    """Expand paths, globs and URLs to files, each once; UserError if one is missing, unreadable, empty or unknown.
 
-    Order: patterns as given, matches of one glob sorted. `key` names the setting in error messages ("": there is none).
+    The patterns keep their order, the matches of a glob are sorted. `key` names the setting in errors ("": none).
     """
     prefix = f"{key}: " if key else ""
     found: dict[str, None] = {}
@@ -39,16 +39,16 @@ def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
         if pattern.startswith(DATASETS):
             found.setdefault(pattern)
         elif is_remote(pattern):
-            found.update(dict.fromkeys(_remote_matches(pattern, prefix)))
+            found.update(dict.fromkeys(_match_remote(pattern, prefix)))
         else:
-            found.update(dict.fromkeys(_local_matches(pattern, prefix)))
+            found.update(dict.fromkeys(_match_local(pattern, prefix)))
     return list(found)
 
 
 @contextmanager
-def opened(location: str) -> Iterator[IO[bytes]]:
-    """The bytes of a local or remote file, decompressed where the name ends in .gz or .zst."""
-    with _raw(location) as raw:
+def open_location(location: str) -> Iterator[IO[bytes]]:
+    """Open a local or remote file for reading bytes; .gz and .zst files are decompressed."""
+    with _open_raw(location) as raw:
         if location.endswith(".gz"):
             import gzip
 
@@ -65,7 +65,7 @@ def opened(location: str) -> Iterator[IO[bytes]]:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it. UserError where its package or access is missing."""
+    """Return fsspec's file system of a URL, and the path in it. UserError: unknown protocol or missing package."""
     import fsspec
 
     protocol = url.split("://", 1)[0]
@@ -79,7 +79,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def stamp(location: str) -> dict[str, Any]:
-    """What tells this input from another or a changed one, without reading it."""
+    """Describe an input such that another or changed one differs, without reading it."""
     if location.startswith(DATASETS):
         return {"path": location, "size_bytes": None, "version": _dataset_version(location)}
     if is_remote(location):
@@ -89,14 +89,14 @@ def stamp(location: str) -> dict[str, Any]:
     return {"path": location, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def described(location: str) -> dict[str, Any]:
-    """`stamp`, with the SHA-256 of a local file."""
+def describe_input(location: str) -> dict[str, Any]:
+    """Return `stamp`, and the SHA-256 of a local file."""
     known = stamp(location)
     return known if "version" in known else {**known, "sha256": sha256_of(Path(location))}
 
 
 def is_unchanged(recorded: dict[str, Any], location: str) -> bool:
-    """Whether an input is what `described` once said: the same stamp, or touched only and of the same content."""
+    """Whether `describe_input` gave `recorded` for this input: stamps or, of local files, contents are equal."""
     now = stamp(location)
     if "sha256" not in recorded or now["size_bytes"] != recorded["size_bytes"]:
         return now == recorded
@@ -104,7 +104,7 @@ def is_unchanged(recorded: dict[str, Any], location: str) -> bool:
 
 
 def dataset_options(location: str) -> tuple[str, dict[str, str]]:
-    """Name or folder of a datasets:// location, and its options (split, config, revision)."""
+    """Split a datasets:// location into name or folder, and options (split, config, revision)."""
     name, _, query = location.removeprefix(DATASETS).partition("?")
     options = dict(parse_qsl(query))
     if unknown := options.keys() - {"split", "config", "revision"}:
@@ -121,7 +121,7 @@ def _dataset_version(location: str) -> str:
     return hashlib.sha256("\n".join(states).encode()).hexdigest()
 
 
-def _local_matches(pattern: str, prefix: str) -> list[str]:
+def _match_local(pattern: str, prefix: str) -> list[str]:
     literal = Path(pattern).expanduser()
     if literal.exists() or not glob.has_magic(pattern):
         matches = [literal]
@@ -142,7 +142,7 @@ def _local_matches(pattern: str, prefix: str) -> list[str]:
     return [str(path) for path in matches]
 
 
-def _remote_matches(pattern: str, prefix: str) -> list[str]:
+def _match_remote(pattern: str, prefix: str) -> list[str]:
     system, path = file_system(pattern)
     try:
         names = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
@@ -162,7 +162,7 @@ def _check_suffix(location: str, prefix: str) -> None:
 
 
 @contextmanager
-def _raw(location: str) -> Iterator[IO[bytes]]:
+def _open_raw(location: str) -> Iterator[IO[bytes]]:
     if is_remote(location):
         system, path = file_system(location)
         with system.open(path, "rb", block_size=8 << 20) as file:

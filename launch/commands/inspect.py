@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler inspect`."""
-    from transpooler.data_pipeline.shards.inspect import report
+    from transpooler.data_pipeline.shards.inspect import describe_shards
 
-    for line in report(parsed.shards, max(parsed.samples, 0), parsed.seed):
+    for line in describe_shards(parsed.shards, max(parsed.samples, 0), parsed.seed):
         print(line)

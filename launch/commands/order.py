@@ -42,11 +42,11 @@ def run(parsed: argparse.Namespace) -> None:
     config = load_checked_config(parsed)
     if config is None:
         return
-    from transpooler.data_pipeline.order.corpus import batches
+    from transpooler.data_pipeline.order.corpus import list_batches
     from transpooler.trainer.state import TrainState
 
     state, start = TrainState(), 0 if parsed.ledger else parsed.from_step
-    for step, epoch, keys in batches(config.data, config.seed, start, parsed.from_step + parsed.steps - start):
+    for step, epoch, keys in list_batches(config.data, config.seed, start, parsed.from_step + parsed.steps - start):
         state.record(keys)
         if step > parsed.from_step:
             row = {"step": step, "epoch": epoch, "keys": keys}

@@ -22,9 +22,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler verify`."""
-    from transpooler.data_pipeline.shards.verify import problems
+    from transpooler.data_pipeline.shards.verify import find_problems
 
-    found = list(problems(parsed.shards))
+    found = list(find_problems(parsed.shards))
     for line in found:
         print(line)
     if found:

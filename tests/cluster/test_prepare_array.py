@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.lab import ROOT, Lab, wait_for
 from tests.tiny import WORDS
 from transpooler.common.files import sha256_of
-from transpooler.data_pipeline.shards.verify import problems
+from transpooler.data_pipeline.shards.verify import find_problems
 
 pytestmark = pytest.mark.slow
 TASKS = 3
@@ -82,7 +82,7 @@ def test_an_array_gives_the_bytes_of_one_process(slurm: Lab, settings: list[str]
     finally:
         slurm.run(0, ["scancel", array, rest])
     assert "going on with what an earlier run left" in (folder / "rest.log").read_text()
-    assert not list(problems(output))
+    assert not list(find_problems(output))
     assert _tree(output) == _tree(folder / "one")
 
 

@@ -21,7 +21,7 @@ from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, Sources
 from transpooler.data_pipeline.prepare import prepare as prepare_module
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import ShardDataset
-from transpooler.data_pipeline.shards.verify import problems
+from transpooler.data_pipeline.shards.verify import find_problems
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnop", k=2 + i % 9)) for i in range(800)]
 
@@ -97,7 +97,7 @@ def test_every_step_counts_what_it_drops(config, expected):
     assert len(dataset) == 300
     assert len(dataset.index["shards"]) > 3
     assert "near_duplicate | 1 | 0" in (Path(config.output) / "README.md").read_text()
-    assert not list(problems(Path(config.output)))
+    assert not list(find_problems(Path(config.output)))
 
 
 def test_processes_give_the_same_bytes(config, expected, tmp_path):
@@ -194,7 +194,7 @@ def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
     prepare(remote)
     assert not (tmp_path / "scratch").exists()
     bucket.get("corpus/shards/", str(tmp_path / "back"), recursive=True)
-    assert not list(problems(tmp_path / "back"))
+    assert not list(find_problems(tmp_path / "back"))
     dataset = ShardDataset(tmp_path / "back/train")
     assert len(dataset) == 302
     assert dataset.read(0).meta["file"] == "s3://corpus/in/train.jsonl.gz"
@@ -227,4 +227,4 @@ def test_verify_names_every_bad_shard(config, expected, tmp_path):
     assert "2 problems" in done.stderr
     index = json.loads((out / "test/index.json").read_text())
     (out / "test/index.json").write_text(json.dumps({**index, "tokenizer_fingerprint": "other"}))
-    assert any("is not the tokenizer of" in line for line in problems(out / "test"))
+    assert any("is not the tokenizer of" in line for line in find_problems(out / "test"))

@@ -14,10 +14,10 @@ from tests.s3_server import s3_server  # noqa: F401
 from transpooler.common.errors import UserError
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.loading.loader import Loader
-from transpooler.data_pipeline.order.corpus import cache_of
+from transpooler.data_pipeline.order.corpus import make_cache
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import DamagedShardError, ShardDataset
-from transpooler.data_pipeline.shards.remote import Cache, _sizes, fetch_folder
+from transpooler.data_pipeline.shards.remote import Cache, _list_files, fetch_folder
 
 NUM_DOCUMENTS = 60
 
@@ -68,7 +68,7 @@ def take(data: DataConfig, count: int, rank: int = 0, world_size: int = 1) -> li
 def cached_bytes(cache: Path) -> int:
     with open(cache / "lock", "w") as lock:  # as those who evict and claim: else the sum would mix before and after
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return sum(size for _, size, _ in _sizes(cache))
+        return sum(size for _, size, _ in _list_files(cache))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -104,7 +104,7 @@ def test_the_cache_stays_below_its_bound(local, bucket, tmp_path):
         take(config(bucket, tmp_path, cache_gib=bound / 2**30), 1)
 
 
-def test_a_shard_that_is_finished_while_sizes_are_read_counts_once(tmp_path, monkeypatch):
+def test_a_shard_that_is_finished_while_list_files_are_read_counts_once(tmp_path, monkeypatch):
     part = tmp_path / "split" / "00000.tar.part"
     part.parent.mkdir()
     part.write_bytes(b"x" * 10)
@@ -117,13 +117,13 @@ def test_a_shard_that_is_finished_while_sizes_are_read_counts_once(tmp_path, mon
         return found
 
     monkeypatch.setattr(Path, "glob", glob)
-    assert [size for _, size, _ in _sizes(tmp_path)] == [10]
+    assert [size for _, size, _ in _list_files(tmp_path)] == [10]
 
 
 def test_several_processes_share_a_cache(bucket, tmp_path):
     """Threads with caches of their own objects stand for processes: the locks are those of files."""
     data = config(bucket, tmp_path)
-    datasets = [ShardDataset(f"{bucket}/train", cache_of(data)) for _ in range(4)]
+    datasets = [ShardDataset(f"{bucket}/train", make_cache(data)) for _ in range(4)]
     sums: list[list[int]] = [[] for _ in datasets]
 
     def read(which: int) -> None:
@@ -139,7 +139,7 @@ def test_several_processes_share_a_cache(bucket, tmp_path):
 
 
 def test_what_a_killed_process_left_is_taken_over(bucket, tmp_path):
-    dataset = ShardDataset(f"{bucket}/train", cache_of(config(bucket, tmp_path)))
+    dataset = ShardDataset(f"{bucket}/train", make_cache(config(bucket, tmp_path)))
     (folder,) = tmp_path.glob("*/documents.npy")
     part = folder.parent / "train-000000.tar.part"
     part.write_bytes(b"half of a shard")
@@ -157,7 +157,7 @@ def test_a_damaged_remote_shard_is_named(local, bucket, tmp_path, damage):
     bad[3000] ^= 1
     files.rm(url) if damage == "missing" else files.pipe(url, bytes(bad))
     try:
-        dataset = ShardDataset(f"{bucket}/train", cache_of(config(bucket, tmp_path)))
+        dataset = ShardDataset(f"{bucket}/train", make_cache(config(bucket, tmp_path)))
         number = dataset.shard_documents[0]
         reason = {"flipped": "its SHA-256 is not", "short": "bytes instead of", "missing": "no such file"}[damage]
         with pytest.raises(DamagedShardError, match=f"many/train/train-000001.tar: damaged shard: .*{reason}"):

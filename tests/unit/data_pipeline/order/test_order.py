@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transpooler.data_pipeline.order.mixture import PERIOD, BatchOrder
-from transpooler.data_pipeline.order.order import MIN_CLASS_CHUNKS, CorpusOrder, Cut, length_classes
+from transpooler.data_pipeline.order.order import MIN_CLASS_CHUNKS, CorpusOrder, Cut, cut_classes
 from transpooler.data_pipeline.order.permutation import key_of, permute
 
 FEW = Cut(documents=8, width=0.05)
@@ -101,7 +101,7 @@ def test_companions_change_from_epoch_to_epoch():
 
 def test_classes_cover_all_and_hold_several_chunks():
     lengths = np.sort(lengths_of(5000))
-    classes = length_classes(lengths, FEW)
+    classes = cut_classes(lengths, FEW)
     assert [start for start, _, _ in classes] == [0, *[stop for _, stop, _ in classes[:-1]]]
     assert classes[-1][1] == 5000
     assert all(stop - start >= MIN_CLASS_CHUNKS * 8 and (stop - start) % 8 == 0 for start, stop, _ in classes[1:])

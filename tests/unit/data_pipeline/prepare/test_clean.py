@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from transpooler.common.files import read_json
 from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
-from transpooler.data_pipeline.prepare.clean import clean_text, content_hash, length_problem, quality_problem
+from transpooler.data_pipeline.prepare.clean import clean_text, find_length_problem, find_quality_problem, hash_content
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.data_pipeline.tokenizer import load_tokenizer
@@ -79,7 +79,7 @@ def test_cleaning_twice_is_cleaning_once(text, form):
     ],
 )
 def test_lengths_in_characters(values, source, target, problem):
-    assert length_problem(source, target, replace(OFF, **values)) == problem
+    assert find_length_problem(source, target, replace(OFF, **values)) == problem
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_lengths_in_characters(values, source, target, problem):
     ],
 )
 def test_quality(text, problem):
-    assert quality_problem(text, CleanConfig()) == problem
+    assert find_quality_problem(text, CleanConfig()) == problem
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_quality(text, problem):
     ],
 )
 def test_quality_limits_mean_what_they_say(values, text, problem):
-    assert quality_problem(text, CleanConfig(**values)) == problem
+    assert find_quality_problem(text, CleanConfig(**values)) == problem
 
 
 def test_equal_content_is_equal_up_to_case_and_spacing():
-    assert content_hash("Some  text\n here") == content_hash("some TEXT here ")
-    assert content_hash("some text here") != content_hash("some text there")
+    assert hash_content("Some  text\n here") == hash_content("some TEXT here ")
+    assert hash_content("some text here") != hash_content("some text there")
 
 
 @pytest.fixture

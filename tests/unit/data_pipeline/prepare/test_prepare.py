@@ -23,7 +23,7 @@ from transpooler.data_pipeline.shards.dataset import (
     ShardDataset,
     token_dtype,
 )
-from transpooler.data_pipeline.shards.verify import problems
+from transpooler.data_pipeline.shards.verify import find_problems
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 
 OLD_DTYPE = np.dtype(DOCUMENT_DTYPE.descr[:-1])
@@ -160,7 +160,8 @@ def test_after_a_full_disk_the_same_command_continues(config, tmp_path, monkeypa
     assert not Path(config.output).exists()
     assert not list((tmp_path / "out.incomplete").rglob("*.tar*"))
     monkeypatch.setattr(
-        "transpooler.data_pipeline.prepare.tasks._Part.encode", lambda *_: pytest.fail("a finished task was done again")
+        "transpooler.data_pipeline.prepare.tasks._PartMaker.encode",
+        lambda *_: pytest.fail("a finished task was done again"),
     )
     prepare(config)
     assert len(ShardDataset(tmp_path / "out/train")) == 30
@@ -234,7 +235,7 @@ def test_one_flipped_bit_of_a_document_is_noticed_when_it_is_read(config, member
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["sha256"] = sha256_of(shard)
     (folder / "index.json").write_text(json.dumps(index))
-    assert f"{shard}: train-00000002: its CRC-32 differs from documents.npy" in list(problems(folder))
+    assert f"{shard}: train-00000002: its CRC-32 differs from documents.npy" in list(find_problems(folder))
     np.save(folder / "documents.npy", rows[[name for name in rows.dtype.names if name != "crc32"]].astype(OLD_DTYPE))
     assert ShardDataset(folder).read(2).key == "train-00000002"  # an earlier version wrote no checksums
 
@@ -274,9 +275,9 @@ def test_a_wrong_file_among_many_is_named_before_all_are_read(config, tmp_path, 
 
     def noting(names, *more):
         read.append(names)
-        return tasks.tasks_of(names, *more)
+        return tasks.cut_tasks(names, *more)
 
-    monkeypatch.setattr("transpooler.data_pipeline.prepare.inputs.tasks_of", noting)
+    monkeypatch.setattr("transpooler.data_pipeline.prepare.inputs.cut_tasks", noting)
     wrong = changed(
         config,
         output=str(tmp_path / "other"),
