@@ -14,10 +14,10 @@ from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
 from transpooler.trainer.config.differences import resume_conflicts
 from transpooler.trainer.config.load import load_saved_config
-from transpooler.trainer.engine.agreement import run_on_all_ranks
 from transpooler.trainer.engine.distributed import init_distributed
 from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, sharded_init
 from transpooler.trainer.engine.protocol import TrainingEngine
+from transpooler.trainer.engine.ranks import run_on_all_ranks
 from transpooler.trainer.engine.settings import deepspeed_config
 from transpooler.trainer.guards.stop import Stop
 from transpooler.trainer.guards.watchdog import Watchdog
@@ -50,26 +50,12 @@ class Job:
     """The step of the newest checkpoint, loaded or written by this process."""
     watchdog: Watchdog | None = None
 
-    @property
-    def vocab_size(self) -> int:
-        return int(self.engine.module.config.vocab_size)
-
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.state.step:
             return
-        settings = self.config.train
-        best = self.state.best_step if settings.keep_best_checkpoint else None
         self.mark("checkpoint")
-        checkpoint.save(
-            self.engine,
-            self.state,
-            self.run,
-            self.facts,
-            settings.keep_last_checkpoints,
-            settings.keep_checkpoint_every_steps,
-            best,
-        )
+        checkpoint.save(self.engine, self.state, self.run, self.facts, self.config.train)
         self.saved_step = self.state.step
 
     def mark(self, phase: str) -> None:
@@ -150,17 +136,11 @@ def _rank_seed(seed: int, rank: int, step: int) -> int:
 
 
 def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
-    evaluates = config.train.evaluate_every_steps and config.data.validation_split
-    validation = _open_loader(config, str(config.data.validation_split), rank, world_size) if evaluates else None
-    return _open_loader(config, config.data.train_split, rank, world_size), validation
+    data, seed, size = config.data, config.seed, config.engine.micro_batch_size
 
+    def open_split(split: str) -> Loader:
+        return Loader(data, split=split, seed=seed, rank=rank, world_size=world_size, micro_batch_size=size)
 
-def _open_loader(config: Config, split: str, rank: int, world_size: int) -> Loader:
-    return Loader(
-        config.data,
-        split=split,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-        micro_batch_size=config.engine.micro_batch_size,
-    )
+    evaluates = config.train.evaluate_every_steps and data.validation_split
+    validation = open_split(str(data.validation_split)) if evaluates else None
+    return open_split(data.train_split), validation

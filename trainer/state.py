@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass
@@ -42,7 +41,3 @@ class TrainState:
     def record(self, keys: Sequence[str]) -> None:
         """Chain the documents of one global batch into the ledger."""
         self.ledger = hashlib.sha256("\n".join([self.ledger, *keys]).encode()).hexdigest()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
-        return asdict(self)

@@ -5,10 +5,9 @@ from dataclasses import astuple, dataclass
 import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
-from transpooler.trainer.engine.agreement import raise_on_all_ranks
-from transpooler.trainer.engine.distributed import sum_over_ranks
 from transpooler.trainer.engine.engine import gradient_norm
 from transpooler.trainer.engine.optimizer import learning_rate, set_learning_rate
+from transpooler.trainer.engine.ranks import raise_on_all_ranks, sum_over_ranks
 from transpooler.trainer.estimate.flops import batch_flops
 from transpooler.trainer.guards.loss_spikes import is_spike
 from transpooler.trainer.job import Job
@@ -113,11 +112,12 @@ def held_out_loss(job: Job) -> tuple[float, int]:
 
 
 def _count_over_ranks(job: Job, step: Step, stop: bool) -> BatchCounts:
+    vocab_size = job.engine.module.config.vocab_size
     own = BatchCounts(
         target_tokens=sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         source_tokens=step.num_source_tokens,
         padded_tokens=sum(batch["input_ids"].numel() for batch in step.micro_batches),
-        flops=sum(batch_flops(job.config.model, job.vocab_size, batch) for batch in step.micro_batches),
+        flops=sum(batch_flops(job.config.model, vocab_size, batch) for batch in step.micro_batches),
         damaged_documents=len(step.damage),
         stops=int(stop),
         failures=int(step.error is not None),

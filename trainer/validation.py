@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from transpooler.common.log import say
-from transpooler.trainer.engine.agreement import run_on_all_ranks
-from transpooler.trainer.engine.sharing import Ranks
-from transpooler.trainer.evaluation.generate import batches, generate
+from transpooler.trainer.engine.ranks import Ranks, run_on_all_ranks
+from transpooler.trainer.evaluation.generate import batches, generate, reference_text, source_ids
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, rouge
-from transpooler.trainer.evaluation.texts import reference_text, source_ids
 from transpooler.trainer.job import Job
 from transpooler.trainer.step import held_out_loss
 

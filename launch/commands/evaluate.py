@@ -64,7 +64,7 @@ def run(parsed: argparse.Namespace) -> int | None:
         return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="transpooler")
     name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
-    from transpooler.trainer.evaluation.table import print_evaluations
+    from transpooler.trainer.evaluation.evaluate import print_evaluations
 
     output = parsed.output or RunFolder(config.run).evaluation(name).root
     results = evaluate_model(config, model_folder=model, output=output)

@@ -107,7 +107,7 @@ def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
 
 def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict[str, Any]) -> None:
     """Print losses, scores against the baselines and throughput."""
-    from transpooler.trainer.evaluation.table import print_evaluations
+    from transpooler.trainer.evaluation.evaluate import print_evaluations
     from transpooler.trainer.metrics import read_metrics
 
     print()

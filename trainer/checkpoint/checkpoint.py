@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transpooler.common.log import say
 from transpooler.trainer.checkpoint.files import RecordingFiles, sync_and_hash
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.config.train import TrainConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 
@@ -31,18 +33,9 @@ RESHARDED = ("world_size", "zero_stage")
 """Facts in which a resumed run may differ from its checkpoint: its states are then resharded."""
 
 
-def save(
-    engine: Any,
-    state: TrainState,
-    run: Path,
-    facts: dict[str, Any],
-    keep_last: int,
-    keep_every: int = 0,
-    best: int | None = None,
-) -> None:
-    """Save a checkpoint (a collective), then remove old ones.
+def save(engine: Any, state: TrainState, run: Path, facts: dict[str, Any], settings: TrainConfig) -> None:
+    """Save a checkpoint (a collective), then remove old ones: what stays is said in `settings`.
 
-    What stays: the `keep_last` newest, multiples of `keep_every` (0: none), and that of step `best`.
     `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
     Raises UserError on every rank if one rank cannot write.
     """
@@ -61,12 +54,14 @@ def save(
     problem = next((problem for problem, _ in written if problem), None)
     if problem is None and rank == 0:
         entries = {path: entry for _, each in written for path, entry in each.items()}
-        all_facts = {**facts, "optimizer_order": optimizer_order(engine), "state": state.as_dict()}
+        all_facts = {**facts, "optimizer_order": optimizer_order(engine), "state": asdict(state)}
         try:
             _publish(incomplete / tag, folder, all_facts, entries)
+            best = state.best_step if settings.keep_best_checkpoint else None
             _point_to_best(run, best)
+            steps, last = RunFolder(run).checkpoint_steps(), settings.keep_last_checkpoints
             keep = () if best is None else (best,)
-            _remove_old(run, steps_to_remove(RunFolder(run).checkpoint_steps(), keep_last, keep_every, keep))
+            _remove_old(run, steps_to_remove(steps, last, settings.keep_checkpoint_every_steps, keep))
         except (OSError, UserError) as error:
             problem = str(error)
     outcome = [problem]
@@ -146,10 +141,8 @@ def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) ->
     else:
         restore(engine, folder, saved)
         torch.manual_seed(seed)
-        changes = ", ".join(
-            f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]
-        )
-        say(f"{folder}: resharded ({changes})")
+        changes = [f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]]
+        say(f"{folder}: resharded ({', '.join(changes)})")
     return TrainState(**saved["state"])
 
 
@@ -185,8 +178,9 @@ def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | N
             return step
         say(f"WARNING: checkpoint {folder} is broken ({problem}); trying the one before it")
     if steps:
-        folder = RunFolder(run).checkpoints
-        raise UserError(f"{folder}: none of its checkpoints is valid; remove the folder to start anew")
+        raise UserError(
+            f"{RunFolder(run).checkpoints}: none of its checkpoints is valid; remove the folder to start anew"
+        )
     return None
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 
 from transpooler.common.fields import at_least, between, one_of
 
-REQUEUE_WAYS = ("scontrol", "exit_code", "none")
-KUBERNETES_KINDS = ("jobset", "trainjob")
 PASSED_ON = (
     "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME",
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_*", "NCCL_*", "GLOO_*", "UCX_*", "FI_*", "DS_ACCELERATOR",
@@ -26,7 +24,7 @@ class SlurmConfig:
     gpus_per_node: int | None = None
     signal_before_end_s: int = at_least(1, 120)
     """The job gets a signal this long before its time limit, to finish the step, save and requeue."""
-    requeue: str = one_of(REQUEUE_WAYS, "scontrol")
+    requeue: str = one_of(("scontrol", "exit_code", "none"), "scontrol")
     """How a job that has to go on later comes back: scontrol (the job requeues itself), exit_code (it ends with 75,
     and the site's RequeueExit=75 does it), or none."""
     array: str | None = None
@@ -52,7 +50,7 @@ class SlurmConfig:
 class KubernetesConfig:
     """The manifest of target kubernetes."""
 
-    kind: str = one_of(KUBERNETES_KINDS, "jobset")
+    kind: str = one_of(("jobset", "trainjob"), "jobset")
     """jobset (jobset.x-k8s.io/v1alpha2) or trainjob (Kubeflow Trainer v2, trainer.kubeflow.org/v1alpha1)."""
     image: str = ""
     """Container image with Python, transpooler and its dependencies."""

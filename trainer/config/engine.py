@@ -6,8 +6,6 @@ from typing import Any
 
 from transpooler.common.fields import at_least, one_of, positive
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-CHECKPOINTING = ("none", "torch", "deepspeed")
 OFFLOAD = ("none", "cpu", "nvme")
 LOWEST_STAGE = {"offload_optimizer": {"cpu": 1, "nvme": 3}, "offload_parameters": {"cpu": 3, "nvme": 3}}
 """The ZeRO stage from which on DeepSpeed can offload to a place."""
@@ -19,7 +17,7 @@ class EngineConfig:
 
     zero_stage: int = 1
     """What ZeRO shards over the ranks: 0 nothing, 1 optimizer states, 2 + gradients, 3 + parameters."""
-    precision: str = one_of(PRECISIONS, "fp32")
+    precision: str = one_of(("fp32", "bf16", "fp16"), "fp32")
     """fp32, bf16 (float32 master weights) or fp16 (dynamic loss scaling; CUDA only)."""
     micro_batch_size: int = at_least(1, 1)
     """Documents per rank in one forward pass; gradients accumulate up to data.batch_size."""
@@ -30,7 +28,7 @@ class EngineConfig:
     """Where the weights of ZeRO 3 live between uses: none, cpu or nvme."""
     nvme_path: str | None = None
     """Folder on a fast local disk for what is offloaded to nvme."""
-    activation_checkpointing: str = one_of(CHECKPOINTING, "none")
+    activation_checkpointing: str = one_of(("none", "torch", "deepspeed"), "none")
     """Recompute encoder layers, poolers and decoder layers in the backward pass instead of keeping their activations:
     none, torch, or deepspeed (which alone can keep what it saves in the CPU's memory)."""
     checkpoint_in_cpu: bool = False
@@ -86,9 +84,7 @@ class EngineConfig:
         if self.compile and self.shards_weights:
             yield "compile", "is true, but the weights of engine.zero_stage=3 come and go between layers; use 0 to 2"
         if self.compile and self.activation_checkpointing != "none":
-            yield (
-                "compile",
-                "is true, but torch cannot compile checkpointed layers for changing lengths; use one of the two",
-            )
+            message = "is true, but torch cannot compile checkpointed layers for changing lengths; use one of the two"
+            yield "compile", message
         if self.checkpoint_in_cpu and self.activation_checkpointing != "deepspeed":
             yield "checkpoint_in_cpu", "is true, which needs engine.activation_checkpointing=deepspeed"

@@ -17,6 +17,8 @@ from transpooler.common.files import atomic_write
 from transpooler.trainer.config.presets import find_config, preset_names
 from transpooler.trainer.config.root import Config
 
+WITHOUT_EFFECT = (("engine", "partition_activations"),)
+"""Keys of earlier versions that never had an effect: in files, such as an older run's config.yaml, they are dropped."""
 Part = str | Path | Mapping[str, Any]
 """A YAML file, a run folder, a preset's name, or what a file would hold."""
 
@@ -48,15 +50,13 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
     from pydantic import TypeAdapter, ValidationError
 
-    problems = [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]
-    if problems:
-        raise UserError("\n".join(problems))
+    if unknown := [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]:
+        raise UserError("\n".join(unknown))
     try:
         config = TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
         raise UserError("\n".join(_type_problem(item) for item in error.errors())) from None
-    problems = [f"{key} {message}" for key, message in all_problems(config)]
-    if problems:
+    if problems := [f"{key} {message}" for key, message in all_problems(config)]:
         raise UserError("\n".join(problems))
     return config
 
@@ -110,6 +110,9 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not OmegaConf.is_dict(loaded):
         raise UserError(f"{path}: expected a mapping of sections (train:, data:, ...) at the top level")
+    for section, key in WITHOUT_EFFECT:
+        if OmegaConf.is_dict(values := typing.cast(Any, loaded).get(section)):
+            values.pop(key, None)
     return loaded
 
 
@@ -124,13 +127,11 @@ class _UnknownKey(typing.NamedTuple):
 
 def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[_UnknownKey]:
     """Keys that the dataclass `schema` does not have, each with the nearest known key."""
-    element = _dataclass_of(schema)
-    if element is None:
+    if (element := _dataclass_of(schema)) is None:
         return
     if isinstance(values, list):
         for index, item in enumerate(values):
             yield from _unknown_keys(item, element, f"{prefix.removesuffix('.')}[{index}].")
-        return
     if not isinstance(values, dict):
         return
     hints = typing.get_type_hints(element)

@@ -23,7 +23,6 @@ OPTIMIZERS = {
     "muon": OptimizerTraits(whole_matrices=True),
 }
 """Every optimizer by name. How it is built: trainer/engine/optimizer.py."""
-SCHEDULES = ("polynomial", "cosine", "wsd", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class OptimizerConfig:
     muon_learning_rate: float = positive(0.02)
     """muon: peak learning rate of the matrices; it follows the same schedule."""
     muon_momentum: float = between(0, 1, 0.95, exclude=(1,))
-    schedule: str = one_of(SCHEDULES, "polynomial")
+    schedule: str = one_of(("polynomial", "cosine", "wsd", "constant"), "polynomial")
     """What follows the warm-up: polynomial (linear by default), cosine, wsd (stays at the peak, then falls linearly in
     the last decay_steps) or constant."""
     warmup_steps: int = at_least(0, 5000)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from transpooler.trainer.run_folder import RunFolder
 
-_FOLDER = "configs"
-
 
 def preset_names() -> list[str]:
     """Names of all presets, such as 'pyramidion' and 'studies/needles'."""
@@ -32,4 +30,4 @@ def is_preset(name: str | Path) -> bool:
 
 
 def _preset_folder() -> Path:
-    return Path(str(files("transpooler") / _FOLDER))
+    return Path(str(files("transpooler") / "configs"))

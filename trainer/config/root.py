@@ -8,9 +8,8 @@ from transpooler.model.architecture import Architecture
 from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.evaluation import EvaluationConfig, GenerationConfig
-from transpooler.trainer.config.guards import GuardsConfig
 from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
-from transpooler.trainer.config.train import TrainConfig
+from transpooler.trainer.config.train import GuardsConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +33,21 @@ class Config:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Rules that span sections."""
-        if self.data.batch_tokens is None and self.engine.micro_batch_size > self.data.batch_size:
-            yield (
-                "engine.micro_batch_size",
-                f"is {self.engine.micro_batch_size}, above data.batch_size = {self.data.batch_size}",
-            )
-        if self.data.needs_summaries and self.data.train_split == "pretrain":
-            yield (
-                "data.objective",
-                f"is {self.data.objective!r}, but split pretrain has no summaries; use denoise or gap_sentences",
-            )
+        data, train, micro_batch_size = self.data, self.train, self.engine.micro_batch_size
+        if data.batch_tokens is None and micro_batch_size > data.batch_size:
+            yield "engine.micro_batch_size", f"is {micro_batch_size}, above data.batch_size = {data.batch_size}"
+        if data.needs_summaries and data.train_split == "pretrain":
+            problem = "but split pretrain has no summaries; use denoise or gap_sentences"
+            yield "data.objective", f"is {data.objective!r}, {problem}"
         yield from self._optimizer_problems()
         yield from self._timeout_problems()
-        needs_validation = self.train.patience or self.train.keep_best_checkpoint or self.train.generate_documents
-        if needs_validation and self.data.validation_split is None:
-            yield (
-                "data.validation_split",
-                "is null, but train.patience, keep_best_checkpoint or generate_documents is on",
-            )
-        if self.train.generate_documents and not self.data.needs_summaries:
+        if (train.patience or train.keep_best_checkpoint or train.generate_documents) and data.validation_split is None:
+            problem = "is null, but train.patience, keep_best_checkpoint or generate_documents is on"
+            yield "data.validation_split", problem
+        if train.generate_documents and not data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         for name in ("max_source_tokens", "max_target_tokens"):
-            tokens, rows = getattr(self.data, name), self.model.max_positions
+            tokens, rows = getattr(data, name), self.model.max_positions
             if self.model.positions == "learned" and tokens > rows:
                 yield f"data.{name}", f"is {tokens}, above model.max_positions = {rows}"
 
@@ -74,17 +66,13 @@ class Config:
             if engine.offloads_optimizer and not traits.offloads:
                 able = ", ".join(name for name, each in OPTIMIZERS.items() if each.offloads)
                 yield "optimizer.name", f"is {optimizer.name!r}, but engine.offload_optimizer works with {able}"
-        if optimizer.schedule == "wsd" and optimizer.warmup_steps + optimizer.decay_steps > steps:
-            yield (
-                "optimizer.decay_steps",
-                f"is {optimizer.decay_steps}; with warmup_steps = {optimizer.warmup_steps} it exceeds "
-                f"train.steps = {steps}",
-            )
-        if optimizer.warmup_steps > steps:
-            yield (
-                "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}, above train.steps = {steps}: the peak is never reached",
-            )
+        warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
+        if optimizer.schedule == "wsd" and warmup + decay > steps:
+            problem = f"is {decay}; with warmup_steps = {warmup} it exceeds train.steps = {steps}"
+            yield "optimizer.decay_steps", problem
+        if warmup > steps:
+            problem = f"is {warmup}, above train.steps = {steps}: the peak is never reached"
+            yield "optimizer.warmup_steps", problem
 
     def _timeout_problems(self) -> Iterator[tuple[str, str]]:
         """Whoever knows more about a hang must speak first: the watchdog, then the collective, then the launcher."""

@@ -1,12 +1,10 @@
-"""The `train:` section: the loop."""
+"""The `train:` and `guards:` sections: the loop, and what keeps it from hanging and from bad batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transpooler.common.durations import duration_s
-from transpooler.common.fields import at_least, one_of
-
-BEST_METRICS = ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum")
+from transpooler.common.fields import at_least, one_of, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class TrainConfig:
     generate_documents: int = at_least(0, 0)
     """With each evaluation, generate summaries of this many documents from the start of the validation split (as
     `generation` says) and score them by ROUGE; 0 turns it off."""
-    best_metric: str = one_of(BEST_METRICS, "loss")
+    best_metric: str = one_of(("loss", "rouge1", "rouge2", "rougeL", "rougeLsum"), "loss")
     """What makes a checkpoint the best: loss, or rouge1, rouge2, rougeL, rougeLsum of the generated summaries."""
     keep_best_checkpoint: bool = False
     """Save a checkpoint whenever an evaluation is the best so far, and keep it (checkpoints/best names it)."""
@@ -63,3 +61,23 @@ class TrainConfig:
             yield "export_best", "is true, which needs train.keep_best_checkpoint=true"
         if (self.patience or self.keep_best_checkpoint) and not self.evaluate_every_steps:
             yield "evaluate_every_steps", "is 0, but train.patience and train.keep_best_checkpoint need evaluations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardsConfig:
+    """The watchdog and the detection of loss spikes."""
+
+    watchdog_timeout_s: float = at_least(0, 1200.0)
+    """If no step ends for this long, every rank writes its stacks to RUN/stacks and the job ends with code 70; 0 = no
+    watchdog. Below engine.collective_timeout_s, and above the longest step, checkpoint or evaluation batch."""
+    silent_rank_s: float = positive(30.0)
+    """The job also ends when a rank gives no sign of life for this long (killed, stopped, its host gone)."""
+    spike_threshold: float = at_least(0, 6.0)
+    """A loss this many standard deviations above its moving mean is reported as a spike; 0 = never."""
+    skip_spikes: bool = False
+    """Make no update in a step whose loss is a spike."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Settings of this section that contradict each other."""
+        if self.skip_spikes and not self.spike_threshold:
+            yield "skip_spikes", "is true, which needs guards.spike_threshold above 0"

@@ -1,9 +1,8 @@
-"""Joining the other ranks of a job, and sums over them."""
+"""Joining the other ranks of a job."""
 
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -36,13 +35,6 @@ def choose_accelerator() -> None:
     """Tell DeepSpeed that there is no GPU; call it before DeepSpeed is imported, which would warn about it."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Each value summed over all ranks in float64, on every rank. A collective."""
-    tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    return tensor.tolist()
 
 
 def _prepare_environment() -> None:

@@ -23,19 +23,18 @@ def check_machine(engine: EngineConfig) -> None:
     """UserError where this machine cannot do what is asked for: fp16 without CUDA, NVMe offload without its op."""
     if engine.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("engine.precision is 'fp16', but this machine has no CUDA device; use bf16 or fp32")
-    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
-        if not torch.cuda.is_available():
-            raise UserError(
-                "engine.offload_* is 'nvme', which hangs in DeepSpeed 0.19 without a CUDA device; use cpu or none"
-            )
-        choose_accelerator()
-        from deepspeed.ops.op_builder import AsyncIOBuilder
+    if "nvme" not in (engine.offload_optimizer, engine.offload_parameters):
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "engine.offload_* is 'nvme', which hangs in DeepSpeed 0.19 without a CUDA device; use cpu or none"
+        )
+    choose_accelerator()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
 
-        if not AsyncIOBuilder().is_compatible(verbose=False):
-            raise UserError(
-                "engine.offload_* is 'nvme', but DeepSpeed cannot build its async_io op here; install libaio-dev, or "
-                "use cpu"
-            )
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        problem = "but DeepSpeed cannot build its async_io op here; install libaio-dev, or use cpu"
+        raise UserError(f"engine.offload_* is 'nvme', {problem}")
 
 
 def check_fragment(settings: dict[str, Any]) -> None:
@@ -60,10 +59,7 @@ def create_engine(
     import deepspeed
 
     created, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=build_optimizer(model, optimizer, engine),
-        config=settings,
-        dist_init_required=False,
+        model=model, optimizer=build_optimizer(model, optimizer, engine), config=settings, dist_init_required=False
     )
     if engine.activation_checkpointing != "none":
         checkpoint_activations(created.module, engine.activation_checkpointing, settings)

@@ -1,17 +1,16 @@
 """What training and checkpoints use of DeepSpeed's engine."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from transpooler.model import TranspoolerForConditionalGeneration
+from transpooler.model import TranspoolerForConditionalGeneration
 
 
 class TrainingEngine(Protocol):
     """DeepSpeed's engine: a model with its optimizer, spread over the ranks."""
 
-    module: "TranspoolerForConditionalGeneration"
+    module: TranspoolerForConditionalGeneration
     optimizer: Any
     """A torch optimizer, or one of ZeRO's, which share `param_groups`."""
     checkpoint_engine: Any

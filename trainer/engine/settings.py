@@ -48,10 +48,9 @@ def deepspeed_config(
         # reduce_scatter would cut the gradients of matrices.
         ours["zero_optimization"]["reduce_scatter"] = False
     if engine.activation_checkpointing == "deepspeed":
-        ours["activation_checkpointing"] = {
-            # Without a GPU the inputs are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
-            "cpu_checkpointing": engine.checkpoint_in_cpu and torch.cuda.is_available(),
-        }
+        # Without a GPU the inputs are in the CPU's memory already, and DeepSpeed 0.19 would lose them.
+        in_cpu = engine.checkpoint_in_cpu and torch.cuda.is_available()
+        ours["activation_checkpointing"] = {"cpu_checkpointing": in_cpu}
     if engine.precision == "bf16":
         ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
         if engine.shards_gradients:

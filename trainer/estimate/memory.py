@@ -6,22 +6,23 @@ Parameters come from the model on the meta device. Model states of ZeRO 2 and 3 
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.model.architecture import Architecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.engine import EngineConfig
+from transpooler.trainer.engine.engine import estimate_states
 from transpooler.trainer.estimate.flops import forward_flops
 from transpooler.trainer.weights.models import model_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 GIB = 2**30
 RESERVE = 0.9
@@ -64,11 +65,10 @@ def estimate_run(config: Config, world_size: int) -> RunEstimate:
     num_chunks = sum(order.num_chunks for order in batch_order(data, corpora, config.seed).corpora)
     steps_per_epoch = -(-num_chunks // data.chunks_per_step)
     batch = len(sources) / steps_per_epoch if data.batch_tokens else min(data.batch_size, len(sources))
+    every = max(1, len(sources) // 200)
     work = [
         forward_flops(config.model, vocab_size, int(source), int(target)).total
-        for source, target in zip(
-            sources[:: max(1, len(sources) // 200)], targets[:: max(1, len(targets) // 200)], strict=True
-        )
+        for source, target in zip(sources[::every], targets[::every], strict=True)
     ]
     longest = (int(sources.max()), int(targets.max()))
     if data.batch_tokens:
@@ -94,8 +94,6 @@ def model_states(
     parameters: int, largest_layer: int, stage: int, engine: EngineConfig, world_size: int
 ) -> tuple[int, int]:
     """(device, host) bytes of weights, gradients and optimizer states of one rank at a ZeRO stage."""
-    from transpooler.trainer.engine.engine import estimate_states
-
     offloads, at_stage = engine.offloads_optimizer and stage == engine.zero_stage, replace(engine, zero_stage=stage)
     if at_stage.shards_gradients and engine.precision != "fp32":
         offloads_weights = engine.offload_parameters != "none"
@@ -140,9 +138,8 @@ def activation_bytes(
     layers += [(target_tokens * full + cross, target_tokens * width * size)] * model.decoder_layers
     kept = sum(whole for whole, _ in layers)
     if engine.activation_checkpointing != "none":
-        kept = (0 if engine.checkpoint_in_cpu else sum(least for _, least in layers)) + max(
-            whole for whole, _ in layers
-        )
+        inputs = 0 if engine.checkpoint_in_cpu else sum(least for _, least in layers)
+        kept = inputs + max(whole for whole, _ in layers)
     logits = target_tokens * vocab_size * (4 + size)
     embeddings = (source_tokens + target_tokens) * width * (size + (1 if model.dropout else 0))
     return engine.micro_batch_size * (kept + logits + embeddings)
@@ -187,12 +184,8 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _count_parameters(config: Config, tokenizer: "PreTrainedTokenizerFast") -> tuple[int, int]:
+def _count_parameters(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     """Parameters of the model and of its largest layer, on the meta device."""
-    import torch
-
-    from transpooler.model import TranspoolerForConditionalGeneration
-
     with torch.device("meta"):
         model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
@@ -214,10 +207,6 @@ def _targets(config: Config, summaries: np.ndarray, sources: np.ndarray) -> np.n
 
 
 def _memory(world_size: int) -> int:
-    import torch
-
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
-    import psutil
-
     return int(psutil.virtual_memory().total / world_size)

@@ -6,31 +6,30 @@ document, never logits.
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write, write_json
 from transpooler.common.log import progress, say, set_quiet
+from transpooler.common.tables import print_table
+from transpooler.common.text import percent
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
+from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
-from transpooler.trainer.engine.sharing import ALONE, Ranks, ranks_of_environment
-from transpooler.trainer.evaluation.generate import batches, generate
+from transpooler.trainer.engine.ranks import ALONE, Ranks
+from transpooler.trainer.evaluation.generate import batches, decode, generate, reference_text, source_ids
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.losses import held_out_losses
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
-from transpooler.trainer.evaluation.texts import decode, reference_text, source_ids
 from transpooler.trainer.run_folder import EvaluationFolder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from transpooler.data_pipeline.shards.dataset import Document
-    from transpooler.model import TranspoolerForConditionalGeneration
 
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
@@ -78,9 +77,21 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     return results
 
 
+def print_evaluations(*evaluations: dict[str, Any]) -> None:
+    """Print evaluations of one split, a row each, and the lead-n baseline on standard output."""
+    first = evaluations[0]
+    rows = []
+    for results in evaluations:
+        shuffled = results["shuffled_loss"]
+        losses = {"loss": f"{results['loss']:.3f}", "shuffled": "" if shuffled is None else f"{shuffled:.3f}"}
+        rows.append(_row("model" if results["trained"] else "untrained", results, "rouge", "generated") | losses)
+    rows.append(_row(f"lead-{first['lead_words']}", first, "lead_rouge", "lead"))
+    print_table(f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)", rows)
+
+
 def _join_ranks(config: Config) -> Ranks:
     """Join the ranks that the environment describes, if there are any."""
-    if ranks_of_environment() == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from transpooler.trainer.engine.distributed import init_distributed
 
@@ -91,7 +102,7 @@ def _join_ranks(config: Config) -> Ranks:
 
 def _load_model(
     config: Config, folder: Path | None
-) -> tuple["TranspoolerForConditionalGeneration", "PreTrainedTokenizerFast"]:
+) -> tuple[TranspoolerForConditionalGeneration, PreTrainedTokenizerFast]:
     from transpooler.trainer.weights.models import build_model, default_device, load_model
 
     if folder is not None:
@@ -101,9 +112,7 @@ def _load_model(
     return model.to(default_device()), tokenizer
 
 
-def _read_documents(
-    config: Config, tokenizer: "PreTrainedTokenizerFast", model_folder: Path | None
-) -> list["Document"]:
+def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_folder: Path | None) -> list[Document]:
     """The documents to evaluate; UserError if they have no summaries or were prepared with another tokenizer."""
     split = config.evaluation.split
     dataset = open_dataset(config.data, config.data.shards, split)
@@ -119,9 +128,8 @@ def _read_documents(
     return documents
 
 
-def _mean_reference_words(config: Config, documents: Sequence["Document"], tokenizer: "PreTrainedTokenizerFast") -> int:
-    validation = config.data.validation_split
-    shards = config.data.shards
+def _mean_reference_words(config: Config, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> int:
+    validation, shards = config.data.validation_split, config.data.shards
     if validation and validation != config.evaluation.split and split_exists(config.data, shards, validation):
         dataset = open_dataset(config.data, shards, validation)
         held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
@@ -130,9 +138,9 @@ def _mean_reference_words(config: Config, documents: Sequence["Document"], token
 
 
 def _generate_rows(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
-    documents: Sequence["Document"],
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: Sequence[Document],
     lead_words: int,
     config: Config,
     ranks: Ranks,
@@ -162,9 +170,9 @@ def _generate_rows(
 
 
 def _highlight_documents(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
-    documents: Sequence["Document"],
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: Sequence[Document],
     config: Config,
 ) -> list[dict[str, Any]]:
     if not config.model.pooling:
@@ -178,6 +186,15 @@ def _highlight_documents(
         }
         for document in documents[:NUM_HIGHLIGHTED]
     ]
+
+
+def _row(name: str, results: dict[str, Any], scores: str, text: str) -> dict[str, str]:
+    cells = {kind: _cell(results[scores][kind]) for kind in ROUGE_TYPES}
+    return {"": name, **cells, "words": f"{results['mean_words'][text]:.0f}"}
+
+
+def _cell(interval: dict[str, float]) -> str:
+    return f"{percent(interval['mean'])} ({percent(interval['low'])}-{percent(interval['high'])})"
 
 
 def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str, dict[str, float]]:

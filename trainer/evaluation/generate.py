@@ -1,21 +1,21 @@
-"""Summaries of texts by a trained model, batch by batch: memory does not grow with the number of texts."""
+"""What a model reads of a document, and the summaries that it writes, batch by batch: memory does not grow with it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
+from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
+from transpooler.model import TranspoolerForConditionalGeneration
+from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from transpooler.model import TranspoolerForConditionalGeneration
 
 Item = TypeVar("Item")
 
@@ -37,8 +37,8 @@ class Summary:
 
 
 def summarize(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
     texts: Iterable[str | Head],
     generation: GenerationConfig,
     max_source_tokens: int | None = None,
@@ -46,25 +46,23 @@ def summarize(
     """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit."""
     limit = source_limit(tokenizer, max_source_tokens)
     for batch in batches(texts, generation.batch_size):
-        sources = [
-            leading_ids(tokenizer, head_of(text) if isinstance(text, str) else text, limit - 1) for text in batch
-        ]
+        heads = [head_of(text) if isinstance(text, str) else text for text in batch]
+        sources = [leading_ids(tokenizer, head, limit - 1) for head in heads]
         read = [cut(ids, limit, tokenizer.eos_token_id).tolist() for ids, _ in sources]
-        for (ids, whole), read_ids, text in zip(
-            sources, read, generate(model, tokenizer, read, generation), strict=True
-        ):
+        summaries = generate(model, tokenizer, read, generation)
+        for (ids, whole), read_ids, text in zip(sources, read, summaries, strict=True):
             yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=read_ids)
 
 
-def source_limit(tokenizer: "PreTrainedTokenizerFast", max_source_tokens: int | None) -> int:
+def source_limit(tokenizer: PreTrainedTokenizerFast, max_source_tokens: int | None) -> int:
     """How many tokens of a document are read, </s> included."""
     return max_source_tokens or int(tokenizer.model_max_length)
 
 
 @torch.no_grad()
 def generate(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
     sources: Sequence[Sequence[int]],
     generation: GenerationConfig,
     *,
@@ -96,3 +94,27 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def source_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: Config) -> list[int]:
+    """Token ids that the model reads: cut to data.max_source_tokens, </s> at the end."""
+    return cut(document.source, config.data.max_source_tokens, tokenizer.eos_token_id).tolist()
+
+
+def target_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: Config) -> list[int]:
+    """Token ids of the document's summary: cut to data.max_target_tokens, </s> at the end."""
+    assert document.target is not None
+    return cut(document.target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
+
+
+def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The summary as its author wrote it: never cut, even if the model was trained on cut summaries."""
+    if text := document.meta.get("target_text"):
+        return text
+    assert document.target is not None
+    return decode(document.target, tokenizer)
+
+
+def decode(ids: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text of token ids; special tokens are left out."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,24 +1,21 @@
 """Which parts of a document the poolers kept: pieces of text with the weight of each after every stage."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.model.architecture import PoolingStage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from transpooler.model import TranspoolerForConditionalGeneration
 
 DIGITS = 3
 
 
 def highlight(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
     ids: Sequence[int],
     num_tokens: int | None,
 ) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def stage_names(pooling: Sequence[PoolingStage], num_tokens: int) -> list[str]:
     return names
 
 
-def text_pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[tuple[str, int]]:
+def text_pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[tuple[str, int]]:
     """(text, first token) of the shortest runs of tokens that decode to whole characters.
 
     A token may hold half a character, and may decode differently after another token than alone (leading spaces), so
@@ -68,5 +65,5 @@ def text_pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> lis
     return pieces
 
 
-def _decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
+def _decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,30 +1,25 @@
 """Held-out loss of a model: with each document's own summary, and with another document's."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from transpooler.common.log import progress
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, pad
+from transpooler.data_pipeline.shards.dataset import Document
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
-from transpooler.trainer.engine.sharing import ALONE, Ranks
-from transpooler.trainer.evaluation.generate import batches
-from transpooler.trainer.evaluation.texts import source_ids, target_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from transpooler.data_pipeline.shards.dataset import Document
-    from transpooler.model import TranspoolerForConditionalGeneration
+from transpooler.trainer.engine.ranks import ALONE, Ranks
+from transpooler.trainer.evaluation.generate import batches, source_ids, target_ids
 
 
 @torch.no_grad()
 def held_out_losses(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
-    documents: Sequence["Document"],
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: Sequence[Document],
     config: Config,
     ranks: Ranks = ALONE,
 ) -> tuple[float, float | None]:

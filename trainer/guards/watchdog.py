@@ -28,7 +28,7 @@ from typing import IO, Any
 import torch
 
 from transpooler.common.exit_codes import STALLED
-from transpooler.trainer.config.guards import GuardsConfig
+from transpooler.trainer.config.train import GuardsConfig
 from transpooler.trainer.run_folder import RunFolder
 
 BEAT_EVERY_S = 2.0

@@ -14,7 +14,6 @@ from transpooler.trainer.report.runs import ReportedRun
 
 ROW_HEIGHT = 14
 MAX_COLUMNS = 60
-EVEN = 1 / NUM_TENTHS
 
 
 def num_poolers(run: ReportedRun) -> int:
@@ -28,12 +27,7 @@ def num_poolers(run: ReportedRun) -> int:
 def sharpness(runs: Sequence[ReportedRun]) -> list[Series]:
     """Mean top weight of every stage that scores, of every run: 1 = each slot holds one token as it was."""
     return [
-        Series(
-            name=f"{run.name} {stage_name(run, stage)}",
-            points=points,
-            colour=colour,
-            dashed=stage > 0,
-        )
+        Series(name=f"{run.name} {stage_name(run, stage)}", points=points, colour=colour, dashed=stage > 0)
         for colour, run in enumerate(runs)
         for stage in range(num_poolers(run))
         if (points := run.curve("train", f"pool{stage}_mean_top_weight"))  # operators without scores record none
@@ -79,7 +73,6 @@ def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
     Full colour means three times an even share, so that even shares look alike however long the training is.
     """
     steps = [step for step, _ in tenths[0]]
-    columns = _columns(len(steps))
     x_ticks = ticks(steps[0] if len(steps) > 1 else 0, steps[-1], whole=True)
     height = TOP + NUM_TENTHS * ROW_HEIGHT + BOTTOM
 
@@ -90,7 +83,7 @@ def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{escape(label)}: share of kept tokens per tenth of the document over optimizer steps">'
     ]
-    for first, last in columns:
+    for first, last in _columns(len(steps)):
         left = place(steps[first - 1]) if first else place(x_ticks[0])
         width = max(0.5, place(steps[last - 1]) - left)
         for tenth, curve in enumerate(tenths):
@@ -99,16 +92,15 @@ def strip(tenths: Sequence[Sequence[tuple[float, float]]], label: str) -> str:
             title = f"steps to {shorten(steps[last - 1])}, tenth {tenth + 1}: {percent(share)} %"
             parts.append(
                 f'<rect class="heat" x="{left:.1f}" y="{top}" width="{width + 0.3:.1f}" height="{ROW_HEIGHT}" '
-                f'style="--share:{min(1.0, share / (3 * EVEN)):.2f}"><title>{title}</title></rect>'
+                f'style="--share:{min(1.0, share * NUM_TENTHS / 3):.2f}"><title>{title}</title></rect>'
             )
     for tenth, name in ((0, "start"), (NUM_TENTHS - 1, "end")):
         y = TOP + tenth * ROW_HEIGHT + 11
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y}" text-anchor="end">{name}</text>')
     for tick in x_ticks:
         anchor = "end" if tick == x_ticks[-1] else "middle"
-        parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{height - 8}" text-anchor="{anchor}">{shorten(tick)}</text>'
-        )
+        x = place(tick)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{shorten(tick)}</text>')
     return "".join([*parts, "</svg>"])
 
 

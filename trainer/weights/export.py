@@ -3,12 +3,14 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import transformers
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
 from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
@@ -17,12 +19,6 @@ from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import build_model
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig as ModelGenerationConfig
-    from transformers import PreTrainedTokenizerFast
-
-    from transpooler.model import TranspoolerForConditionalGeneration
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -36,8 +32,8 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
 
 
 def export_model(
-    model: "TranspoolerForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerFast",
+    model: TranspoolerForConditionalGeneration,
+    tokenizer: transformers.PreTrainedTokenizerFast,
     folder: Path,
     config: Config,
     *,
@@ -49,8 +45,6 @@ def export_model(
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
@@ -73,7 +67,7 @@ def export_model(
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 
 
-def _set_generation(target: "ModelGenerationConfig", settings: GenerationConfig) -> None:
+def _set_generation(target: transformers.GenerationConfig, settings: GenerationConfig) -> None:
     """Make the run's `generation` section the defaults of `model.generate`."""
     target.num_beams = settings.num_beams
     target.max_new_tokens = settings.max_new_tokens

@@ -1,14 +1,12 @@
 """The README.md of an export: what the model is, what it was trained on, how well it does."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transpooler.common.text import percent
+from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from transpooler.model import TranspoolerForConditionalGeneration
 
 CARD = """---
 library_name: transformers
@@ -43,7 +41,7 @@ kernels.
 """
 
 
-def model_card(model: "TranspoolerForConditionalGeneration", config: Config, step: int) -> str:
+def model_card(model: TranspoolerForConditionalGeneration, config: Config, step: int) -> str:
     """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
     stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
     rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
@@ -70,9 +68,8 @@ def _data(config: Config, rows: list[dict[str, Any]]) -> str:
     ]
     if seen := [row for row in rows if row["split"] == "train"]:
         last = seen[-1]
-        lines.append(
-            f"{last['source_tokens']:,} source and {last['target_tokens']:,} target tokens; epoch {last['epoch']}."
-        )
+        tokens = f"{last['source_tokens']:,} source and {last['target_tokens']:,} target tokens"
+        lines.append(f"{tokens}; epoch {last['epoch']}.")
     return "\n".join(lines)
 
 
@@ -91,9 +88,8 @@ def _training(config: Config, rows: list[dict[str, Any]]) -> str:
 
 
 def _results(config: Config, rows: list[dict[str, Any]]) -> str:
-    lines = []
-    if held_out := [row for row in rows if row["split"] == "validation"]:
-        row = held_out[-1]
-        scores = "".join(f", {name} {percent(row[name])}" for name in row if name.startswith("rouge"))
-        lines.append(f"Split `{config.data.validation_split}` at step {row['step']:,}: loss {row['loss']:.3f}{scores}.")
-    return "\n".join(lines) or "None yet; `transpooler evaluate` measures ROUGE on a held-out split."
+    row = next((row for row in reversed(rows) if row["split"] == "validation"), None)
+    if row is None:
+        return "None yet; `transpooler evaluate` measures ROUGE on a held-out split."
+    scores = "".join(f", {name} {percent(row[name])}" for name in row if name.startswith("rouge"))
+    return f"Split `{config.data.validation_split}` at step {row['step']:,}: loss {row['loss']:.3f}{scores}."

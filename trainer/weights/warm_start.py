@@ -5,19 +5,22 @@ Every tensor without a counterpart is reported.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.model import TranspoolerConfig
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.differences import FREE_WHEN_STARTING
+from transpooler.trainer.engine.engine import gather_weights
 from transpooler.trainer.weights import bart
 from transpooler.trainer.weights.models import read_model_config
 
@@ -34,8 +37,6 @@ class Family(NamedTuple):
 
 
 def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
-    from transpooler.model import TranspoolerConfig
-
     architecture = TranspoolerConfig(**values).architecture
     for entry in dataclasses.fields(config.model):
         old, new = getattr(architecture, entry.name), getattr(config.model, entry.name)
@@ -61,7 +62,8 @@ def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerp
     family = FAMILIES[kind]
     family.check(values, config, folder)
     try:
-        with _open_tensors(folder, family) as stored:
+        with ExitStack() as stack:
+            stored = _open_tensors(folder, family, stack)
             names = {family.our_name(name): name for name in stored}
             _report(folder, *copy_weights(model, stored, names))
     except UserError:
@@ -76,8 +78,6 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
     `names` maps our names to stored ones. Tables of embeddings and of positions may differ in length: the common rows
     are copied, and positions beyond them repeat the table from its start, as LED's do. Collective under ZeRO 3.
     """
-    from transpooler.trainer.engine.engine import gather_weights
-
     by_tensor = {id(parameter): name for name, parameter in model.named_parameters()}
     tied = {name: by_tensor[id(item)] for name, item in model.named_parameters(remove_duplicate=False)}
     missing, used = [], {stored_name for ours, stored_name in names.items() if tied.get(ours, ours) != ours}
@@ -109,21 +109,17 @@ def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
     return None
 
 
-@contextmanager
-def _open_tensors(folder: Path, family: Family) -> Iterator[dict[str, Any]]:
-    """Name -> a function that reads the tensor, over all safetensors files of a folder."""
-    from safetensors import safe_open
-
+def _open_tensors(folder: Path, family: Family, stack: ExitStack) -> dict[str, Any]:
+    """Name -> a function that reads the tensor, over all safetensors files of a folder, which stay open in `stack`."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder}: has no .safetensors file; save the model with `save_pretrained` again")
-    with ExitStack() as stack:
-        found: dict[str, Any] = {}
-        for path in files:
-            file: Any = stack.enter_context(safe_open(path, framework="pt"))
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                found[name] = _reader(file, name, family.rows_to_skip(name))
-        yield found
+    found: dict[str, Any] = {}
+    for path in files:
+        file: Any = stack.enter_context(safe_open(path, framework="pt"))
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            found[name] = _reader(file, name, family.rows_to_skip(name))
+    return found
 
 
 def _reader(file: Any, name: str, skip: int) -> Any:

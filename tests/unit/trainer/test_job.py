@@ -26,7 +26,7 @@ def test_settings_of_another_version_matter_only_where_they_decide_what_a_run_le
     RunFolder(tmp_path).checkpoint(3).mkdir(parents=True)
     save_config(config, path)
     saved = path.read_text()
-    path.write_text(saved.replace("engine:\n", "engine:\n  partition_activations: false\n"))
+    path.write_text(saved.replace("engine:\n", "engine:\n  retired: false\n"))
     check_run_folder(config, tmp_path)
     path.write_text(saved.replace("model:\n", "model:\n  gated: true\n"))
     with pytest.raises(UserError, match=r"other values of model.gated"):

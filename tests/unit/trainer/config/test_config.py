@@ -100,6 +100,20 @@ def test_a_saved_configuration_of_another_version(tmp_path):
     assert unknown == ["engine.odd: key", "data.mixture[0].share"]
 
 
+def test_a_key_of_an_earlier_version_that_had_no_effect_is_dropped_from_a_file_alone(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(Config(), path)
+    path.write_text(path.read_text().replace("engine:\n", "engine:\n  partition_activations: true\n"))
+    for run in (path, tmp_path):
+        assert load_config([run], ["train.log_every_steps=7"]).train.log_every_steps == 7
+    assert load_saved_config(path) == (Config(), [])
+    path.write_text("engine: null\n")
+    with pytest.raises(UserError, match=r"engine is None"):
+        load_config([path])
+    with pytest.raises(UserError, match=r"engine.partition_activations: unknown key"):
+        load_config([], ["engine.partition_activations=true"])
+
+
 def test_a_saved_configuration_that_is_wrong_is_named_with_its_keys(tmp_path):
     path = tmp_path / "config.yaml"
     save_config(Config(), path)

@@ -16,11 +16,10 @@ from transpooler.model.architecture import PoolingStage
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict
-from transpooler.trainer.evaluation.evaluate import evaluate
+from transpooler.trainer.evaluation.evaluate import evaluate, print_evaluations
 from transpooler.trainer.evaluation.generate import batches, summarize
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
 from transpooler.trainer.evaluation.losses import derangement
-from transpooler.trainer.evaluation.table import print_evaluations
 
 NUM_DOCUMENTS = 11
 TEXT = "the naïve café — 😀 serves {tea}\n    and\tcake number"
