@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from math import isfinite, nan
+from pathlib import Path
 from typing import NoReturn
 
 from transpooler.common.exit_codes import USER_ERROR
@@ -19,13 +20,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
 
 
-def add_command(commands: argparse._SubParsersAction, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with --quiet; `text` is its help, `example` the lines below it."""
+def add_command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command with --quiet; `text` says in its first paragraph what it does, and ends with `examples:`."""
+    description, heading, examples = text.rstrip().partition("\n\nexamples:\n")
+    sentence = description.partition("\n\n")[0].removesuffix(".")
     parser = commands.add_parser(
         name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"examples:\n{example}",
+        help=sentence[0].lower() + sentence[1:],
+        description=description,
+        epilog=heading.lstrip() + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress; errors and results still print")
@@ -37,6 +40,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{parser.description}\n\n{CONFIGURATION}"
     parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value", help="YAML files and single settings")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of shards that a command reads."""
+    parser.add_argument(
+        "shards", type=Path, metavar="SHARDS", help="folder that `transpooler prepare` wrote, or a split"
+    )
 
 
 def positive(text: str) -> int:

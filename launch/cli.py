@@ -9,24 +9,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
-from transpooler.launch.arguments import Parser
+from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_guarded
 
 COMMANDS = (
-    "prepare",
-    "inspect",
-    "verify",
-    "order",
-    "train",
-    "launch",
-    "doctor",
-    "checkpoints",
-    "evaluate",
-    "summarize",
-    "report",
-    "export",
-    "bench",
-    "demo",
+    *("prepare", "inspect", "verify", "order", "train", "launch", "doctor", "checkpoints", "evaluate"),
+    *("summarize", "report", "export", "bench", "demo"),
 )
 
 _EXIT_CODES = (
@@ -69,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transpooler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        import_module(f"transpooler.launch.commands.{name}").add(commands)
+        module = import_module(f"transpooler.launch.commands.{name}")
+        module.add(add_command(commands, name, str(module.__doc__)))
     return parser
 
 

@@ -1,25 +1,24 @@
-"""`transpooler launch`: the ranks of a run on many hosts, watched and restarted."""
+"""Train on many hosts; watch the ranks and restart them from the newest checkpoint.
+
+examples:
+  transpooler launch ssh my.yaml cluster.hostfile=hosts
+  transpooler launch slurm my.yaml cluster.nodes=4 cluster.slurm.partition=gpu cluster.slurm.time=12:00:00
+  transpooler launch kubernetes my.yaml cluster.nodes=4 cluster.kubernetes.image=me/transpooler > job.yaml
+  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run
+
+The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.
+"""
 
 import argparse
 import sys
 
-from transpooler.launch.arguments import add_command, add_settings, config_settings, split_settings
+from transpooler.launch.arguments import add_settings, config_settings, split_settings
 from transpooler.launch.cluster.targets import TARGETS
 from transpooler.launch.config_argument import load_checked_config
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "launch",
-        "train on many hosts; watch the ranks and restart them from the newest checkpoint",
-        "  transpooler launch ssh my.yaml cluster.hostfile=hosts\n"
-        "  transpooler launch slurm my.yaml cluster.nodes=4 cluster.slurm.partition=gpu cluster.slurm.time=12:00:00\n"
-        "  transpooler launch kubernetes my.yaml cluster.nodes=4 cluster.kubernetes.image=me/transpooler > job.yaml\n"
-        "  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run\n\n"
-        "The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.",
-    )
     names = "\n".join(f"  {name:<11}{target.about}" for name, target in TARGETS.items())
     parser.add_argument("target", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
     add_settings(parser)
