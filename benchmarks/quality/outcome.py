@@ -174,11 +174,9 @@ def read_curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
                 for row in rows
                 if row["split"] == "validation" and row["step"] in at
             ]
-            steps, tokens, minutes = (
-                steps + history[-1]["step"],
-                tokens + history[-1]["source_tokens"],
-                minutes + sum_seconds(history)[-1] / 60,
-            )
+            steps += history[-1]["step"]
+            tokens += history[-1]["source_tokens"]
+            minutes += sum_seconds(history)[-1] / 60
     return points
 
 
