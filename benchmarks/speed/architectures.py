@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transpooler.common.errors import UserError
 
 PAD, BOS, EOS, NUM_SPECIAL = 1, 0, 2, 3
-SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 LED_WINDOW = 512
 
 
@@ -151,7 +151,7 @@ def _longt5(layers: tuple[int, int], vocab_size: int) -> nn.Module:
         feed_forward_proj="relu",
         dropout_rate=0.1,
         encoder_attention_type="transient-global",
-        decoder_start_token_id=PAD,
         **SPECIAL,
     )
+    config.decoder_start_token_id = PAD
     return LongT5ForConditionalGeneration(config)

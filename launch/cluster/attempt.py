@@ -34,14 +34,14 @@ RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\
 STOPPED_STATES = ("stopped", "tracing-stop")
 """As psutil names them: after SIGSTOP, or in a debugger."""
 MISTAKE = "transpooler: error: "
-ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `ending` is one of ENDINGS; rank, host and reason name the culprit if there is one."""
+    """How an attempt ended; rank, host and reason name the culprit if there is one."""
 
     ending: str
+    """done, mistake, preempted, crashed, lost, stopped or hung."""
     reason: str = ""
     rank: int | None = None
     host: str | None = None

@@ -65,6 +65,12 @@ def script(config: Config, variables: Mapping[str, str], command: Sequence[str],
     return "\n".join(lines) + "\n"
 
 
+def module_script(config: Config, module: str, *arguments: str, **variables: str) -> str:
+    """A bash script that runs a module of ours on any host as ranks run, with `variables` added to theirs."""
+    everything = rank_variables(config, os.environ) | variables
+    return script(config, everything, [python(config), "-m", module, *arguments], f"Runs {module}.")
+
+
 def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Settings with absolute paths of configuration files, because ranks may start in another folder."""
     return [item if item in overrides or is_preset(item) else str(Path(item).absolute()) for item in settings]

@@ -7,7 +7,6 @@ pair of hosts, one pair at a time, and then an all-reduce over all of them. Rank
 where a host has CUDA, else gloo.
 """
 
-import json
 import os
 import statistics
 import time
@@ -16,9 +15,9 @@ from datetime import timedelta
 from itertools import combinations
 from typing import Any
 
+from transpooler.launch.cluster.doctor.probe import print_answer
 from transpooler.launch.ranks.identity import rank_identity
 
-MARK = "transpooler-network "
 LATENCY_ROUNDS = 20
 BANDWIDTH_MIB = 4
 BANDWIDTH_ROUNDS = 3
@@ -60,7 +59,7 @@ def main() -> None:
             "correct": bool((tensor == size).all()),
             "backend": dist.get_backend(),
         }
-        print(MARK + json.dumps(found), flush=True)
+        print_answer(found)
     dist.destroy_process_group()
 
 

@@ -22,7 +22,8 @@ from typing import Any
 from transpooler.common.net import free_port, is_free
 from transpooler.launch.ranks.identity import addresses
 
-MARK = "transpooler-probe "
+MARK = "transpooler-answer "
+"""Begins the line in which a program that runs on another host answers; others may write to its output, too."""
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 
 
@@ -52,6 +53,16 @@ def facts(run: str = "", port: str = "", witness: str = "") -> dict[str, Any]:
         "locked_memory_kib": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "compilers": [name for name in ("g++", "ninja", "nvcc") if _tool(name)],
     }
+
+
+def print_answer(value: Any) -> None:
+    """Print what `read_answers` finds on the host that asked."""
+    print(MARK + json.dumps(value), flush=True)
+
+
+def read_answers(output: str) -> list[Any]:
+    """What programs of ours answered, from all of their output."""
+    return [json.loads(line.removeprefix(MARK)) for line in output.splitlines() if line.startswith(MARK)]
 
 
 def num_gpus() -> int:
@@ -90,5 +101,4 @@ def _tool(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    given = dict(item.split("=", 1) for item in sys.argv[1:])
-    print(MARK + json.dumps(facts(**given)))
+    print_answer(facts(**dict(item.split("=", 1) for item in sys.argv[1:])))
