@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
+from transpooler.common.log import set_quiet
 from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_guarded
 
@@ -26,7 +27,9 @@ _EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = parse(arguments)
-    return run_guarded(lambda: _run(parsed))
+    set_quiet(parsed.quiet)
+    command = import_module(f"transpooler.launch.commands.{parsed.command}")
+    return run_guarded(lambda: command.run(parsed))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,13 +41,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if rest:
         parsed.settings += rest
     return parsed
-
-
-def _run(parsed: argparse.Namespace) -> int | None:
-    from transpooler.common.log import set_quiet
-
-    set_quiet(parsed.quiet)
-    return import_module(f"transpooler.launch.commands.{parsed.command}").run(parsed)
 
 
 def build_parser() -> argparse.ArgumentParser:

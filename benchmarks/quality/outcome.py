@@ -17,7 +17,6 @@ from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
 def judge(apart: Estimate, *, lower_is_better: bool = False) -> str:
     """'better' or 'worse' than the baseline if the interval excludes zero, else 'undecided'."""
     if not apart.is_clear:
-        return UNDECIDED
+        return "undecided"
     return "better" if (apart.mean < 0) == lower_is_better else "worse"
 
 

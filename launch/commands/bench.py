@@ -7,6 +7,7 @@ examples:
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from transpooler.common.errors import UserError
@@ -78,8 +79,6 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _speed(parsed: argparse.Namespace) -> None:
-    import os
-
     import psutil
 
     from transpooler.benchmarks.speed.architectures import ENTRIES

@@ -11,8 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from transpooler.launch.arguments import add_settings, config_settings, positive
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import require_model
 

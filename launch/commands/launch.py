@@ -11,10 +11,11 @@ The cluster: section of the configuration holds hosts, environment and limits; d
 
 import argparse
 import sys
+from pathlib import Path
 
-from transpooler.launch.arguments import add_settings, config_settings, split_settings
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, split_settings
 from transpooler.launch.cluster.targets import TARGETS
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.trainer.config.presets import is_preset
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +38,12 @@ def run(parsed: argparse.Namespace) -> int | None:
     config = load_checked_config(parsed)
     if config is None:
         return None
-    from transpooler.launch.cluster.environment import absolute_settings
     from transpooler.launch.cluster.supervisor import Supervisor
 
     target = TARGETS[parsed.target]
-    settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
+    files, overrides = split_settings(parsed.settings)
+    # Ranks may start in another folder.
+    settings = [*(item if is_preset(item) else str(Path(item).absolute()) for item in files), *overrides]
     settings += ["--quiet"] if parsed.quiet else []
     if target.submits and not parsed.in_allocation:
         sys.stdout.write((target.describe if parsed.dry_run else target.submit)(config, settings))

@@ -12,8 +12,7 @@ import argparse
 import json
 import sys
 
-from transpooler.launch.arguments import add_settings, whole
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, load_checked_config, whole
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,7 @@ import argparse
 import os
 
 from transpooler.common.errors import UserError
-from transpooler.launch.arguments import add_settings
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, load_checked_config
 
 
 def add(parser: argparse.ArgumentParser) -> None:

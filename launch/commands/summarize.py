@@ -22,8 +22,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
 from transpooler.common.log import Progress, progress, say
-from transpooler.launch.arguments import finite, positive, whole
-from transpooler.launch.config_argument import require_targets
+from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
     count_documents,

@@ -10,8 +10,7 @@ examples:
 import argparse
 import os
 
-from transpooler.launch.arguments import add_settings, config_settings, positive
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.launch.train import is_rank, train_as_rank
 
 

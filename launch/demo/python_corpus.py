@@ -124,19 +124,15 @@ def split_packages(pairs_of_package: Counter[str]) -> dict[str, str]:
 def cut_docstring(text: str) -> tuple[str, str] | None:
     """(text without the lines of its module docstring, docstring), or None if there is none to be cut."""
     match = _DOCSTRING.match(text)
-    if match is None:
-        return None
     try:
-        body = ast.parse(match.group()).body
+        tree = ast.parse(match.group() if match else "")
     except (SyntaxError, ValueError):
         return None
-    if not (isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
-        return None
-    docstring = ast.get_docstring(ast.Module(body[:1], []))
-    if docstring is None or len(body) > 1:
+    docstring = ast.get_docstring(tree)
+    if docstring is None or len(tree.body) > 1:
         return None
     lines = text.split("\n")
-    del lines[body[0].lineno - 1 : body[0].end_lineno]
+    del lines[tree.body[0].lineno - 1 : tree.body[0].end_lineno]
     return "\n".join(lines), docstring
 
 

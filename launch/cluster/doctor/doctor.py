@@ -6,7 +6,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.common.tables import align
-from transpooler.launch.cluster.doctor import network, ports, preflight
+from transpooler.launch.cluster.doctor import ports, preflight
 from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, judge_host, judge_network
 from transpooler.launch.cluster.doctor.preflight import Runner
 from transpooler.launch.cluster.doctor.probe import read_answers
@@ -17,6 +17,8 @@ from transpooler.trainer.engine.optimizer import operator_of
 
 BUILD_TIMEOUT_S = 900.0
 NETWORK_TIMEOUT_S = 300.0
+NETWORK = "transpooler.launch.cluster.doctor.network"
+"""Not imported here, because it imports torch."""
 
 
 def examine(config: Config) -> list[Row]:
@@ -97,7 +99,7 @@ def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str
         return
     master = {"MASTER_ADDR": addresses[0], "MASTER_PORT": str(preflight.choose_master(config, names[0], answers)[1])}
     master |= {"WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": "0"}
-    scripts = [module_script(config, network.__name__, RANK=str(rank), **master) for rank in range(len(hosts))]
+    scripts = [module_script(config, NETWORK, RANK=str(rank), **master) for rank in range(len(hosts))]
     results = _on_all(hosts, scripts, preflight.run_on, NETWORK_TIMEOUT_S)
     measured = read_answers(results[0][0])
     if not measured:

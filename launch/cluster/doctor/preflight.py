@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,8 +143,6 @@ def _agreements(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any,
 
 def on_all(ask: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     """`ask` called with an item of each column, many at a time; the results in order."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(max_workers=AT_A_TIME) as pool:
         return list(pool.map(ask, *columns))
 

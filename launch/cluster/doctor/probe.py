@@ -16,6 +16,8 @@ import shutil
 import socket
 import sys
 import time
+from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,6 @@ def num_gpus() -> int:
 
 
 def _version(name: str) -> str | None:
-    from importlib import metadata
-
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -80,8 +80,6 @@ def _version(name: str) -> str | None:
 
 
 def _code_hash() -> str:
-    from importlib.resources import files
-
     digest = hashlib.sha256()
     for folder in sorted(Path(str(files("transpooler"))).iterdir()):  # in a clone links, which rglob does not follow
         for path in sorted(folder.rglob("*.py")):
