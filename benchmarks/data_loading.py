@@ -80,9 +80,7 @@ def main() -> None:
             "what": name,
             "documents": counts[name],
             "source_tokens": tokens,
-            "median_ms": 1e3 * timing.median_s,
-            "low_ms": 1e3 * timing.low_s,
-            "high_ms": 1e3 * timing.high_s,
+            **timing.columns("ms"),
             "documents_per_s": counts[name] / timing.median_s,
             "speed_over_webdataset": floor / timing.median_s,
         }

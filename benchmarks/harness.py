@@ -42,10 +42,11 @@ class Timing:
     """Lower quartile."""
     high_s: float
     """Upper quartile."""
-    repeats: int
 
-    def __str__(self) -> str:
-        return f"{1e3 * self.median_s:.3f} ms ({1e3 * self.low_s:.3f}-{1e3 * self.high_s:.3f})"
+    def columns(self, unit: str) -> dict[str, float]:
+        """Median and quartiles as columns of a table; unit: s, or ms (to 0.1 microseconds)."""
+        values = {"median": self.median_s, "low": self.low_s, "high": self.high_s}
+        return {f"{name}_{unit}": round(1e3 * s, 4) if unit == "ms" else s for name, s in values.items()}
 
 
 def measure(
@@ -181,9 +182,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the rows as a table."""
-    columns = columns or columns_of(rows)
+    columns = columns_of(rows)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -206,7 +207,7 @@ def _flat(value: Any) -> str:
 
 def _timing(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return Timing(median, low, high, len(values))
+    return Timing(median, low, high)
 
 
 def _seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:

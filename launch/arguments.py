@@ -1,11 +1,18 @@
-"""What the parsers of several commands share. It imports nothing heavy."""
+"""What several commands share: arguments, and checks before they start. It imports nothing heavy."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, nan
+from pathlib import Path
 from typing import NoReturn
 
+from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import USER_ERROR
+from transpooler.common.files import INCOMPLETE_SUFFIX
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.presets import find_config, is_preset
 
 CONFIGURATION = """\
 CONFIG files are YAML and hold what differs from the defaults; later files win over earlier ones, and key=value
@@ -19,13 +26,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
 
 
-def add_command(commands: argparse._SubParsersAction, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a command with --quiet; `text` is its help, `example` the lines below it."""
+def add_command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command with --quiet; `text` says in its first paragraph what it does, and ends with `examples:`."""
+    description, heading, examples = text.rstrip().partition("\n\nexamples:\n")
+    sentence = description.partition("\n\n")[0].removesuffix(".")
     parser = commands.add_parser(
         name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"examples:\n{example}",
+        help=sentence[0].lower() + sentence[1:],
+        description=description,
+        epilog=heading.lstrip() + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress; errors and results still print")
@@ -37,6 +46,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{parser.description}\n\n{CONFIGURATION}"
     parser.add_argument("settings", nargs="+", metavar="CONFIG|key=value", help="YAML files and single settings")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of shards that a command reads."""
+    parser.add_argument(
+        "shards", type=Path, metavar="SHARDS", help="folder that `transpooler prepare` wrote, or a split"
+    )
 
 
 def positive(text: str) -> int:
@@ -72,10 +88,37 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def config_settings(settings: Sequence[str]) -> list[str]:
     """Settings with each run folder replaced by its config.yaml."""
-    from transpooler.trainer.config.presets import find_config, is_preset
-
     paths, overrides = split_settings(settings)
     return [path if is_preset(path) else str(find_config(path)) for path in paths] + overrides
+
+
+def load_checked_config(parsed: argparse.Namespace) -> Config | None:
+    """The configuration, checked; None after printing it (--print-config). UserError lists all that is wrong."""
+    from transpooler.trainer.config.load import config_to_yaml, load_config
+
+    config = load_config(*split_settings(config_settings(parsed.settings)))
+    if not parsed.print_config:
+        return config
+    sys.stdout.write(config_to_yaml(config))
+    return None
+
+
+def require_targets(targets: Mapping[str, Path | None], inputs: Iterable[str]) -> None:
+    """UserError unless all these files (option -> file) can be written and differ from each other and the inputs."""
+    taken = {os.path.realpath(path): "an input" for path in inputs}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: is no regular file; choose another name")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{option} {path}: {folder} is no folder that can be written; choose another")
+        for written in (path, path.with_name(path.name + INCOMPLETE_SUFFIX)):
+            if (what := taken.setdefault(os.path.realpath(written), f"{option}, too")) != f"{option}, too":
+                raise UserError(f"{option} {path}: {written} is {what}; choose another name")
 
 
 def _is_override(item: str) -> bool:

@@ -9,24 +9,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
-from transpooler.launch.arguments import Parser
+from transpooler.common.log import set_quiet
+from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_guarded
 
 COMMANDS = (
-    "prepare",
-    "inspect",
-    "verify",
-    "order",
-    "train",
-    "launch",
-    "doctor",
-    "checkpoints",
-    "evaluate",
-    "summarize",
-    "report",
-    "export",
-    "bench",
-    "demo",
+    *("prepare", "inspect", "verify", "order", "train", "launch", "doctor", "checkpoints", "evaluate"),
+    *("summarize", "report", "export", "bench", "demo"),
 )
 
 _EXIT_CODES = (
@@ -38,7 +27,9 @@ _EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = parse(arguments)
-    return run_guarded(lambda: _run(parsed))
+    set_quiet(parsed.quiet)
+    command = import_module(f"transpooler.launch.commands.{parsed.command}")
+    return run_guarded(lambda: command.run(parsed))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,13 +43,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def _run(parsed: argparse.Namespace) -> int | None:
-    from transpooler.common.log import set_quiet
-
-    set_quiet(parsed.quiet)
-    return import_module(f"transpooler.launch.commands.{parsed.command}").run(parsed)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(
@@ -69,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transpooler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        import_module(f"transpooler.launch.commands.{name}").add(commands)
+        module = import_module(f"transpooler.launch.commands.{name}")
+        module.add(add_command(commands, name, str(module.__doc__)))
     return parser
 
 

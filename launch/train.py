@@ -10,8 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from transpooler.common.errors import UserError
+from transpooler.common.log import set_quiet
 from transpooler.launch.arguments import Parser, split_settings
 from transpooler.launch.exits import run_guarded
+from transpooler.launch.ranks.identity import rank_identity
 
 OTHER_RANKS_WAIT_S = 5.0
 
@@ -28,15 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def is_rank(environment: Mapping[str, str]) -> bool:
     """Whether an engine started this process as a rank of a job."""
-    from transpooler.launch.ranks.identity import rank_identity
-
     return "RANK" in environment or "RANK" in rank_identity(environment)
 
 
 def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
     """Train as the rank that the environment names; rank 0 alone reports a mistake that all ranks see."""
-    from transpooler.common.log import set_quiet
-    from transpooler.launch.ranks.identity import rank_identity
     from transpooler.trainer.config import load_config
 
     set_quiet(quiet)

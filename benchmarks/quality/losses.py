@@ -58,8 +58,4 @@ def _measure(run: Path, config: Config) -> dict[str, list[Any]]:
             sums.append(loss_sum(source, target))
             shuffled.append(loss_sum(examples[partner][0], target))
             bar.advance()
-    return {
-        "loss_sum": sums,
-        "shuffled_loss_sum": shuffled,
-        "target_tokens": [len(target) for _, target in examples],
-    }
+    return {"loss_sum": sums, "shuffled_loss_sum": shuffled, "target_tokens": [len(target) for _, target in examples]}

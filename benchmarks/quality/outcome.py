@@ -17,7 +17,6 @@ from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
 def judge(apart: Estimate, *, lower_is_better: bool = False) -> str:
     """'better' or 'worse' than the baseline if the interval excludes zero, else 'undecided'."""
     if not apart.is_clear:
-        return UNDECIDED
+        return "undecided"
     return "better" if (apart.mean < 0) == lower_is_better else "worse"
 
 
@@ -174,11 +173,9 @@ def read_curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
                 for row in rows
                 if row["split"] == "validation" and row["step"] in at
             ]
-            steps, tokens, minutes = (
-                steps + history[-1]["step"],
-                tokens + history[-1]["source_tokens"],
-                minutes + sum_seconds(history)[-1] / 60,
-            )
+            steps += history[-1]["step"]
+            tokens += history[-1]["source_tokens"]
+            minutes += sum_seconds(history)[-1] / 60
     return points
 
 

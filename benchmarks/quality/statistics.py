@@ -1,6 +1,5 @@
 """Means and intervals over documents and seeds, and differences between arms that read the same documents."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,9 @@ def estimate(values_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> 
     A loss per token is the mean of the documents' losses per token, weighted by their tokens. One seed says nothing
     about others: then only documents are drawn.
     """
-    return _interval(_mean(values_SN, weights_N), _resample(values_SN, weights_N, np.random.default_rng(seed)))
+    samples = _resample(values_SN, weights_N, np.random.default_rng(seed))
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return Estimate(mean=_mean(values_SN, weights_N), low=float(low), high=float(high))
 
 
 def compare(ours_SN: np.ndarray, baseline_SN: np.ndarray, weights_N: np.ndarray, *, seed: int = 0) -> Estimate:
@@ -47,8 +48,3 @@ def _resample(values_SN: np.ndarray, weights_N: np.ndarray, rng: np.random.Gener
         seeds, documents = rng.integers(0, num_seeds, num_seeds), rng.integers(0, count, count)
         means[sample] = _mean(values_SN[np.ix_(seeds, documents)], weights_N[documents])
     return means
-
-
-def _interval(mean: float, samples: Sequence[float] | np.ndarray) -> Estimate:
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return Estimate(mean=mean, low=float(low), high=float(high))

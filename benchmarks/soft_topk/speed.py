@@ -129,9 +129,7 @@ def _row(case: Case, kind: str, name: str, timing: Timing, times: dict[str, Timi
         "dtype": str(case.dtype).removeprefix("torch."),
         "pass": kind,
         "what": name,
-        "median_ms": round(1e3 * timing.median_s, 4),
-        "low_ms": round(1e3 * timing.low_s, 4),
-        "high_ms": round(1e3 * timing.high_s, 4),
+        **timing.columns("ms"),
         "x_copy": round(timing.median_s / times["copy_"].median_s, 3),
         "x_faster_than_steps": round(times["steps"].median_s / timing.median_s, 2),
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transpooler.common.errors import UserError
 
 PAD, BOS, EOS, NUM_SPECIAL = 1, 0, 2, 3
+SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 LED_WINDOW = 512
 
 
@@ -110,9 +111,7 @@ def _config(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> Any:
     encoder_layers, decoder_layers = found.layers
     layers = (f"model.encoder_layers={encoder_layers}", f"model.decoder_layers={decoder_layers}")
     architecture = load_config([found.source], [*layers, *found.overrides, *overrides]).model
-    return TranspoolerConfig.from_architecture(
-        architecture, vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
-    )
+    return TranspoolerConfig.from_architecture(architecture, vocab_size=vocab_size, **SPECIAL)
 
 
 def _led(layers: tuple[int, int], length: int, target_tokens: int, vocab_size: int) -> nn.Module:
@@ -132,10 +131,8 @@ def _led(layers: tuple[int, int], length: int, target_tokens: int, vocab_size: i
         attention_window=LED_WINDOW,
         max_encoder_position_embeddings=-(-length // LED_WINDOW) * LED_WINDOW,
         max_decoder_position_embeddings=max(1024, target_tokens + 2),
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
         decoder_start_token_id=BOS,
+        **SPECIAL,
     )
     return LEDForConditionalGeneration(config)
 
@@ -154,9 +151,7 @@ def _longt5(layers: tuple[int, int], vocab_size: int) -> nn.Module:
         feed_forward_proj="relu",
         dropout_rate=0.1,
         encoder_attention_type="transient-global",
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
+        **SPECIAL,
     )
     config.decoder_start_token_id = PAD
     return LongT5ForConditionalGeneration(config)

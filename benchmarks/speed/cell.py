@@ -34,10 +34,8 @@ def main(text: str) -> None:
     torch.set_num_threads(settings.threads)
     try:
         result = make_result(cell, "ok", **_measure(cell, settings, limits))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        result = make_result(cell, "out_of_memory", str(error).splitlines()[0])
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
             raise
         result = make_result(cell, "out_of_memory", str(error).splitlines()[0])
     write_json(Path(request["output"]), {**result, "environment": harness.environment()})
@@ -75,7 +73,9 @@ class Clock:
     def times(self, function: Callable[[], Any], spare_s: float | None = None) -> list[float]:
         """Measure the seconds of each run; without time for a single one, return `spare_s`, measured earlier."""
         measured: list[float] = []
-        while (not measured and spare_s is None) or (self._has_time() and len(measured) < self.repeats):
+        while (not measured and spare_s is None) or (
+            time.perf_counter() < self._deadline and len(measured) < self.repeats
+        ):
             measured.append(self.seconds(function))
         return measured or [float(spare_s or 0)]
 
@@ -86,9 +86,6 @@ class Clock:
         function()
         self.wait()
         return self.now() - started
-
-    def _has_time(self) -> bool:
-        return time.perf_counter() < self._deadline
 
     def wait(self) -> None:
         """Wait until the GPU has finished its work."""

@@ -14,52 +14,24 @@ class Goal:
 
     what: str
     cost: str
-    baseline: str
-    architecture: str
     paper: float
     aim: float
+    baseline: str = "deep_blockwise"
+    architecture: str = "deep_pyramidion"
 
 
 GOALS = (
-    Goal(
-        what="training step",
-        cost="train_step_s",
-        baseline="deep_blockwise",
-        architecture="deep_pyramidion",
-        paper=1.8,
-        aim=2.5,
-    ),
-    Goal(
-        what="training step, operations",
-        cost="train_gflop",
-        baseline="deep_blockwise",
-        architecture="deep_pyramidion",
-        paper=1.8,
-        aim=2.5,
-    ),
-    Goal(
-        what="inference, a document",
-        cost="document_s",
-        baseline="deep_blockwise",
-        architecture="deep_pyramidion",
-        paper=4.5,
-        aim=6.0,
-    ),
-    Goal(
-        what="decoder's attention, operations",
-        cost="decoder_attention_gflop",
-        baseline="deep_blockwise",
-        architecture="deep_pyramidion",
-        paper=13.0,
-        aim=16.0,
-    ),
+    Goal(what="training step", cost="train_step_s", paper=1.8, aim=2.5),
+    Goal(what="training step, operations", cost="train_gflop", paper=1.8, aim=2.5),
+    Goal(what="inference, a document", cost="document_s", paper=4.5, aim=6.0),
+    Goal(what="decoder's attention, operations", cost="decoder_attention_gflop", paper=13.0, aim=16.0),
     Goal(
         what="training step, 24 layers of pyramid against 2 of vanilla",
         cost="train_step_s",
-        baseline="vanilla",
-        architecture="pyramid24",
         paper=1.0,
         aim=1.0,
+        baseline="vanilla",
+        architecture="pyramid24",
     ),
 )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
@@ -32,10 +33,7 @@ def fit_exponent(lengths: Sequence[float], costs: Sequence[float]) -> float | No
     """Fit the least-squares slope of log cost over log length; None for fewer than two lengths."""
     if len(set(lengths)) < 2:
         return None
-    x, y = [math.log(value) for value in lengths], [math.log(value) for value in costs]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - mean_x) ** 2 for a in x)
+    return linear_regression([math.log(value) for value in lengths], [math.log(value) for value in costs]).slope
 
 
 def format_range(lengths: Sequence[int]) -> str:

@@ -106,19 +106,17 @@ def _watch(process: subprocess.Popen, limits: Limits) -> str | None:
 
 def _explain_absence(cell: Cell, stopped: str | None, code: int | None, log: Path, limits: Limits) -> dict[str, Any]:
     """The result of a cell that wrote none itself."""
+    if stopped is None and code != -signal.SIGKILL:
+        lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no message"]
+        say(f"{cell.name}: failed: {lines[-1]} (all of it: {log})")
+        return make_result(cell, "failed", lines[-1])
+    log.unlink()
     if stopped == "time_limit":
-        log.unlink()
         return make_result(cell, stopped, f"over {limits.time_limit_s:g} s", time_limit_s=limits.time_limit_s)
-    if stopped == "out_of_memory":
-        log.unlink()
-        note = f"over {limits.memory_limit_gib:g} GiB"
-        return make_result(cell, stopped, note, memory_limit_gib=limits.memory_limit_gib)
-    if code == -signal.SIGKILL:
-        log.unlink()
+    if stopped is None:
         return make_result(cell, "out_of_memory", "killed by the system")
-    lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no message"]
-    say(f"{cell.name}: failed: {lines[-1]} (all of it: {log})")
-    return make_result(cell, "failed", lines[-1])
+    note = f"over {limits.memory_limit_gib:g} GiB"
+    return make_result(cell, stopped, note, memory_limit_gib=limits.memory_limit_gib)
 
 
 def check_device(device: str) -> None:

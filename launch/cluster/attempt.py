@@ -34,14 +34,14 @@ RANK_LINE = re.compile(r"^(?:\S+: )?(?P<line>\[rank (?P<rank>\d+) (?P<host>\S+)\
 STOPPED_STATES = ("stopped", "tracing-stop")
 """As psutil names them: after SIGSTOP, or in a debugger."""
 MISTAKE = "transpooler: error: "
-ENDINGS = ("done", "mistake", "preempted", "crashed", "lost", "stopped", "hung")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `ending` is one of ENDINGS; rank, host and reason name the culprit if there is one."""
+    """How an attempt ended; rank, host and reason name the culprit if there is one."""
 
     ending: str
+    """done, mistake, preempted, crashed, lost, stopped or hung."""
     reason: str = ""
     rank: int | None = None
     host: str | None = None
@@ -164,7 +164,7 @@ class Attempt:
             return Outcome("hung", f"no rank started within {START_TIMEOUT_S:.0f} s: {self._last_engine_line()}")
         for sign in running:
             if sign.stopped_since is not None and now - sign.stopped_since > limit:
-                return _blame("stopped", sign, f"its process {sign.facts['pid']} is stopped (SIGSTOP or a debugger)")
+                return _blame_stopped(sign)
         silent = [sign for sign in running if now - sign.changed_at > limit]
         if silent:
             sign = min(silent, key=lambda sign: sign.changed_at)
@@ -195,9 +195,7 @@ class Attempt:
         if killed is None and wordless and exits:
             stopped = next((sign for sign in wordless if sign.stopped_since is not None), None)
             if stopped is not None:
-                return _blame(
-                    "stopped", stopped, f"its process {stopped.facts['pid']} is stopped (SIGSTOP or a debugger)"
-                )
+                return _blame_stopped(stopped)
             return _blame(
                 "lost", wordless[0], "ended without a word: it was killed together with its watcher, or the host died"
             )
@@ -270,6 +268,10 @@ def _end_time(sign: _Sign) -> tuple[float, float]:
 def _blame(ending: str, sign: _Sign, reason: str) -> Outcome:
     facts = sign.facts
     return Outcome(ending, reason, facts["rank"], facts["host"], facts.get("exit"))
+
+
+def _blame_stopped(sign: _Sign) -> Outcome:
+    return _blame("stopped", sign, f"its process {sign.facts['pid']} is stopped (SIGSTOP or a debugger)")
 
 
 def _describe_exit(sign: _Sign) -> str:

@@ -1,7 +1,7 @@
 """One attempt of a job as data: what is asked of a target, and its answer. --dry-run prints what would be started."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,13 +59,9 @@ class AttemptPlan:
         """For people: hosts, command, environment, files."""
         lines = [f"target     {self.target}", f"ranks      {num_ranks(self.hosts)}"]
         lines += [f"host       {host.name} slots={host.slots or 'one a GPU'}" for host in self.hosts]
-        lines += [f"directory  {self.directory}", f"command    {command_line(self.command, self.engine_variables)}"]
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.engine_variables.items()]
+        lines += [f"directory  {self.directory}", f"command    {' '.join([*variables, shlex.join(self.command)])}"]
         lines += [f"env        {key}={value}" for key, value in sorted(self.variables.items())]
         for path, text in self.files.items():
             lines += [f"file       {path}", *(f"    {line}" for line in text.splitlines())]
         return "\n".join(lines)
-
-
-def command_line(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    """A command as one would type it."""
-    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in variables.items()), shlex.join(command)])

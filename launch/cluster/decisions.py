@@ -45,13 +45,6 @@ def blames_peer(outcome: Outcome) -> bool:
     return outcome.ending == "crashed" and (outcome.exit_code == STALLED or bool(PEERS.search(outcome.reason)))
 
 
-def blames_host(outcome: Outcome) -> bool:
-    """Whether the end points to the culprit's host."""
-    if outcome.host is None or blames_peer(outcome):
-        return False
-    return outcome.ending in ("lost", "stopped") or bool(HARDWARE.search(outcome.reason))
-
-
 def decide(
     outcome: Outcome, history: History, hosts: list[Host], cluster: ClusterConfig, step: int, stop_requested: bool
 ) -> Decision:
@@ -66,7 +59,8 @@ def decide(
         return Decision(True, "preempted: at once")
     history.fruitless = 1 if step > history.step else history.fruitless + 1
     history.step = max(step, history.step)
-    if outcome.host is not None and blames_host(outcome):
+    points_to_host = outcome.ending in ("lost", "stopped") or HARDWARE.search(outcome.reason)
+    if outcome.host is not None and points_to_host and not blames_peer(outcome):
         history.failures[outcome.host] = history.failures.get(outcome.host, 0) + 1
     if history.fruitless > cluster.max_restarts:
         return Decision(

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transpooler.trainer.config import Config
-from transpooler.trainer.config.presets import is_preset
 from transpooler.trainer.run_folder import RunFolder
 
 
@@ -65,6 +64,7 @@ def script(config: Config, variables: Mapping[str, str], command: Sequence[str],
     return "\n".join(lines) + "\n"
 
 
-def absolute_settings(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Settings with absolute paths of configuration files, because ranks may start in another folder."""
-    return [item if item in overrides or is_preset(item) else str(Path(item).absolute()) for item in settings]
+def module_script(config: Config, module: str, *arguments: str, **variables: str) -> str:
+    """A bash script that runs a module of ours on any host as ranks run, with `variables` added to theirs."""
+    everything = rank_variables(config, os.environ) | variables
+    return script(config, everything, [python(config), "-m", module, *arguments], f"Runs {module}.")

@@ -4,22 +4,25 @@ Where training continues is not decided here: every start of the ranks finds the
 """
 
 import fcntl
+import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
+from transpooler.common.log import say
 from transpooler.common.signals import STOP_SIGNALS, handling
 from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
 from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.environment import rank_variables, run_folder, working_directory
-from transpooler.launch.cluster.events import Events
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
@@ -32,7 +35,7 @@ class Supervisor:
     def __init__(self, target: Target, config: Config, settings: Sequence[str]) -> None:
         self.target, self.config, self.settings = target, config, tuple(settings)
         self.hosts, self.folder = target.hosts(config), run_folder(config)
-        self.events, self.history = Events(self.folder.events), History(step=self._newest_step())
+        self.history = History(step=self._newest_step())
         self.stop, self.stop_signal = threading.Event(), ""
         self.attempt: Attempt | None = None
 
@@ -47,7 +50,7 @@ class Supervisor:
             try:
                 code = self._run()
             except KeyboardInterrupt:
-                self.events.write("interrupted", "interrupted: all ranks are ended")
+                self._record("interrupted", "interrupted: all ranks are ended")
                 code = INTERRUPTED
         return self.target.finish(self.config, code)
 
@@ -80,7 +83,7 @@ class Supervisor:
         if silent and self.attempt is not None:
             for name, problem in silent.items():
                 self.history.failures[name] = self.history.failures.get(name, 0) + 1
-                self.events.write("host_failed", f"{name}: {problem}", host=name, failures=self.history.failures[name])
+                self._record("host_failed", f"{name}: {problem}", host=name, failures=self.history.failures[name])
             bad = {name for name in silent if self.history.failures[name] >= self.config.cluster.host_failures}
             remaining = [host for host in self.hosts if host.name not in bad]
             if self.config.cluster.elastic and bad == set(silent) and len(remaining) >= self.config.cluster.min_nodes:
@@ -98,7 +101,7 @@ class Supervisor:
         number = self._next_attempt()
         plan = self._plan(number, answers)
         names = [host.name for host in self.hosts]
-        self.events.write(
+        self._record(
             "start",
             f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target.name}), "
             f"from step {self._newest_step()}",
@@ -117,15 +120,11 @@ class Supervisor:
             self.stop.wait(self.target.signal_spread_s)
         self._announce_stop()
         where = f" (rank {outcome.rank} on {outcome.host})" if outcome.rank is not None else ""
-        self.events.write(
+        self._record(
             "end",
             f"attempt {number} {outcome.ending}{where}{': ' if outcome.reason else ''}{outcome.reason}",
             attempt=number,
-            ending=outcome.ending,
-            rank=outcome.rank,
-            host=outcome.host,
-            exit_code=outcome.exit_code,
-            reason=outcome.reason,
+            **asdict(outcome),
             step=self._newest_step(),
         )
         return outcome
@@ -162,18 +161,18 @@ class Supervisor:
         """Record a decision and wait as it says; whether another attempt follows."""
         if not decision.restart:
             name = "give_up" if decision.exit_code in (GIVEN_UP, USER_ERROR) else "finish"
-            self.events.write(name, f"{decision.why} (exit code {decision.exit_code})", exit_code=decision.exit_code)
+            self._record(name, f"{decision.why} (exit code {decision.exit_code})", exit_code=decision.exit_code)
             return False
         if decision.left_out:
             self._leave_out(decision.left_out, decision.why)
         after = f" in {decision.delay_s:g} s" if decision.delay_s else ""
-        self.events.write("restart", f"restart{after}: {decision.why}", delay_s=decision.delay_s, why=decision.why)
+        self._record("restart", f"restart{after}: {decision.why}", delay_s=decision.delay_s, why=decision.why)
         return not self.stop.wait(decision.delay_s)
 
     def _leave_out(self, names: Sequence[str], why: str) -> None:
         before = num_ranks(self.hosts)
         self.hosts = [host for host in self.hosts if host.name not in names]
-        self.events.write(
+        self._record(
             "leave_out",
             f"{', '.join(names)} left out ({why}): {before} ranks become {num_ranks(self.hosts)}, "
             f"the global batch stays {self.config.data.batch_size}",
@@ -193,7 +192,21 @@ class Supervisor:
         """Record a signal, outside of its handler."""
         name, self.stop_signal = self.stop_signal, ""
         if name:
-            self.events.write("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
+            self._record("stop_requested", f"{name}: ranks finish their step, save and end", signal=name)
+
+    def _record(self, event: str, text: str, **facts: Any) -> None:
+        """Log a decision, and append it to RUN/events.jsonl: its name, a text for people, facts for programs."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, "text": text, **facts}
+        say(f"launch: {text}")
+        path = self.folder.events
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk: training ends by itself, and the decision was logged
+            say(f"launch: {path}: cannot write: {error.strerror}")
 
     def _newest_step(self) -> int:
         return max(self.folder.checkpoint_steps(), default=0)

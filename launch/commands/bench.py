@@ -1,6 +1,13 @@
-"""`transpooler bench`: measurements that anyone can repeat."""
+"""Compare architectures: what they cost (speed), and what they learn from the same data (quality).
+
+examples:
+  transpooler bench speed --lengths 2k,8k
+  transpooler bench speed --device cuda --batch-size 8
+  transpooler bench quality studies/cpu --data papers/
+"""
 
 import argparse
+import os
 from pathlib import Path
 
 from transpooler.common.errors import UserError
@@ -8,21 +15,29 @@ from transpooler.common.text import split_list
 from transpooler.launch.arguments import add_command, positive
 
 LENGTHS = "2k,4k,8k,16k,32k"
+SPEED = """\
+Measure training, encoding and beam search of every architecture at every length, each in a process of its own;
+started again, it goes on with what is missing.
+
+examples:
+  transpooler bench speed
+  transpooler bench speed --architectures deep_blockwise,deep_pyramidion --lengths 8k --repeats 3
+  transpooler bench speed --device cuda --batch-size 8 --output bench/h100"""
+QUALITY = """\
+Train the arms of a study on the same documents under the same budget, evaluate and compare them; started again, it
+goes on where it was.
+
+examples:
+  transpooler bench quality studies/needles
+  transpooler bench quality studies/cpu --data papers/
+  transpooler bench quality my_study.yaml --data papers/ --output bench/mine"""
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "bench",
-        "compare architectures: what they cost (speed), and what they learn from the same data (quality)",
-        "  transpooler bench speed --lengths 2k,8k\n"
-        "  transpooler bench speed --device cuda --batch-size 8\n"
-        "  transpooler bench quality studies/cpu --data papers/",
-    )
     kinds = parser.add_subparsers(dest="bench", required=True, metavar="KIND", title="kinds")
-    _add_speed(kinds)
-    _add_quality(kinds)
+    _add_speed(add_command(kinds, "speed", SPEED))
+    _add_quality(add_command(kinds, "quality", QUALITY))
 
 
 def run(parsed: argparse.Namespace) -> int | None:
@@ -33,16 +48,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     return None
 
 
-def _add_speed(kinds: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        kinds,
-        "speed",
-        "measure training, encoding and beam search of every architecture at every length, each in a process of its "
-        "own; started again, it goes on with what is missing",
-        "  transpooler bench speed\n"
-        "  transpooler bench speed --architectures deep_blockwise,deep_pyramidion --lengths 8k --repeats 3\n"
-        "  transpooler bench speed --device cuda --batch-size 8 --output bench/h100",
-    )
+def _add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architectures", metavar="A,B", help="(default all; an unknown name lists them)")
     parser.add_argument("--lengths", default=LENGTHS, metavar="N,N", help=f"input tokens (default {LENGTHS})")
     parser.add_argument("--phases", default="train,infer", metavar="P,P", help="train, infer (default both)")
@@ -73,8 +79,6 @@ def _add_speed(kinds: argparse._SubParsersAction) -> None:
 
 
 def _speed(parsed: argparse.Namespace) -> None:
-    import os
-
     import psutil
 
     from transpooler.benchmarks.speed.architectures import ENTRIES
@@ -102,16 +106,7 @@ def _speed(parsed: argparse.Namespace) -> None:
     bench_speed(names, parse_lengths(parsed.lengths), settings, limits, parsed.output, parse_phases(parsed.phases))
 
 
-def _add_quality(kinds: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        kinds,
-        "quality",
-        "train the arms of a study on the same documents under the same budget, evaluate and compare them; started "
-        "again, it goes on where it was",
-        "  transpooler bench quality studies/needles\n"
-        "  transpooler bench quality studies/cpu --data papers/\n"
-        "  transpooler bench quality my_study.yaml --data papers/ --output bench/mine",
-    )
+def _add_quality(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="a YAML file, or one of ours by name; see docs/benchmarks.md")
     parser.add_argument(
         "--data",

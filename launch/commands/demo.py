@@ -1,21 +1,20 @@
-"""`transpooler demo`: the whole job."""
+"""Prepare, pretrain, fine-tune, evaluate, summarize and report, on real text and within minutes; started again, it
+skips what is done.
+
+examples:
+  transpooler demo
+  transpooler demo --data papers.jsonl --output build/papers
+"""
 
 import argparse
 from pathlib import Path
 
 from transpooler.common.errors import UserError
-from transpooler.launch.arguments import add_command, positive, split_settings
+from transpooler.launch.arguments import positive, split_settings
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "demo",
-        "prepare, pretrain, fine-tune, evaluate, summarize and report, on real text and within minutes; "
-        "started again, it skips what is done",
-        "  transpooler demo\n  transpooler demo --data papers.jsonl --output build/papers",
-    )
     parser.add_argument(
         "--data",
         type=Path,

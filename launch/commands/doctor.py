@@ -1,21 +1,19 @@
-"""`transpooler doctor`: would training run on these hosts?"""
+"""Check hosts, versions, compilers, disks and network before a run; exit code 2 when training would fail.
+
+examples:
+  transpooler doctor
+  transpooler doctor --hostfile hosts
+  transpooler doctor my.yaml cluster.hostfile=hosts cluster.interface=ib0
+"""
 
 import argparse
 from pathlib import Path
 
-from transpooler.launch.arguments import add_command, config_settings, split_settings
+from transpooler.launch.arguments import config_settings, split_settings
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "doctor",
-        "check hosts, versions, compilers, disks and network before a run; exit code 2 when training would fail",
-        "  transpooler doctor\n"
-        "  transpooler doctor --hostfile hosts\n"
-        "  transpooler doctor my.yaml cluster.hostfile=hosts cluster.interface=ib0",
-    )
     parser.add_argument("settings", nargs="*", metavar="CONFIG|key=value", help="YAML files and single settings")
     parser.add_argument("--hostfile", type=Path, metavar="HOSTS", help="check these hosts (default: this machine)")
 

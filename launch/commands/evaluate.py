@@ -1,28 +1,25 @@
-"""`transpooler evaluate`: summaries, ROUGE and losses beside baselines."""
+"""Generate summaries of held-out documents and score them against references and baselines.
+
+examples:
+  transpooler evaluate runs/finetune
+  transpooler evaluate my.yaml evaluation.split=validation evaluation.max_documents=100
+  transpooler evaluate runs/finetune --model untrained
+  transpooler evaluate runs/finetune --processes 4
+"""
 
 import argparse
 import os
 from pathlib import Path
 
-from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import require_model
 
 UNTRAINED = "untrained"
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "evaluate",
-        "generate summaries of held-out documents and score them against references and baselines",
-        "  transpooler evaluate runs/finetune\n"
-        "  transpooler evaluate my.yaml evaluation.split=validation evaluation.max_documents=100\n"
-        "  transpooler evaluate runs/finetune --model untrained\n"
-        "  transpooler evaluate runs/finetune --processes 4",
-    )
     add_settings(parser)
     parser.add_argument(
         "--model",

@@ -1,25 +1,25 @@
-"""`transpooler launch`: the ranks of a run on many hosts, watched and restarted."""
+"""Train on many hosts; watch the ranks and restart them from the newest checkpoint.
+
+examples:
+  transpooler launch ssh my.yaml cluster.hostfile=hosts
+  transpooler launch slurm my.yaml cluster.nodes=4 cluster.slurm.partition=gpu cluster.slurm.time=12:00:00
+  transpooler launch kubernetes my.yaml cluster.nodes=4 cluster.kubernetes.image=me/transpooler > job.yaml
+  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run
+
+The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.
+"""
 
 import argparse
 import sys
+from pathlib import Path
 
-from transpooler.launch.arguments import add_command, add_settings, config_settings, split_settings
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, split_settings
 from transpooler.launch.cluster.targets import TARGETS
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.trainer.config.presets import is_preset
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "launch",
-        "train on many hosts; watch the ranks and restart them from the newest checkpoint",
-        "  transpooler launch ssh my.yaml cluster.hostfile=hosts\n"
-        "  transpooler launch slurm my.yaml cluster.nodes=4 cluster.slurm.partition=gpu cluster.slurm.time=12:00:00\n"
-        "  transpooler launch kubernetes my.yaml cluster.nodes=4 cluster.kubernetes.image=me/transpooler > job.yaml\n"
-        "  transpooler launch openmpi my.yaml cluster.hostfile=hosts --dry-run\n\n"
-        "The cluster: section of the configuration holds hosts, environment and limits; docs/clusters.md explains it.",
-    )
     names = "\n".join(f"  {name:<11}{target.about}" for name, target in TARGETS.items())
     parser.add_argument("target", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
     add_settings(parser)
@@ -38,11 +38,12 @@ def run(parsed: argparse.Namespace) -> int | None:
     config = load_checked_config(parsed)
     if config is None:
         return None
-    from transpooler.launch.cluster.environment import absolute_settings
     from transpooler.launch.cluster.supervisor import Supervisor
 
     target = TARGETS[parsed.target]
-    settings = absolute_settings(parsed.settings, split_settings(parsed.settings)[1])
+    files, overrides = split_settings(parsed.settings)
+    # Ranks may start in another folder.
+    settings = [*(item if is_preset(item) else str(Path(item).absolute()) for item in files), *overrides]
     settings += ["--quiet"] if parsed.quiet else []
     if target.submits and not parsed.in_allocation:
         sys.stdout.write((target.describe if parsed.dry_run else target.submit)(config, settings))

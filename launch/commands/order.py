@@ -1,28 +1,22 @@
-"""`transpooler order`: which documents a run reads, step by step, without training."""
+"""Print the document keys of each global batch of a run as JSON Lines, without training.
+
+A line holds step (as in metrics.jsonl: the first batch of a run makes step 1), epoch and keys, and does not depend
+on the number of ranks or workers. No document is read. With --ledger it holds the ledger of metrics.jsonl, too.
+
+examples:
+  transpooler order runs/finetune --from-step 1200 --steps 10
+  transpooler order my.yaml --steps 1000 --ledger | tail -n 1
+"""
 
 import argparse
 import json
 import sys
 
-from transpooler.launch.arguments import add_command, add_settings, whole
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, load_checked_config, whole
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "order",
-        "print the document keys of each global batch of a run as JSON Lines, without training",
-        "  transpooler order runs/finetune --from-step 1200 --steps 10\n"
-        "  transpooler order my.yaml --steps 1000 --ledger | tail -n 1",
-    )
-    parser.description = (
-        f"{parser.description}"
-        "\n\nA line holds step (as in metrics.jsonl: the first batch of a run makes step 1), epoch and keys, and does "
-        "not depend\non the number of ranks or workers. No document is read. With --ledger it holds the ledger of "
-        "metrics.jsonl, too."
-    )
     add_settings(parser)
     parser.add_argument(
         "--from-step",

@@ -1,23 +1,20 @@
-"""`transpooler prepare`: documents to shards."""
+"""Turn documents into tokenized shards; goes on where it was killed, does nothing where they are complete.
+
+examples:
+  transpooler prepare my.yaml
+  transpooler prepare my.yaml prepare.output=shards 'prepare.sources.train=[papers/*.jsonl.gz]'
+  sbatch --wait --array=0-15 --wrap 'transpooler prepare my.yaml' && transpooler prepare my.yaml
+"""
 
 import argparse
 import os
 
 from transpooler.common.errors import UserError
-from transpooler.launch.arguments import add_command, add_settings
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, load_checked_config
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "prepare",
-        "turn documents into tokenized shards; goes on where it was killed, does nothing where they are complete",
-        "  transpooler prepare my.yaml\n"
-        "  transpooler prepare my.yaml prepare.output=shards 'prepare.sources.train=[papers/*.jsonl.gz]'\n"
-        "  sbatch --wait --array=0-15 --wrap 'transpooler prepare my.yaml' && transpooler prepare my.yaml",
-    )
     add_settings(parser)
     parser.add_argument(
         "--task",

@@ -1,20 +1,18 @@
-"""`transpooler report`: run folders to one HTML file."""
+"""Write one self-contained HTML file about one or more run folders.
+
+examples:
+  transpooler report runs/finetune
+  transpooler report runs/a runs/b --output compare.html
+"""
 
 import argparse
 from pathlib import Path
 
-from transpooler.launch.arguments import add_command
 from transpooler.trainer.run_folder import RunFolder, require_run
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "report",
-        "write one self-contained HTML file about one or more run folders",
-        "  transpooler report runs/finetune\n  transpooler report runs/a runs/b --output compare.html",
-    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the last run folder")
 

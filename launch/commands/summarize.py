@@ -1,4 +1,14 @@
-"""`transpooler summarize`: documents to summaries, with an exported model."""
+"""Summarize text files (one document each) and JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; one document a line).
+
+A text with form feeds is taken for pdftotext's: words hyphenated at the ends of its lines are joined.
+Standard input and pipes are read to their end before the first summary is made.
+
+examples:
+  transpooler summarize paper.txt --model runs/finetune/export
+  pdftotext paper.pdf - | transpooler summarize - --model runs/finetune/export
+  transpooler summarize papers.jsonl.gz --model runs/finetune/export --json --output summaries.jsonl
+  transpooler summarize paper.txt --model runs/finetune/export --html paper.html
+"""
 
 import argparse
 import json
@@ -12,8 +22,7 @@ from typing import Any
 from transpooler.common.errors import UserError
 from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
 from transpooler.common.log import Progress, progress, say
-from transpooler.launch.arguments import add_command, finite, positive, whole
-from transpooler.launch.config_argument import require_targets
+from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
     count_documents,
@@ -25,21 +34,8 @@ from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "summarize",
-        "summarize text files (one document each) and JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; one document a line)",
-        "  transpooler summarize paper.txt --model runs/finetune/export\n"
-        "  pdftotext paper.pdf - | transpooler summarize - --model runs/finetune/export\n"
-        "  transpooler summarize papers.jsonl.gz --model runs/finetune/export --json --output summaries.jsonl\n"
-        "  transpooler summarize paper.txt --model runs/finetune/export --html paper.html",
-    )
-    parser.description = (
-        f"{parser.description}\n\nA text with form feeds is taken for pdftotext's: words hyphenated at the ends of its "
-        "lines are joined.\nStandard input and pipes are read to their end before the first summary is made."
-    )
     parser.add_argument("files", nargs="+", metavar="FILE|-", help="documents; - reads standard input")
     parser.add_argument(
         "--json-input", action="store_true", help="all inputs are JSON Lines, whatever their names: for - and pipes"

@@ -1,24 +1,21 @@
-"""`transpooler train`: one run, in this process, in several ranks, or as the rank that an engine started."""
+"""Pretrain or fine-tune; continues from the newest checkpoint of the run folder.
+
+examples:
+  transpooler train my.yaml run=runs/first train.steps=1000
+  transpooler train my.yaml --processes 4
+  transpooler train my.yaml --processes 4 --dry-run
+  transpooler train my.yaml train.init_from=runs/pretrain/export run=runs/finetune
+"""
 
 import argparse
 import os
 
-from transpooler.launch.arguments import add_command, add_settings, config_settings, positive
-from transpooler.launch.config_argument import load_checked_config
+from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.launch.train import is_rank, train_as_rank
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "train",
-        "pretrain or fine-tune; continues from the newest checkpoint of the run folder",
-        "  transpooler train my.yaml run=runs/first train.steps=1000\n"
-        "  transpooler train my.yaml --processes 4\n"
-        "  transpooler train my.yaml --processes 4 --dry-run\n"
-        "  transpooler train my.yaml train.init_from=runs/pretrain/export run=runs/finetune",
-    )
     add_settings(parser)
     parser.add_argument(
         "--processes",

@@ -1,23 +1,18 @@
-"""`transpooler verify`: checks every shard."""
+"""Check shards: checksums, counts, decodability, tokenizer; names every bad file, exit code 2 if there is one.
+
+examples:
+  transpooler verify shards
+"""
 
 import argparse
-from pathlib import Path
 
 from transpooler.common.errors import UserError
-from transpooler.launch.arguments import add_command
+from transpooler.launch.arguments import add_shards
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser = add_command(
-        commands,
-        "verify",
-        "check shards: checksums, counts, decodability, tokenizer; names every bad file, exit code 2 if there is one",
-        "  transpooler verify shards",
-    )
-    parser.add_argument(
-        "shards", type=Path, metavar="SHARDS", help="folder that `transpooler prepare` wrote, or a split"
-    )
+    add_shards(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:

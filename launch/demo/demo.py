@@ -30,17 +30,17 @@ def run_demo(
     weights = f"train.init_from={RunFolder(runs['pretrain']).export}"
     finetuning = [shared, finetune, *overrides, *paths, f"run={runs['finetune']}", weights]
 
-    _stage("documents to shards")
+    say("== documents to shards")
     sources = demo_sources(data, output / "corpus")
     prepare(finetuning, sources)
     for name, settings in (("pretraining", pretraining), ("fine-tuning", finetuning)):
-        _stage(f"{name} in {processes} DeepSpeed processes")
+        say(f"== {name} in {processes} DeepSpeed processes")
         if code := train(settings, processes, quiet):
             return code
-    _stage("evaluation: untrained model, then the fine-tuned one")
+    say("== evaluation: untrained model, then the fine-tuned one")
     untrained = evaluate(finetuning, None)
     trained = evaluate(finetuning, RunFolder(runs["finetune"]).export)
-    _stage("summary of one held-out document")
+    say("== summary of one held-out document")
     name, summary, reference = summarize(finetuning)
     with atomic_write(output / "summary.txt") as file:
         file.write(f"{summary}\n")
@@ -130,7 +130,3 @@ def _load(settings: Sequence[str]) -> Config:
     from transpooler.trainer.config import load_config
 
     return load_config(*split_settings(settings))
-
-
-def _stage(name: str) -> None:
-    say(f"== {name}")

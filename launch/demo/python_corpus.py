@@ -14,12 +14,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.files import atomic_write
 from transpooler.common.log import progress
-from transpooler.launch.demo.near_copies import NearCopies
+from transpooler.data_pipeline.prepare.shingles import compute_bands, hash_words
 
 MAX_FILE_BYTES = 400_000
 MIN_PAIR_WORDS = 1_000
@@ -62,14 +61,13 @@ class Module:
     summary: str | None
 
 
-def write_python_corpus(output: Path) -> dict[str, Any]:
-    """Write train, validation, test (article, abstract, id) and pretrain (text, id) as .jsonl; return what was counted.
+def write_python_corpus(output: Path) -> dict[str, int]:
+    """Write train, validation, test (article, abstract, id) and pretrain (text, id) as .jsonl; count the pairs.
 
     Split by package, so that no near-copy crosses; pretrain holds modules of training packages only. Raises UserError
     if the installation gives less than MIN_STANDARD_LIBRARY_PAIRS or MIN_PAIRS.
     """
-    left_out: Counter[str] = Counter()
-    modules = list(_read_modules(left_out))
+    modules = list(_read_modules())
     pairs = [module for module in modules if module.summary is not None]
     num_standard = sum(module.from_standard_library for module in pairs)
     if num_standard < MIN_STANDARD_LIBRARY_PAIRS or len(pairs) < MIN_PAIRS:
@@ -89,16 +87,10 @@ def write_python_corpus(output: Path) -> dict[str, Any]:
     training = [module for module in modules if split_of.get(module.package, "train") == "train"]
     kept = _choose_pretraining_ids(training)
     documents["pretrain"] = [{"text": module.text, "id": module.id} for module in training if module.id in kept]
-    left_out["over_package_limit"] = len(training) - len(kept)
     for split, records in documents.items():
         with atomic_write(output / f"{split}.jsonl") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    return {
-        "documents": {split: len(records) for split, records in documents.items()},
-        "pairs": len(pairs),
-        "standard_library_pairs": num_standard,
-        "left_out": dict(sorted(left_out.items())),
-    }
+    return {"pairs": len(pairs), "standard_library_pairs": num_standard}
 
 
 def _choose_pretraining_ids(modules: list[Module]) -> set[str]:
@@ -132,19 +124,15 @@ def split_packages(pairs_of_package: Counter[str]) -> dict[str, str]:
 def cut_docstring(text: str) -> tuple[str, str] | None:
     """(text without the lines of its module docstring, docstring), or None if there is none to be cut."""
     match = _DOCSTRING.match(text)
-    if match is None:
-        return None
     try:
-        body = ast.parse(match.group()).body
+        tree = ast.parse(match.group() if match else "")
     except (SyntaxError, ValueError):
         return None
-    if not (isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
-        return None
-    docstring = ast.get_docstring(ast.Module(body[:1], []))
-    if docstring is None or len(body) > 1:
+    docstring = ast.get_docstring(tree)
+    if docstring is None or len(tree.body) > 1:
         return None
     lines = text.split("\n")
-    del lines[body[0].lineno - 1 : body[0].end_lineno]
+    del lines[tree.body[0].lineno - 1 : tree.body[0].end_lineno]
     return "\n".join(lines), docstring
 
 
@@ -177,22 +165,27 @@ def extract_summary(docstring: str) -> str | None:
     return prose if low <= len(prose.split()) <= high and not _LICENCE.search(prose) else None
 
 
-def _read_modules(left_out: Counter[str]) -> Iterator[Module]:
-    """All usable modules, standard library first, each folder in sorted order; the rest is counted by reason."""
-    near_copies = NearCopies()
-    files = list(_find_files(left_out))
+def _read_modules() -> Iterator[Module]:
+    """All usable modules, standard library first, each folder in sorted order; of near-copies the first alone."""
+    seen: set[int | bytes] = set()
+    files = list(_find_files())
     with progress("read installed Python modules", len(files)) as bar:
         for root, path, standard in files:
-            module = _read_module(root, path, standard, left_out)
-            if module is not None and not near_copies.add_if_new(module.source, module.summary):
-                left_out["duplicate"] += 1
-            elif module is not None:
+            module = _read_module(root, path, standard)
+            if module is not None and not seen & (marks := _mark(module)):
+                seen |= marks
                 yield module
             bar.advance()
 
 
-def _find_files(left_out: Counter[str]) -> Iterator[tuple[Path, Path, bool]]:
-    """(root, file, whether of the standard library)."""
+def _mark(module: Module) -> set[int | bytes]:
+    """What a module shares with its near-copies: the bands of its source, and the words of its summary."""
+    bands = compute_bands(hash_words(module.source)).tolist()
+    return {*bands, *([hash_words(module.summary).tobytes()] if module.summary else [])}
+
+
+def _find_files() -> Iterator[tuple[Path, Path, bool]]:
+    """(root, file, whether of the standard library); no tests, and nothing vendored."""
     paths = sysconfig.get_paths()
     for name in dict.fromkeys(Path(paths[key]).resolve() for key in ("stdlib", "purelib", "platlib")):
         standard = name == Path(paths["stdlib"]).resolve()
@@ -200,32 +193,22 @@ def _find_files(left_out: Counter[str]) -> Iterator[tuple[Path, Path, bool]]:
             folders = path.relative_to(name).parts[:-1]
             if standard and folders and folders[0] in ("site-packages", "dist-packages"):
                 continue
-            if _LEFT_OUT_FOLDERS & {folder.lower() for folder in folders} or _TEST_FILE.fullmatch(path.name):
-                left_out["test_or_vendored"] += 1
-            else:
+            if not (_LEFT_OUT_FOLDERS & {folder.lower() for folder in folders} or _TEST_FILE.fullmatch(path.name)):
                 yield name, path, standard
 
 
-def _read_module(root: Path, path: Path, standard: bool, left_out: Counter[str]) -> Module | None:
+def _read_module(root: Path, path: Path, standard: bool) -> Module | None:
+    """A module; None if it cannot be read, is too big or too short, or was generated."""
     try:
         data = path.read_bytes()
-        reason = "too_big" if len(data) > MAX_FILE_BYTES else None
-        text = "" if reason else data.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        reason = "not_utf8"
-    except OSError:
-        reason = "unreadable"
-    if reason is None and len(text.split()) < MIN_PRETRAIN_WORDS:
-        reason = "too_short"
-    if reason is None and _GENERATED.search(text[:1000]):
-        reason = "generated"
-    if reason is not None:
-        left_out[reason] += 1
+        text = data.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if len(data) > MAX_FILE_BYTES or len(text.split()) < MIN_PRETRAIN_WORDS or _GENERATED.search(text[:1000]):
         return None
     source, docstring = cut_docstring(text) or (text, "")
+    # Without a docstring that tells enough, or too short without it, a module serves pretraining alone.
     summary = extract_summary(docstring) if len(source.split()) >= MIN_PAIR_WORDS else None
-    if summary is None:
-        left_out["no_pair"] += 1  # without a docstring that tells enough, or too short without it: pretraining only
     parts = path.relative_to(root).parts
     name, package = "/".join(parts), parts[0].removesuffix(".py")
     title = f"# {name}\n"  # a document has a title, and a module's is its path

@@ -1,31 +1,30 @@
 """The checks of `transpooler doctor`: asks every host, builds the compiled operators, measures the network."""
 
-import json
-import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.common.tables import align
-from transpooler.launch.cluster.doctor import network, ports, preflight
+from transpooler.launch.cluster.doctor import ports, preflight
 from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, judge_host, judge_network
 from transpooler.launch.cluster.doctor.preflight import Runner
-from transpooler.launch.cluster.environment import prologue, python, rank_variables
+from transpooler.launch.cluster.doctor.probe import read_answers
+from transpooler.launch.cluster.environment import module_script
 from transpooler.launch.cluster.hosts import Host, choose_hosts
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.optimizer import operator_of
 
 BUILD_TIMEOUT_S = 900.0
 NETWORK_TIMEOUT_S = 300.0
-OPERATORS = ("-m", "transpooler.model.ops.soft_topk")
+NETWORK = "transpooler.launch.cluster.doctor.network"
+"""Not imported here, because it imports torch."""
 
 
 def examine(config: Config) -> list[Row]:
     """All findings. The network is measured only if no earlier check failed."""
     hosts = choose_hosts(config.cluster) if config.cluster.hostfile else [Host("localhost", 0)]
-    run = _local if config.cluster.hostfile is None else preflight.run_on
+    run = preflight.run_on if config.cluster.hostfile else preflight.run_here
     say(f"doctor: asks {len(hosts)} host{'s'[: len(hosts) > 1]}")
     answers, silent = preflight.ask_hosts(config, hosts, run)
     rows = [Row(name, "reachable", FAILS, *_split(problem)) for name, problem in silent.items()]
@@ -55,26 +54,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(align(lines))
 
 
-def _local(host: str, script: str, timeout_s: float) -> tuple[str, str]:
-    return preflight.run_command(host, ("bash", "-s"), script, timeout_s)
-
-
 def _on_all(hosts: Sequence[Host], scripts: Sequence[str], run: Runner, timeout_s: float) -> list[tuple[str, str]]:
     return preflight.on_all(lambda host, script: run(host.name, script, timeout_s), hosts, scripts)
 
 
-def _command(config: Config, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> str:
-    everything = rank_variables(config, os.environ) | dict(variables or {})
-    return "\n".join([*prologue(config, everything), shlex.join([python(config), *arguments])])
-
-
 def _build(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
     """Build the operators on every host, so that ranks find them; hosts that share the folder wait for one another."""
-    wanted: list[tuple[str, tuple[str, ...]]] = [("operators", OPERATORS)]
+    scripts = {"operators": module_script(config, "transpooler.model.ops.soft_topk")}
     if operator := operator_of(config.optimizer, config.engine):
-        wanted.append((operator, ("-m", "transpooler.trainer.engine.compiled_ops", operator)))
-    for name, arguments in wanted:
-        answers = _on_all(hosts, [_command(config, arguments)] * len(hosts), run, BUILD_TIMEOUT_S)
+        scripts[operator] = module_script(config, "transpooler.trainer.engine.compiled_ops", operator)
+    for name, script in scripts.items():
+        answers = _on_all(hosts, [script] * len(hosts), run, BUILD_TIMEOUT_S)
         for host, (output, problem) in zip(hosts, answers, strict=True):
             said = (output.strip().splitlines() or ["built"])[-1]
             fix = "install g++ and ninja, and set TORCH_EXTENSIONS_DIR to a folder that ranks may write"
@@ -89,12 +79,12 @@ def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str
     scripts = []
     for number, port in enumerate(free):
         others = [f"{addresses[other]}:{free[other]}" for other in range(len(hosts)) if other != number]
-        scripts.append(_command(config, ["-m", "transpooler.launch.cluster.doctor.ports", str(port), *others]))
+        scripts.append(module_script(config, ports.__name__, str(port), *others))
     blocked = False
     for host, (output, problem) in zip(
         hosts, _on_all(hosts, scripts, preflight.run_on, NETWORK_TIMEOUT_S), strict=True
     ):
-        unreached = _read_marked(output, ports.MARK)
+        unreached = next(iter(read_answers(output)), None)
         for address, why in (unreached or {}).items():
             blocked = True
             yield Row(
@@ -108,25 +98,18 @@ def _measure_network(config: Config, hosts: Sequence[Host], answers: Mapping[str
     if blocked:
         return
     master = {"MASTER_ADDR": addresses[0], "MASTER_PORT": str(preflight.choose_master(config, names[0], answers)[1])}
-    variables = [
-        {"RANK": str(rank), "WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": "0", **master} for rank in range(len(hosts))
-    ]
-    scripts = [_command(config, ["-m", "transpooler.launch.cluster.doctor.network"], each) for each in variables]
+    master |= {"WORLD_SIZE": str(len(hosts)), "LOCAL_RANK": "0"}
+    scripts = [module_script(config, NETWORK, RANK=str(rank), **master) for rank in range(len(hosts))]
     results = _on_all(hosts, scripts, preflight.run_on, NETWORK_TIMEOUT_S)
-    measured = _read_marked(results[0][0], network.MARK)
-    if measured is None:
+    measured = read_answers(results[0][0])
+    if not measured:
         for host, (_, problem) in zip(hosts, results, strict=True):
             if problem:
                 yield Row(
                     host.name, "all-reduce", FAILS, problem, "set cluster.interface to the network that hosts share"
                 )
         return
-    yield from judge_network(names, measured)
-
-
-def _read_marked(output: str, mark: str) -> Any:
-    line = next((line for line in output.splitlines() if line.startswith(mark)), None)
-    return None if line is None else json.loads(line.removeprefix(mark))
+    yield from judge_network(names, measured[0])
 
 
 def _split(problem: str) -> tuple[str, str]:
@@ -137,6 +120,5 @@ def _split(problem: str) -> tuple[str, str]:
 
 def require_health(rows: Sequence[Row]) -> None:
     """UserError that names every check that failed."""
-    failing = [row for row in rows if row.state == FAILS]
-    if failing:
-        raise UserError("\n".join(f"{row.host}: {row.check}: {row.finding}" for row in failing))
+    if failing := [f"{row.host}: {row.check}: {row.finding}" for row in rows if row.state == FAILS]:
+        raise UserError("\n".join(failing))

@@ -7,7 +7,6 @@ pair of hosts, one pair at a time, and then an all-reduce over all of them. Rank
 where a host has CUDA, else gloo.
 """
 
-import json
 import os
 import statistics
 import time
@@ -16,9 +15,12 @@ from datetime import timedelta
 from itertools import combinations
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from transpooler.launch.cluster.doctor.probe import print_answer
 from transpooler.launch.ranks.identity import rank_identity
 
-MARK = "transpooler-network "
 LATENCY_ROUNDS = 20
 BANDWIDTH_MIB = 4
 BANDWIDTH_ROUNDS = 3
@@ -29,9 +31,6 @@ TIMEOUT_S = 120
 def main() -> None:
     """Measure; rank 0 prints."""
     os.environ.update(rank_identity(os.environ))
-    import torch
-    import torch.distributed as dist
-
     on_cuda = torch.cuda.is_available()
     device = torch.device("cuda:0" if on_cuda else "cpu")
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
@@ -44,7 +43,7 @@ def main() -> None:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    rows = [_measure_pair(rank, pair, torch, dist, device, finish) for pair in combinations(range(size), 2)]
+    rows = [_measure_pair(rank, pair, device, finish) for pair in combinations(range(size), 2)]
     tensor = torch.ones(ALL_REDUCE_MIB * 2**18, device=device)
     finish(lambda: dist.all_reduce(tensor))
     tensor.fill_(1.0)
@@ -60,13 +59,11 @@ def main() -> None:
             "correct": bool((tensor == size).all()),
             "backend": dist.get_backend(),
         }
-        print(MARK + json.dumps(found), flush=True)
+        print_answer(found)
     dist.destroy_process_group()
 
 
-def _measure_pair(
-    rank: int, pair: tuple[int, int], torch: Any, dist: Any, device: Any, finish: Any
-) -> dict[str, Any] | None:
+def _measure_pair(rank: int, pair: tuple[int, int], device: torch.device, finish: Any) -> dict[str, Any] | None:
     """The first rank of the pair returns what it measured; other ranks wait, so that pairs do not share a cable."""
     dist.barrier()
     if rank not in pair:

@@ -6,14 +6,14 @@ Run on all hosts at the same time. It listens on PORT, connects to every other h
 could not reach as one line of JSON.
 """
 
-import json
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 
-MARK = "transpooler-ports "
+from transpooler.launch.cluster.doctor.probe import print_answer
+
 PATIENCE_S = 15.0
 
 
@@ -45,4 +45,4 @@ def _accept(server: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    print(MARK + json.dumps(find_unreached(int(sys.argv[1]), sys.argv[2:])))
+    print_answer(find_unreached(int(sys.argv[1]), sys.argv[2:]))

@@ -1,26 +1,26 @@
 """Checks before any rank starts: asks every host and names what would fail later, with its remedy."""
 
 import contextlib
-import json
-import os
-import shlex
 import socket
 import subprocess
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transpooler.common.errors import UserError
 from transpooler.launch.cluster.doctor import probe
-from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder
+from transpooler.launch.cluster.environment import module_script, run_folder
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config import Config
 
 CONNECT_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 60
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
+CHECK = "check power, cable and firewall, or leave it out: cluster.exclude=[{host}]"
 SSH_MISTAKES = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its SSH host key has changed; if that is right, `ssh-keygen -R {host}` "
     "and connect once by hand",
@@ -28,10 +28,8 @@ SSH_MISTAKES = {
     "Permission denied": "SSH refuses this user's key; `ssh-copy-id {host}`, so that `ssh {host} true` asks nothing",
     "Could not resolve": "this name cannot be resolved; correct the hostfile or /etc/hosts",
     "Connection refused": "nothing listens on its SSH port; start sshd there",
-    "Connection timed out": "unreachable (no answer within {timeout} s); check power, cable and firewall, or leave it "
-    "out: cluster.exclude=[{host}]",
-    "No route to host": "unreachable (no route); check power, cable and firewall, or leave it out: "
-    "cluster.exclude=[{host}]",
+    "Connection timed out": f"unreachable (no answer within {CONNECT_TIMEOUT_S} s); {CHECK}",
+    "No route to host": f"unreachable (no route); {CHECK}",
 }
 AT_A_TIME = 64
 """Hosts that are asked at the same time."""
@@ -42,35 +40,36 @@ T = TypeVar("T")
 
 
 def ask_hosts(
-    config: Config, hosts: Sequence[Host], run_there: Runner | None = None
+    config: Config, hosts: Sequence[Host], run: Runner | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Ask all hosts over ssh: what each says of itself (probe.facts), and what is wrong with the silent ones."""
-    run = run_folder(config)
-    witness = run.launch / f"witness-{uuid.uuid4().hex[:8]}"
-    arguments = {"run": str(run.root), "port": str(config.cluster.master_port or ""), "witness": str(witness)}
-    command = [
-        python(config),
-        "-m",
-        "transpooler.launch.cluster.doctor.probe",
-        *(f"{key}={value}" for key, value in arguments.items()),
-    ]
-    lines = [*prologue(config, rank_variables(config, os.environ)), shlex.join(command)]
-    created = [folder for folder in (witness.parent, *witness.parent.parents) if not folder.exists()]
+    """Ask all hosts (`run`: default over ssh) what they say of themselves (probe.facts); also why others are silent."""
+    folder = run_folder(config)
+    witness = folder.launch / f"witness-{uuid.uuid4().hex[:8]}"
+    created = [parent for parent in witness.parents if not parent.exists()]
     try:
         witness.parent.mkdir(parents=True, exist_ok=True)
         witness.touch()
     except OSError as error:
-        raise UserError(f"{run.root}: cannot write the run folder: {error.strerror}; choose another run=...") from None
+        raise UserError(
+            f"{folder.root}: cannot write the run folder: {error.strerror}; choose another run=..."
+        ) from None
     try:
-        answers = on_all(lambda host: _ask(host.name, "\n".join(lines), run_there or run_on), hosts)
+        script = probe_script(config, witness)
+        answers = on_all(lambda host: _ask(host.name, script, run or run_on), hosts)
     finally:
         witness.unlink(missing_ok=True)
-        for folder in created:  # `doctor` leaves nothing behind
+        for parent in created:  # `doctor` leaves nothing behind
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                parent.rmdir()
     found = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, dict)}
     silent = {host.name: answer for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, str)}
     return found, silent
+
+
+def probe_script(config: Config, witness: Path) -> str:
+    """The script that asks a host (probe.facts); `witness` is a file that it should see."""
+    arguments = {"run": run_folder(config).root, "port": config.cluster.master_port or "", "witness": witness}
+    return module_script(config, probe.__name__, *(f"{key}={value}" for key, value in arguments.items()))
 
 
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
@@ -144,8 +143,6 @@ def _agreements(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any,
 
 def on_all(ask: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     """`ask` called with an item of each column, many at a time; the results in order."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(max_workers=AT_A_TIME) as pool:
         return list(pool.map(ask, *columns))
 
@@ -155,20 +152,23 @@ def _ask(host: str, script: str, run_there: Runner) -> dict[str, Any] | str:
     output, problem = run_there(host, script, PROBE_TIMEOUT_S)
     if problem:
         return problem
-    line = next((line for line in output.splitlines() if line.startswith(probe.MARK)), None)
-    if line is None:
+    if not (answers := probe.read_answers(output)):
         return f"Python does not run there: {(output.strip().splitlines() or ['no output'])[-1]}"
-    answer = json.loads(line.removeprefix(probe.MARK))
+    answer = answers[0]
     return answer | {"clock_skew_s": max(sent - answer["time"], answer["time"] - time.time(), 0.0)}
 
 
 def run_on(host: str, script: str, timeout_s: float) -> tuple[str, str]:
     """Run a script on a host over ssh: its output, and if it failed, what is wrong and what to do."""
-    return run_command(host, [*SSH, host, "bash", "-s"], script, timeout_s)
+    return _run(host, [*SSH, host, "bash", "-s"], script, timeout_s)
 
 
-def run_command(host: str, command: Sequence[str], script: str, timeout_s: float) -> tuple[str, str]:
-    """Run `command` with a script as its input: its output, and if it failed, what is wrong and what to do."""
+def run_here(host: str, script: str, timeout_s: float) -> tuple[str, str]:
+    """Run a script on this machine, as `run_on` does on another."""
+    return _run(host, ["bash", "-s"], script, timeout_s)
+
+
+def _run(host: str, command: Sequence[str], script: str, timeout_s: float) -> tuple[str, str]:
     try:
         finished = subprocess.run(command, input=script, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def run_command(host: str, command: Sequence[str], script: str, timeout_s: float
     if finished.returncode == 255:
         for sign, remedy in SSH_MISTAKES.items():
             if sign in finished.stderr:
-                return "", remedy.format(host=host, timeout=CONNECT_TIMEOUT_S)
+                return "", remedy.format(host=host)
         return "", f"ssh failed: {_last(finished.stderr)}"
     if finished.returncode in (126, 127):
         return "", f"{_last(finished.stderr)}; install the same environment there or set cluster.activate"

@@ -16,13 +16,16 @@ import shutil
 import socket
 import sys
 import time
+from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from transpooler.common.net import free_port, is_free
 from transpooler.launch.ranks.identity import addresses
 
-MARK = "transpooler-probe "
+MARK = "transpooler-answer "
+"""Begins the line in which a program that runs on another host answers; others may write to its output, too."""
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 
 
@@ -54,14 +57,22 @@ def facts(run: str = "", port: str = "", witness: str = "") -> dict[str, Any]:
     }
 
 
+def print_answer(value: Any) -> None:
+    """Print what `read_answers` finds on the host that asked."""
+    print(MARK + json.dumps(value), flush=True)
+
+
+def read_answers(output: str) -> list[Any]:
+    """What programs of ours answered, from all of their output."""
+    return [json.loads(line.removeprefix(MARK)) for line in output.splitlines() if line.startswith(MARK)]
+
+
 def num_gpus() -> int:
     """CUDA devices of this host, as the kernel lists them."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia").exists() else 0
 
 
 def _version(name: str) -> str | None:
-    from importlib import metadata
-
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -69,8 +80,6 @@ def _version(name: str) -> str | None:
 
 
 def _code_hash() -> str:
-    from importlib.resources import files
-
     digest = hashlib.sha256()
     for folder in sorted(Path(str(files("transpooler"))).iterdir()):  # in a clone links, which rglob does not follow
         for path in sorted(folder.rglob("*.py")):
@@ -90,5 +99,4 @@ def _tool(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    given = dict(item.split("=", 1) for item in sys.argv[1:])
-    print(MARK + json.dumps(facts(**given)))
+    print_answer(facts(**dict(item.split("=", 1) for item in sys.argv[1:])))

@@ -155,9 +155,8 @@ def _environment(config: Config) -> list[dict[str, str]]:
 
 
 def _resources(site: KubernetesConfig) -> dict[str, str]:
-    found = {"nvidia.com/gpu": str(site.gpus_per_node)} if site.gpus_per_node else {}
-    found |= {"cpu": site.cpus_per_node} if site.cpus_per_node else {}
-    return found | ({"memory": site.memory_per_node} if site.memory_per_node else {})
+    wanted = {"nvidia.com/gpu": site.gpus_per_node, "cpu": site.cpus_per_node, "memory": site.memory_per_node}
+    return {name: str(amount) for name, amount in wanted.items() if amount}
 
 
 def _volumes(site: KubernetesConfig) -> list[dict[str, Any]]:

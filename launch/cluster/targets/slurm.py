@@ -4,7 +4,6 @@ The batch script runs the supervisor on the job's first host (it takes the scrip
 it), and the supervisor starts the ranks with srun. Nothing about a site is known here: `cluster.slurm` passes it on.
 """
 
-import json
 import math
 import os
 import shlex
@@ -16,8 +15,9 @@ from transpooler.common.errors import UserError
 from transpooler.common.exit_codes import PREEMPTED
 from transpooler.common.log import say
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
-from transpooler.launch.cluster.doctor.probe import MARK
-from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder, script
+from transpooler.launch.cluster.doctor.preflight import probe_script
+from transpooler.launch.cluster.doctor.probe import read_answers
+from transpooler.launch.cluster.environment import prologue, python, rank_variables, run_folder
 from transpooler.launch.cluster.hosts import Host, num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
@@ -48,16 +48,12 @@ class Slurm(Target):
 
     def ask(self, config: Config, hosts: Sequence[Host]) -> tuple[Answers, Mapping[str, str]]:
         """Asked through srun; no answers where srun fails, since training itself will then say why."""
-        run = run_folder(config)
-        witness = run.launch_lock  # exists: the launcher holds it
-        arguments = [f"run={run.root}", f"witness={witness}", f"port={config.cluster.master_port or ''}"]
+        witness = run_folder(config).launch_lock  # exists: the launcher holds it
         path = witness.with_name("probe.sh")
-        command = [python(config), "-m", "transpooler.launch.cluster.doctor.probe", *arguments]
-        path.write_text(script(config, rank_variables(config, os.environ), command, "Asks a node."), encoding="utf-8")
+        path.write_text(probe_script(config, witness), encoding="utf-8")
         nodes = ["--nodes", str(len(hosts)), "--ntasks", str(len(hosts)), "--ntasks-per-node", "1", "--export=ALL"]
         where = ["--nodelist", ",".join(host.name for host in hosts), *config.cluster.slurm.srun_options]
-        lines = _output_of("srun", *nodes, *where, "bash", str(path)).splitlines()
-        found = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+        found = read_answers(_output_of("srun", *nodes, *where, "bash", str(path)))
         answers = {answer["host"]: answer for answer in found}
         return (answers if len(answers) == len(hosts) else {}), {}
 
