@@ -4,6 +4,7 @@ Unfinished work lies in a scratch folder beside it, is kept when a run ends earl
 """
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -155,8 +156,6 @@ def _read_local_report(output: Path) -> dict[str, Any] | None:
 
 
 def _read_remote_report(output: str) -> dict[str, Any] | None:
-    import json
-
     system, path = file_system(output)
     try:
         return json.loads(system.cat_file(f"{path.rstrip('/')}/{REPORT_NAME}"))
