@@ -34,9 +34,8 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
     known = {item["path"]: item for item in items}
 
     def describe(location: str) -> dict[str, Any]:
-        return (
-            known[location] if known.get(location, {}).items() >= stamp(location).items() else describe_input(location)
-        )
+        is_known = known.get(location, {}).items() >= stamp(location).items()
+        return known[location] if is_known else describe_input(location)
 
     inputs = {split: [describe(location) for location in locations] for split, locations in splits.items()}
     if items != [item for items in inputs.values() for item in items]:
