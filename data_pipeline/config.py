@@ -219,24 +219,16 @@ class DataConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
-        micro = self.micro_batch_tokens
+        micro, longest = self.micro_batch_tokens, self.max_source_tokens
+        room = micro or longest
         if micro is not None and self.batch_tokens is None:
             yield "micro_batch_tokens", f"is {micro}, which needs data.batch_tokens"
-        if micro is not None and micro < self.max_source_tokens:
-            yield (
-                "micro_batch_tokens",
-                f"is {micro}; one document may have max_source_tokens = {self.max_source_tokens}",
-            )
-        elif self.batch_tokens is not None and self.batch_tokens < (micro or self.max_source_tokens):
-            yield (
-                "batch_tokens",
-                f"is {self.batch_tokens}, less than one micro batch of {micro or self.max_source_tokens}",
-            )
-        if self.short_first_epochs and self.shuffle_shards is not None:
-            yield (
-                "short_first_epochs",
-                f"is {self.short_first_epochs}, which needs all shards at once: shuffle_shards=null",
-            )
+        if micro is not None and micro < longest:
+            yield "micro_batch_tokens", f"is {micro}; one document may have max_source_tokens = {longest}"
+        elif self.batch_tokens is not None and self.batch_tokens < room:
+            yield "batch_tokens", f"is {self.batch_tokens}, less than one micro batch of {room}"
+        if (epochs := self.short_first_epochs) and self.shuffle_shards is not None:
+            yield "short_first_epochs", f"is {epochs}, which needs all shards at once: shuffle_shards=null"
         names = [corpus.name for corpus in self.mixture]
         if len(set(names)) < len(names):
             yield "mixture", f"has corpora of the same name ({', '.join(names)}); names must differ"

@@ -28,6 +28,7 @@ _CHARACTERS_A_TOKEN = 8
 _UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
 
@@ -53,43 +54,32 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, algorithm: str = "bpe
     """
     from transformers import PreTrainedTokenizerFast
 
-    backend = _train_unigram(texts, vocab_size) if algorithm == "unigram" else _train_bpe(texts, vocab_size)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=_train_backend(texts, vocab_size, algorithm),
         additional_special_tokens=[GAP_TOKEN],
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
         model_input_names=["input_ids", "attention_mask"],
         **dict(zip(_ROLES, SPECIAL_TOKENS, strict=False)),
+        **_PLAIN,
     )
 
 
-def _train_unigram(texts: Iterator[str], vocab_size: int) -> Any:
+def _train_backend(texts: Iterator[str], vocab_size: int, algorithm: str) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    backend: Any = Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token="<unk>", show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _train_bpe(texts: Iterator[str], vocab_size: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend: Any = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    settings: Any = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    backend: Any
+    trainer: Any
+    if algorithm == "unigram":
+        backend = Tokenizer(models.Unigram())
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        backend.decoder = decoders.Metaspace(prepend_scheme="first")
+        trainer = trainers.UnigramTrainer(unk_token="<unk>", **settings)
+    else:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), **settings)
     backend.train_from_iterator(texts, trainer)
     return backend
 
@@ -107,12 +97,11 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
         return _load_from_hub(str(folder))
     if not file.is_file():
         raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
-    settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
     try:
         if (file.parent / "tokenizer_config.json").is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **settings)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **_PLAIN)
         else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **settings)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **_PLAIN)
     except Exception as error:  # the tokenizers library raises bare Exception for a file that it cannot parse
         raise UserError(f"{file}: cannot load the tokenizer: {str(error).splitlines()[0]}") from error
     _add_missing_tokens(tokenizer)
@@ -123,7 +112,7 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, clean_up_tokenization_spaces=False, split_special_tokens=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, **_PLAIN)
     except Exception as error:  # no network, no such repository, no permission: each has its own
         reason = str(error).splitlines()[0]
         raise UserError(f"{name}: no such folder, and the hub gives no tokenizer ({reason})") from error
@@ -165,8 +154,7 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return the SHA-256 (hex) of all that decides ids: the serialised tokenizer without padding and truncation."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("padding", None)
-    state.pop("truncation", None)
+    state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

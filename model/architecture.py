@@ -1,5 +1,6 @@
 """The architecture of a pooling encoder-decoder as plain values (no torch here, so that it loads at once)."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,10 +10,12 @@ if TYPE_CHECKING:
 
 OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
-NORMS = ("pre", "post")
-POOLING_NORMS = ("after", "before")
-POSITIONS = ("sinusoidal", "rotary", "learned")
-ACTIVATIONS = ("relu", "gelu", "swiglu")
+CHOICES = {
+    "activation": ("relu", "gelu", "swiglu"),
+    "norm": ("pre", "post"),
+    "positions": ("sinusoidal", "rotary", "learned"),
+    "pooling_norm": ("after", "before"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +85,7 @@ class Architecture:
     init_std: float = 0.02
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        choices = (
-            *(("activation", ACTIVATIONS), ("norm", NORMS)),
-            *(("positions", POSITIONS), ("pooling_norm", POOLING_NORMS)),
-        )
-        for name, allowed in choices:
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
         for name in ("d_model", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "max_positions"):
@@ -114,12 +113,7 @@ class Architecture:
                 yield key, "needs exactly one of length and ratio"
             if stage.length is not None and stage.length < 1:
                 yield f"{key}.length", f"is {stage.length}; must be at least 1"
-            if stage.ratio is not None and (
-                stage.ratio <= 0
-                or stage.ratio >= 1
-                or not (1 / stage.ratio).is_integer()
-                or int(1 / stage.ratio) & (int(1 / stage.ratio) - 1)
-            ):
+            if stage.ratio is not None and not (0 < stage.ratio < 1 and math.frexp(stage.ratio)[0] == 0.5):
                 yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."
             if stage.operator not in OPERATOR_NAMES:
                 yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATOR_NAMES)}"

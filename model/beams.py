@@ -5,22 +5,15 @@ Here a document's keys and values are computed, held and read once, and its beam
 and 4 beams that is a quarter of the memory, and no copy of it for each token.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-from transformers import GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
-
-# A base for the type checker alone: `transformers` wants GenerationMixin named by the model class itself.
-if TYPE_CHECKING:
-    _Base = GenerationMixin
-else:
-    _Base = object
 
 SHARED = ("encoder_outputs", "attention_mask")
 
 
-class SharedMemoryGeneration(_Base):
+class SharedMemoryGeneration:
     """`generate` that never repeats the encoder's output, whatever num_beams and num_return_sequences are."""
 
     def _expand_inputs_for_generation(

@@ -12,7 +12,6 @@ from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
 from transpooler.model.input_checks import check_inputs, check_mask
 from transpooler.model.layers import DecoderLayer, FinalNorm
 from transpooler.model.layout import open_empty_rows
-from transpooler.model.positions import rotary
 
 
 class TranspoolerDecoder(TranspoolerPreTrainedModel):
@@ -55,9 +54,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
         positions = (torch.arange(embeddings.shape[1], device=embeddings.device) + num_past)[None]
         x = self.embedder(embeddings, positions)
-        cos_sin = None
-        if self.config.positions == "rotary":
-            cos_sin = rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
+        cos_sin = self.cos_sin(positions, x)
         own_cache = None if past_key_values is None else past_key_values.self_attention_cache
         mask = create_causal_mask(self.config, x, attention_mask, own_cache)
         hidden_states, attentions, cross_attentions = [], [], []

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
+from transpooler.model.attention import CosSin
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.input_checks import check_inputs, check_mask
 from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
@@ -39,6 +40,12 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
             initialization.normal_(module.weight, std=self.config.scorer_init_std)
+
+    def cos_sin(self, positions: Tensor, x: Tensor) -> CosSin | None:
+        """Return what `positions.rotary` gives for the attention heads, if the positions are rotary."""
+        if self.config.positions != "rotary":
+            return None
+        return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
 
 
 class Embedder(nn.Module):
@@ -130,7 +137,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
                 hidden_states.append(layout.documents.to_rows(x))
                 # Continue from the tensor that is returned, so that callers can differentiate with respect to it.
                 x = layout.documents.to_tokens(hidden_states[-1])
-            x, weights = layer(x, layout, self._cos_sin(positions_P, x), output_attentions)
+            x, weights = layer(x, layout, self.cos_sin(positions_P, x), output_attentions)
             attentions.append(weights)
             if number == len(self.layers) and not self.norm_is_last:
                 x = self.final_norm(x)
@@ -160,11 +167,6 @@ class TranspoolerEncoder(EncoderOnlyModel):
             positions_P = layout.documents.to_tokens(torch.arange(layout.longest, device=given.device).repeat(batch, 1))
         embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
         return self.embedder(embeddings, positions_P), layout, positions_P
-
-    def _cos_sin(self, positions: Tensor, x: Tensor):
-        if self.config.positions != "rotary":
-            return None
-        return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
 
     def _pool(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
         pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask

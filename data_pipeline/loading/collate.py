@@ -32,8 +32,3 @@ def collate(examples: Sequence[Example], fill: int, pad_multiple: int = 1) -> Ba
     sources, targets = zip(*examples, strict=True)
     input_ids, attention_mask = pad(sources, fill, pad_multiple)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": pad(targets, IGNORED_LABEL)[0]}
-
-
-def make_dummy(eos: int, fill: int, pad_multiple: int = 1) -> Batch:
-    """Make a batch of just </s> without a loss, for a rank without documents: it must take part in every collective."""
-    return collate([(np.array([eos]), np.array([IGNORED_LABEL]))], fill, pad_multiple)

@@ -31,7 +31,8 @@ class ExampleMaker:
     def example(self, document: Document, key: str, epoch: int) -> Example:
         """Make the example of one document; source and target are cut to their limits."""
         config, source = self.config, document.source
-        rng = self._generator(key, epoch)
+        name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch, name]))
         if not self.objective.needs_summaries:
             window = config.max_source_tokens - 1
             start = int(rng.integers(max(1, len(source) - window + 1)))
@@ -39,7 +40,3 @@ class ExampleMaker:
         source, target = self._make_pair(source, document.target, config, self._vocabulary, rng)
         eos = self.special.eos
         return cut(source, config.max_source_tokens, eos), cut(target, config.max_target_tokens, eos)
-
-    def _generator(self, key: str, epoch: int) -> np.random.Generator:
-        name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-        return np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch, name]))

@@ -10,7 +10,7 @@ instead of raising it: the trainer asks all ranks before any of them leaves, so 
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from transpooler.common.errors import UserError
 from transpooler.common.log import say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate, make_dummy
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
 from transpooler.data_pipeline.order.corpus import batch_order, list_keys, open_corpora, tokenizer_folder
@@ -67,9 +67,8 @@ class Loader:
         micro_batch_size: int,
         pad_multiple: int = 1,
     ) -> None:
-        self.config, self.split, self.seed = config, split, seed
+        self.config, self.pad_multiple = config, pad_multiple
         self.rank, self.world_size, self.micro_batch_size = rank, world_size, micro_batch_size
-        self.pad_multiple = pad_multiple
         self.corpora = open_corpora(config, split)
         self.dataset = self.corpora[0].dataset
         self.tokenizer = load_tokenizer(tokenizer_folder(config))
@@ -80,11 +79,12 @@ class Loader:
                 "prepare again"
             )
         self.vocab_size: int = self.dataset.index["vocab_size"]
-        self.num_documents = sum(len(corpus.dataset) for corpus in self.corpora)
         if config.needs_summaries:
             self._require_summaries()
         self._examples = ExampleMaker(config, self.tokenizer, seed)
         self.special = self._examples.special
+        self._dummy: Example = np.array([self.special.eos]), np.array([IGNORED_LABEL])
+        """Just </s> and no loss, for a rank without documents: it must take part in every collective."""
         self._order = batch_order(config, self.corpora, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self.num_micro_batches = config.num_micro_batches(world_size, micro_batch_size)
@@ -99,15 +99,14 @@ class Loader:
         config = self.config
         self._looked_ahead = -1
         if config.workers:
-            packed = in_processes(self._pack_step, start, config.workers, config.prefetch_steps)
-            ahead: Iterable[Step] = _unpack(packed)
+            ahead = in_processes(self._pack_step, start, config.workers, config.prefetch_steps)
         else:
-            ahead = prefetch((self._step(step) for step in itertools.count(start)), config.prefetch_steps)
+            ahead = prefetch(map(self._step, itertools.count(start)), config.prefetch_steps)
         try:
             for step in ahead:
-                yield self._check_damage(step)
+                yield self._check_damage(_unpack_step(step) if config.workers else step)
         finally:
-            ahead.close()  # type: ignore[attr-defined]
+            ahead.close()
 
     def evaluation_steps(self, max_documents: int | None = None) -> Iterator[Step]:
         """Yield one pass over the first `max_documents` (None: all) in corpus order, with the same noise each time."""
@@ -170,11 +169,7 @@ class Loader:
         for items in micro_batches:
             examples = [example for item in items if (example := self._example(item, damage)) is not None]
             num_source_tokens += sum(len(source) for source, _ in examples)
-            batches.append(
-                collate(examples, self.special.pad, self.pad_multiple)
-                if examples
-                else make_dummy(self.special.eos, self.special.pad, self.pad_multiple)
-            )
+            batches.append(collate(examples or [self._dummy], self.special.pad, self.pad_multiple))
         return Step(batches, keys, epoch, num_source_tokens, damage)
 
     def _example(self, item: Item, damage: list[str]) -> Example | None:
@@ -209,11 +204,7 @@ class Loader:
                 )
 
 
-def _unpack(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
-    try:
-        for step in steps:
-            batches: Any = step.micro_batches
-            tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
-            yield replace(step, micro_batches=tensors)
-    finally:
-        steps.close()
+def _unpack_step(step: Step) -> Step:
+    batches: Any = step.micro_batches
+    tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+    return replace(step, micro_batches=tensors)

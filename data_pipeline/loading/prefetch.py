@@ -52,10 +52,6 @@ def in_processes(make: Callable[[int], Item], start: int, workers: int, ahead: i
         num_workers=workers,
         prefetch_factor=ahead,
         multiprocessing_context="fork",  # nothing to pickle; workers touch neither CUDA nor the process group
-        collate_fn=_keep,
+        collate_fn=lambda item: item,
     )
     yield from loader
-
-
-def _keep(item: Item) -> Item:
-    return item

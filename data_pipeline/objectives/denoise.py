@@ -5,51 +5,28 @@ import numpy as np
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.objectives.sentences import permute_sentences
 from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
-from transpooler.data_pipeline.tokenizer import SpecialIds
 
 
 def make_pair(
     source: np.ndarray, summary: np.ndarray | None, config: DataConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the document with noise, and the whole document or, if that is too long, what was masked."""
-    limit = config.max_target_tokens - 1
-    permuted = permute_sentences(source, vocabulary.sentence_ends, rng) if config.permute_sentences else source
-    corrupted, target = text_infilling(
-        permuted,
-        vocabulary.special,
-        rng,
-        mask_fraction=config.mask_fraction,
-        mean_span_tokens=config.mean_span_tokens,
-        max_target_tokens=limit,
-    )
-    return corrupted, source if len(source) <= limit else target
-
-
-def text_infilling(
-    source: np.ndarray,
-    special: SpecialIds,
-    rng: np.random.Generator,
-    *,
-    mask_fraction: float,
-    mean_span_tokens: float,
-    max_target_tokens: int,
-) -> tuple[np.ndarray, np.ndarray]:
     """Replace each span of tokens by one <mask>; returns the corrupted document and the target, int64 ids.
 
-    A document of at most `max_target_tokens` tokens is treated as in BART: span lengths are drawn from a Poisson
-    distribution, `mask_fraction` of the tokens are masked, a span of length 0 inserts a <mask>, and the target is the
-    whole document.
+    A document that fits into the target is treated as in BART: span lengths are drawn from a Poisson distribution,
+    `mask_fraction` of the tokens are masked, a span of length 0 inserts a <mask>, and the target is the whole document.
 
     A longer document cannot be generated whole. As many spans as the target can hold (but at most `mask_fraction` of
     the tokens) are masked at random places; the target is `<mask> span <mask> span ...` in order.
     """
-    if len(source) <= max_target_tokens:
-        lengths = _draw_lengths(rng, mean_span_tokens, round(mask_fraction * len(source)), cost=0, shortest=0)
-        return _mask_spans(source, lengths, special.mask, rng)[0], source
-    lengths = _draw_lengths(rng, mean_span_tokens, max_target_tokens, cost=1, shortest=1)
-    fitting = lengths[np.cumsum(lengths) <= mask_fraction * len(source)]
-    lengths = fitting if len(fitting) else np.ones(1, np.int64)
-    return _mask_spans(source, lengths, special.mask, rng)
+    limit, mask = config.max_target_tokens - 1, vocabulary.special.mask
+    mean, fraction = config.mean_span_tokens, config.mask_fraction
+    permuted = permute_sentences(source, vocabulary.sentence_ends, rng) if config.permute_sentences else source
+    if len(source) <= limit:
+        lengths = _draw_lengths(rng, mean, round(fraction * len(source)), cost=0, shortest=0)
+        return _mask_spans(permuted, lengths, mask, rng)[0], source
+    lengths = _draw_lengths(rng, mean, limit, cost=1, shortest=1)
+    fitting = lengths[np.cumsum(lengths) <= fraction * len(source)]
+    return _mask_spans(permuted, fitting if len(fitting) else np.ones(1, np.int64), mask, rng)
 
 
 def _draw_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: int, shortest: int) -> np.ndarray:

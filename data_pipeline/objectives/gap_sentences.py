@@ -10,62 +10,36 @@ Differences from the paper: unigrams are token ids, not words; sentences end whe
 import numpy as np
 
 from transpooler.data_pipeline.config import DataConfig
-from transpooler.data_pipeline.objectives.sentences import SentenceEnds, split_units
+from transpooler.data_pipeline.objectives.sentences import split_units
 from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
-from transpooler.data_pipeline.tokenizer import SpecialIds
 
 
 def make_pair(
     source: np.ndarray, summary: np.ndarray | None, config: DataConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the document with gaps, and the sentences that were there."""
-    return gap_sentences(
-        source,
-        vocabulary.special,
-        rng,
-        boundaries=vocabulary.sentence_ends,
-        gap_fraction=config.gap_fraction,
-        max_target_tokens=config.max_target_tokens - 1,
-        selection=config.gap_selection,
-        noise=config.gap_noise,
-        kept_fraction=config.gap_kept_fraction,
-    )
-
-
-def gap_sentences(
-    source: np.ndarray,
-    special: SpecialIds,
-    rng: np.random.Generator,
-    *,
-    boundaries: SentenceEnds,
-    gap_fraction: float,
-    max_target_tokens: int,
-    selection: str = "ind_orig",
-    noise: float = 0.2,
-    kept_fraction: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
     """Replace principal sentences by <gap>; returns the document with gaps and the sentences in order, int64 ids.
 
-    Up to `gap_fraction` of the sentences (at least one) are selected, as many as fit into `max_target_tokens`.
-    `kept_fraction` of the selected ones stay in the source (section 6.1 of the paper). Each score is multiplied by a
-    random factor between 1 and 1 + `noise`.
+    Up to `gap_fraction` of the sentences (at least one) are selected, as many as fit into the target.
+    `gap_kept_fraction` of the selected ones stay in the source (section 6.1 of the paper). Each score is multiplied by
+    a random factor between 1 and 1 + `gap_noise`.
     """
-    units = split_units(source, boundaries)
+    room = config.max_target_tokens - 1
+    units = split_units(source, vocabulary.sentence_ends)
     lengths = np.diff([0, *(stop for _, stop in units)])
-    wanted = max(1, round(gap_fraction * len(units)))
-    factors = 1 + noise * rng.random(len(units))
-    ranked = _rank(source, lengths, selection, factors, wanted, max_target_tokens, rng)
-    chosen = sorted(_choose_fitting(ranked, lengths, wanted, max_target_tokens)) or [int(ranked[0])]
-    num_kept = min(round(kept_fraction * len(chosen)), len(chosen) - 1)
+    wanted = max(1, round(config.gap_fraction * len(units)))
+    factors = 1 + config.gap_noise * rng.random(len(units))
+    ranked = _rank(source, lengths, config.gap_selection, factors, wanted, room, rng)
+    chosen = sorted(_choose_fitting(ranked, lengths, wanted, room)) or [int(ranked[0])]
+    num_kept = min(round(config.gap_kept_fraction * len(chosen)), len(chosen) - 1)
     kept = set(rng.choice(chosen, size=num_kept, replace=False).tolist()) if num_kept else set()
     pieces: list[np.ndarray | list[int]] = []
     end = 0
     for unit in chosen:
         start, stop = units[unit]
-        pieces += [source[end:start], source[start:stop] if unit in kept else [special.gap]]
+        pieces += [source[end:start], source[start:stop] if unit in kept else [vocabulary.special.gap]]
         end = stop
     target = np.concatenate([source[slice(*units[unit])] for unit in chosen])
-    return np.concatenate([*pieces, source[end:]]).astype(np.int64), target[:max_target_tokens]
+    return np.concatenate([*pieces, source[end:]]).astype(np.int64), target[:room]
 
 
 def _choose_fitting(ranked: np.ndarray, lengths: np.ndarray, wanted: int, room: int) -> list[int]:

@@ -32,16 +32,9 @@ class Cut:
     """How a corpus is cut into chunks: `documents` each, or as many as fit into `tokens` with padding."""
 
     documents: int | None = None
-    tokens: int | None = None
+    tokens: int = 0
     width: float | None = None
     """Lengths in a class differ by at most this share (where MIN_CLASS_CHUNKS allows it); None = one class."""
-
-    def chunk_size(self, longest: int) -> int:
-        """Return the number of documents in a chunk whose longest has `longest` tokens."""
-        if self.documents is not None:
-            return self.documents
-        assert self.tokens is not None
-        return max(1, self.tokens // max(1, longest))
 
 
 def cut_classes(lengths: np.ndarray, cut: Cut) -> list[tuple[int, int, int]]:
@@ -53,7 +46,7 @@ def cut_classes(lengths: np.ndarray, cut: Cut) -> list[tuple[int, int, int]]:
     stop = len(lengths)
     while stop:
         longest = int(lengths[stop - 1])
-        size = cut.chunk_size(longest)
+        size = cut.documents or max(1, cut.tokens // max(1, longest))
         start = 0
         if cut.width is not None:
             shortest = math.ceil(longest / (1 + cut.width))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from transpooler.common.errors import UserError
-from transpooler.common.files import write_json
+from transpooler.common.files import atomic_write, write_json
 from transpooler.common.log import progress, say
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup
-from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, read_part_info
-from transpooler.data_pipeline.shards.dataset import FORMAT, INDEX_NAME, token_dtype
-from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_documents, write_shard
+from transpooler.data_pipeline.prepare.tasks import SHOWN_DROPS, read_array, read_part_info
+from transpooler.data_pipeline.shards.dataset import DOCUMENTS_NAME, FORMAT, INDEX_NAME, token_dtype
+from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_shard
 
 _SMALL_BYTES = 32 << 20  # written faster here than handed to others
 MAX_LISTED_SOURCES = 1000
@@ -50,28 +51,15 @@ def assemble(
         raise UserError(f"prepare.sources.{split}: no document of {_list_names(names)} can be used; dropped: {counts}")
     dtype = token_dtype(vocab_size)
     documents, cuts = plan_shards(rows[keep], dtype.itemsize, int(config.shard_size_mib * 2**20))
-    _clear_unless(
-        folder, hashlib.sha256(documents.tobytes() + json.dumps([str(p) for p in parts]).encode()).hexdigest()
-    )
-    jobs = [
-        (
-            ShardJob(
-                folder / f"{split}-{i:06d}.tar",
-                split,
-                first,
-                _select_part_rows(parts, owners, numbers, keep, first, end),
-                size,
-            ),
-        )
-        for i, (first, end, size) in enumerate(cuts)
-    ]
-    shards = []
-    with progress(f"write {split} (shards)", len(jobs)) as bar:
-        small = sum(size for _, _, size in cuts) < _SMALL_BYTES
-        for shard in (write_shard(*job) for job in jobs) if small else executor.run(write_shard, jobs):
-            shards.append(shard)
-            bar.advance()
-    write_documents(folder, documents)
+    plan = documents.tobytes() + json.dumps([str(part) for part in parts]).encode()
+    _clear_unless(folder, hashlib.sha256(plan).hexdigest())
+    jobs: list[ShardJob] = []
+    for first, end, size in cuts:
+        part_rows = _select_part_rows(parts, owners, numbers, keep, first, end)
+        jobs.append(ShardJob(folder / f"{split}-{len(jobs):06d}.tar", split, first, part_rows, size))
+    shards = _write_shards(split, jobs, executor)
+    with atomic_write(folder / DOCUMENTS_NAME, "wb") as file:
+        np.save(file, documents)
     source_lengths, target_lengths = rows["source_tokens"][keep], rows["target_tokens"][keep & rows["has_target"]]
     index = {
         "format": FORMAT,
@@ -94,6 +82,16 @@ def assemble(
     return index
 
 
+def _write_shards(split: str, jobs: list[ShardJob], executor: Executor) -> list[dict[str, Any]]:
+    small = sum(job.size_bytes for job in jobs) < _SMALL_BYTES
+    shards = []
+    with progress(f"write {split} (shards)", len(jobs)) as bar:
+        for shard in map(write_shard, jobs) if small else executor.run(write_shard, ((job,) for job in jobs)):
+            shards.append(shard)
+            bar.advance()
+    return shards
+
+
 def summarize_lengths(lengths: np.ndarray) -> dict[str, Any]:
     """Return quantiles and a histogram of token counts."""
     if not len(lengths):
@@ -114,18 +112,10 @@ def summarize_lengths(lengths: np.ndarray) -> dict[str, Any]:
 
 def _gather(parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows of all documents, the number of each document's part (int32), and its row in the part (int32)."""
-    all_rows, sizes = [np.zeros(0, ROW_DTYPE)], []
-    for part in parts:
-        all_rows.append(_read_column(part, "rows"))
-        sizes.append(len(all_rows[-1]))
-    owners = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
-    numbers = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)])
-    return np.concatenate(all_rows), owners, numbers
-
-
-def _read_column(part: Path, name: str) -> np.ndarray:
-    with np.load(part, allow_pickle=False) as arrays:
-        return arrays[name]
+    rows = [read_array(part, "rows") for part in parts]
+    owners = np.repeat(np.arange(len(parts), dtype=np.int32), [len(each) for each in rows])
+    numbers = np.concatenate([np.arange(len(each), dtype=np.int32) for each in rows])
+    return np.concatenate(rows), owners, numbers
 
 
 def _find_duplicates(
@@ -138,10 +128,10 @@ def _find_duplicates(
     keep, dropped, examples = np.ones(len(rows), bool), Counter[str](), []
     steps: list[tuple[str, list[np.ndarray]]] = []
     if config.clean.exact_duplicates and len(rows):
-        hashes = np.concatenate([_read_column(part, "hashes") for part in parts])
+        hashes = np.concatenate([read_array(part, "hashes") for part in parts])
         steps.append(("exact_duplicate", [hashes]))
     if config.clean.near_duplicates and len(rows):
-        bands = np.concatenate([_read_column(part, "bands") for part in parts])
+        bands = np.concatenate([read_array(part, "bands") for part in parts])
         steps.append(("near_duplicate", [bands[:, i : i + 1] for i in range(bands.shape[1])]))
     for reason, keys in steps:
         repeated = np.zeros(len(rows), bool)
@@ -158,9 +148,9 @@ def _find_duplicates(
 
 
 def _read_file_name(part: Path, number: int) -> str:
-    sizes = _read_column(part, "rows")["meta_bytes"].astype(np.int64)
+    sizes = read_array(part, "rows")["meta_bytes"].astype(np.int64)
     end = int(sizes[: number + 1].sum())
-    return json.loads(_read_column(part, "meta")[end - int(sizes[number]) : end].tobytes())["file"]
+    return json.loads(read_array(part, "meta")[end - int(sizes[number]) : end].tobytes())["file"]
 
 
 def _select_part_rows(
@@ -179,14 +169,10 @@ def _count_sources(
     for group in groups:
         end = start + len(group.parts)
         num_records = sum(sum(read_part_info(part)["records"].values()) for part in group.parts)
-        name = (
-            group.locations[0]
-            if len(group.locations) == 1
-            else f"{group.locations[0]} and {len(group.locations) - 1} more"
-        )
+        more = f" and {len(group.locations) - 1} more" if group.locations[1:] else ""
         statistics.append(
             {
-                "file": name,
+                "file": group.locations[0] + more,
                 "num_records": num_records,
                 "num_documents": int(kept[start:end].sum()),
                 "num_source_tokens": int(tokens[start:end].sum()),
@@ -212,8 +198,6 @@ def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[st
 
 def _clear_unless(folder: Path, plan: str) -> None:
     """Remove the shards of another plan, and note this one."""
-    import shutil
-
     note = folder / "plan.incomplete"
     if folder.exists() and (not note.is_file() or note.read_text() != plan):
         shutil.rmtree(folder)

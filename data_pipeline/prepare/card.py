@@ -37,7 +37,7 @@ def draw_lengths(indexes: dict[str, dict[str, Any]]) -> str:
             bar_top = top + _HEIGHT - height
             body.append(f'<rect x="{x + 1}" y="{bar_top}" width="{_BAR - 2}" height="{height}" fill="#4878a8"/>')
             body.append(f'<text x="{x + _BAR / 2}" y="{bar_top - 2}" text-anchor="middle" font-size="8">{count}</text>')
-            label = _shorten(edge)
+            label = f"{edge // 1024}k" if edge >= 1024 else str(edge)
             body.append(f'<text x="{x}" y="{top + _HEIGHT + 12}" font-size="9" text-anchor="middle">{label}</text>')
         top += _HEIGHT + _PANEL_GAP
     return (
@@ -53,10 +53,6 @@ def _trim_bins(lengths: dict[str, Any]) -> list[tuple[int, int]]:
     bins = list(zip(lengths["histogram_edges"], lengths["histogram"], strict=True))
     filled = [i for i, (_, count) in enumerate(bins) if count]
     return bins[filled[0] : filled[-1] + 1]
-
-
-def _shorten(number: int) -> str:
-    return f"{number // 1024}k" if number >= 1024 else str(number)
 
 
 def _compose_card(config: PrepareConfig, indexes: dict[str, dict[str, Any]], tokenizer: dict[str, Any]) -> str:

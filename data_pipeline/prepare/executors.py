@@ -75,9 +75,8 @@ def _run_on_ray(function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -
     except ImportError as error:
         raise UserError("prepare.executor: ray is not installed; pip install 'transpooler[ray]'") from error
     if not ray.is_initialized():
-        ray.init(
-            log_to_driver=False, logging_level=logging.ERROR
-        )  # RAY_ADDRESS names a cluster; else one is started here
+        # RAY_ADDRESS names a cluster; else one is started here.
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
     remote = ray.remote(num_cpus=1, runtime_env=environment, max_retries=3)(function)
     workers = max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -78,9 +78,8 @@ def make_parts(
             if group.find_parts():
                 continue
             group.folder.mkdir(parents=True, exist_ok=True)
-            for i, task in enumerate(
-                cut_tasks(group.locations, group.folder, context.columns, context.config.task_mib)
-            ):
+            tasks = cut_tasks(group.locations, group.folder, context.columns, context.config.task_mib)
+            for i, task in enumerate(tasks):
                 if array_task is not None and (number + i) % array_task[1] != array_task[0]:
                     continue
                 group.parts.append(task.part)

@@ -4,6 +4,7 @@ Unfinished work lies in a scratch folder beside it, is kept when a run ends earl
 """
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,9 +34,8 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
     known = {item["path"]: item for item in items}
 
     def describe(location: str) -> dict[str, Any]:
-        return (
-            known[location] if known.get(location, {}).items() >= stamp(location).items() else describe_input(location)
-        )
+        is_known = known.get(location, {}).items() >= stamp(location).items()
+        return known[location] if is_known else describe_input(location)
 
     inputs = {split: [describe(location) for location in locations] for split, locations in splits.items()}
     if items != [item for items in inputs.values() for item in items]:
@@ -155,8 +155,6 @@ def _read_local_report(output: Path) -> dict[str, Any] | None:
 
 
 def _read_remote_report(output: str) -> dict[str, Any] | None:
-    import json
-
     system, path = file_system(output)
     try:
         return json.loads(system.cat_file(f"{path.rstrip('/')}/{REPORT_NAME}"))

@@ -71,10 +71,7 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
             say(f"{config.output}: already prepared from the same files with the same settings; nothing to do")
             return finished
         executor = Executor(config.executor, config.workers)
-        with (
-            closing(executor),
-            workspace(scratch, config.output, shared=array_task is not None) as work,
-        ):
+        with closing(executor), workspace(scratch, config.output, shared=array_task is not None) as work:
             run = _Preparation.start(work, config, settings, splits, executor)
             if array_task is not None:
                 run.do_tasks(array_task)

@@ -7,6 +7,7 @@ dropped. Its bytes depend on the input and the settings alone, so a part that is
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,15 @@ def run_task(context: Context, task: Task) -> Path:
     return task.part
 
 
+def read_array(part: Path, name: str) -> np.ndarray:
+    """Read one of the arrays of a part; see `_PartMaker.arrays`."""
+    with np.load(part, allow_pickle=False) as arrays:
+        return arrays[name]
+
+
 def read_part_info(part: Path) -> dict[str, Any]:
     """Read what a part says of its input: counts of the records, of what was dropped, and the first drops."""
-    with np.load(part, allow_pickle=False) as arrays:
-        return json.loads(arrays["info"].tobytes())
+    return json.loads(read_array(part, "info").tobytes())
 
 
 class _PartMaker:
@@ -87,8 +93,8 @@ class _PartMaker:
 
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
-        self.backend = _load_once(context.tokenizer_file, _load_backend)
-        self.held_out = _load_once(context.held_out, load_held_out) if context.held_out else None
+        self.backend = _load_backend(context.tokenizer_file)
+        self.held_out = load_held_out(context.held_out) if context.held_out else None
         self.verdict = FileVerdict()
         self.dropped: dict[str, int] = {}
         self.examples: list[tuple[str, str, int]] = []
@@ -191,14 +197,10 @@ class _PartMaker:
 def save_held_out(parts: Sequence[Path], path: Path) -> None:
     """Write the sketches of all held-out parts into one file."""
     names = ("samples", "sample_sizes", "hashes")
-    gathered: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for part in parts:
-        with np.load(part, allow_pickle=False) as arrays:
-            for name in names:
-                gathered[name].append(arrays[name])
-    _save_arrays(path, {name: np.concatenate(values) for name, values in gathered.items()})
+    _save_arrays(path, {name: np.concatenate([read_array(part, name) for part in parts]) for name in names})
 
 
+@cache
 def load_held_out(path: str) -> HeldOut:
     """Read what `save_held_out` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
@@ -246,6 +248,7 @@ def _measure(value: Any) -> int:
     return len(value) if isinstance(value, bytes | str) else 8
 
 
+@cache
 def _load_backend(path: str) -> Any:
     from tokenizers import Tokenizer
 
@@ -254,12 +257,3 @@ def _load_backend(path: str) -> Any:
     backend.no_truncation()
     backend.encode_special_tokens = True  # "<mask>" in a document is six characters, not the special token
     return backend
-
-
-_cache: dict[str, Any] = {}
-
-
-def _load_once(path: str, load: Any) -> Any:
-    if path not in _cache:
-        _cache[path] = load(path)
-    return _cache[path]

@@ -10,10 +10,11 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,25 +44,20 @@ class Cache:
 
     def fetch_files(self, url: str, names: tuple[str, ...]) -> Path:
         """Fetch files of a split, of which the first is the index; returns their folder, a new one for a new index."""
-        index: bytes = self._with_retries(f"{url}/{names[0]}", _read)
+        index: bytes = self._with_retries(f"{url}/{names[0]}", lambda files, path: files.cat_file(path))
         local = self.folder / hashlib.sha256(url.encode() + b"\n" + index).hexdigest()[:24]
         local.mkdir(exist_ok=True)
         for name in names[1:]:
             if not (local / name).is_file():
                 with atomic_write(local / name, "wb", unique=True) as file:
-                    self._with_retries(f"{url}/{name}", lambda target, file=file: _copy(target, file))
+                    self._with_retries(f"{url}/{name}", partial(_copy, file))
         with atomic_write(local / names[0], "wb", unique=True) as file:
             file.write(index)
         return local
 
     def exists(self, url: str) -> bool:
         """Whether the file exists."""
-
-        def look_up(target: str) -> bool:
-            files, path = file_system(target)
-            return bool(files.exists(path))
-
-        return bool(self._with_retries(url, look_up))
+        return bool(self._with_retries(url, lambda files, path: files.exists(path)))
 
     def fetch_shard(self, url: str, path: Path, size_bytes: int, sha256: str) -> Path:
         """Fetch a shard to `path` unless it is there; returns `path`. UserError, with the URL, if that fails."""
@@ -71,15 +67,16 @@ class Cache:
         with _lock_part_file(path) as part:
             if not path.is_file():  # another process may have been faster
                 self._make_room(size_bytes, part)
-                self._with_retries(url, lambda target: _download(target, part, size_bytes, sha256))
+                self._with_retries(url, partial(_download, part, size_bytes, sha256))
                 os.replace(part, path)
         return path
 
-    def _with_retries(self, url: str, action: Any) -> Any:
+    def _with_retries(self, url: str, action: Callable[[Any, str], Any]) -> Any:
+        """Return action(file system, path in it)."""
         pause_s = FIRST_PAUSE_S
         for attempt in range(self.retries + 1):
             try:
-                return action(url)
+                return action(*file_system(url))
             except UserError:
                 raise
             except FileNotFoundError:
@@ -157,24 +154,16 @@ def fetch_folder(url: str, cache: Cache, names: tuple[str, ...]) -> Path:
     return cache.fetch_files(url, (names[0], *found))
 
 
-def _copy(url: str, file: IO[bytes]) -> None:
+def _copy(file: IO[bytes], files: Any, path: str) -> None:
     """Replace the content of an open file by that of a remote one."""
-    files, path = file_system(url)
     file.seek(0)  # an earlier attempt may have failed half-way
     file.truncate()
     with files.open(path, "rb", block_size=_BLOCK_BYTES) as remote:
         shutil.copyfileobj(remote, file, _BLOCK_BYTES)
 
 
-def _read(url: str) -> bytes:
-    files, path = file_system(url)
-    content: bytes = files.cat_file(path)
-    return content
-
-
-def _download(url: str, part: Path, size_bytes: int, sha256: str) -> None:
+def _download(part: Path, size_bytes: int, sha256: str, files: Any, path: str) -> None:
     """Download into the bytes that `part` has claimed, so that its size stays as `_make_room` counted it."""
-    files, path = file_system(url)
     digest, size = hashlib.sha256(), 0
     with files.open(path, "rb", block_size=_BLOCK_BYTES) as remote, open(part, "r+b") as local:
         while block := remote.read(_BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""Writes a split: WebDataset tars, planned in advance so that each can be written by itself, then documents.npy.
+"""Plans a split, and writes its WebDataset tars, each by itself.
 
 See docs/data-format.md. Bytes depend on the documents alone: the tars hold no times, users or host names.
 """
@@ -16,10 +16,10 @@ import numpy as np
 from transpooler.common.files import atomic_write, sha256_of
 from transpooler.data_pipeline.shards.dataset import (
     DOCUMENT_DTYPE,
-    DOCUMENTS_NAME,
     NPY_HEADER_BYTES,
     TAR_BLOCK,
     document_key,
+    make_npy_header,
 )
 
 
@@ -83,12 +83,6 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     return {"name": job.path.name, "size_bytes": size, "sha256": sha256, "num_documents": num_documents}
 
 
-def write_documents(folder: Path, documents: np.ndarray) -> None:
-    """Write documents.npy, one row (DOCUMENT_DTYPE) a document."""
-    with atomic_write(folder / DOCUMENTS_NAME, "wb") as file:
-        np.lib.format.write_array(file, documents, version=(1, 0), allow_pickle=False)
-
-
 class _HashingFile:
     """Passes writes on, and computes the SHA-256 and number of the bytes."""
 
@@ -134,6 +128,4 @@ def _read_documents(job: ShardJob) -> Iterator[tuple[bytes, np.ndarray, np.ndarr
 
 
 def _to_npy(tokens: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(tokens), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    return make_npy_header(tokens.dtype, len(tokens)) + tokens.tobytes()

@@ -34,15 +34,13 @@ def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
     The patterns keep their order, the matches of a glob are sorted. `key` names the setting in errors ("": none).
     """
     prefix = f"{key}: " if key else ""
-    found: dict[str, None] = {}
+    found: list[str] = []
     for pattern in patterns:
         if pattern.startswith(DATASETS):
-            found.setdefault(pattern)
-        elif is_remote(pattern):
-            found.update(dict.fromkeys(_match_remote(pattern, prefix)))
+            found.append(pattern)
         else:
-            found.update(dict.fromkeys(_match_local(pattern, prefix)))
-    return list(found)
+            found += (_match_remote if is_remote(pattern) else _match_local)(pattern, prefix)
+    return list(dict.fromkeys(found))
 
 
 @contextmanager
@@ -161,12 +159,8 @@ def _check_suffix(location: str, prefix: str) -> None:
         raise UserError(f"{prefix}{location}: unknown kind of file; the name must end in {', '.join(SUFFIXES)}")
 
 
-@contextmanager
-def _open_raw(location: str) -> Iterator[IO[bytes]]:
+def _open_raw(location: str) -> IO[bytes]:
     if is_remote(location):
         system, path = file_system(location)
-        with system.open(path, "rb", block_size=8 << 20) as file:
-            yield file
-    else:
-        with open(location, "rb", buffering=1 << 20) as file:
-            yield file
+        return system.open(path, "rb", block_size=8 << 20)
+    return open(location, "rb", buffering=1 << 20)

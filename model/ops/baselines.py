@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.ops.soft_topk.argument_checks import check_tensors
+from transpooler.model.ops.soft_topk.argument_checks import settle_arguments
 from transpooler.model.ops.soft_topk.interface import sort_best_first
 from transpooler.model.ops.soft_topk.ops import group_sum_op
 
@@ -133,13 +133,10 @@ def iterative_softmax(
 
 
 def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Return scores in at least float32 (ones for None), k of each document, slots of the batch, and the mask."""
+    """`settle_arguments`, with ones for scores of None."""
     if scores_BN is None:
         scores_BN = torch.ones(embeddings_BND.shape[:2], device=embeddings_BND.device)
-    mask_BN = check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
-    slots = min(k if isinstance(k, int) else slots, mask_BN.shape[1])
-    k_B = torch.full(mask_BN.shape[:1], k, device=mask_BN.device) if isinstance(k, int) else k
-    return scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float(), k_B, slots, mask_BN
+    return settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
 
 
 def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,10 +150,9 @@ def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tupl
 
 def _keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
     """The result of an operator that keeps single tokens; what it drops flows nowhere."""
-    groups_BN = torch.full_like(mask_BN, -1, dtype=torch.int64)
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.
-    groups_BN = torch.nn.functional.pad(groups_BN, (0, 1), value=-1)
+    groups_BN = torch.full((len(mask_BN), mask_BN.shape[1] + 1), -1, device=mask.device)
     groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), slots)[:, :-1]
     return SoftTopK(
         embeddings=torch.where(mask[..., None], pooled, 0),

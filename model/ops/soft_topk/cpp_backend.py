@@ -100,15 +100,11 @@ def _load() -> ModuleType:
 @contextmanager
 def _prefer_own_ninja() -> Iterator[None]:
     """Put the `ninja` package's program first on PATH: there may be none, or another, whose log forces a rebuild."""
+    import ninja
+
     before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([_ninja_folder(), before])
+    os.environ["PATH"] = os.pathsep.join([str(ninja.BIN_DIR), before])
     try:
         yield
     finally:
         os.environ["PATH"] = before
-
-
-def _ninja_folder() -> str:
-    import ninja
-
-    return str(ninja.BIN_DIR)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from transpooler.model.ops.soft_topk.argument_checks import (
     check_backend,
-    check_tensors,
     check_values,
+    settle_arguments,
     values_are_checked,
 )
 from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
@@ -67,25 +67,21 @@ def soft_topk(
     Raises:
         ValueError: names the argument, its value and what was expected.
     """
-    given_mask_BN, mask_BN = mask_BN, check_tensors(embeddings_BND, scores_BN, k, mask_BN, slots)
+    given_mask_BN = mask_BN
+    scores_BN, k_B, bound, mask_BN = settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
     check_backend(backend, k, base, embeddings_BND, scores_BN)
     if values_are_checked(scores_BN.device) if validate is None else validate:
         check_values(scores_BN.detach(), k, slots, given_mask_BN)
-    batch, num_tokens, _ = embeddings_BND.shape
-    scores_BN = scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float()
-    bound = k if isinstance(k, int) else slots
-    assert bound is not None
-    if isinstance(k, int) and num_tokens <= k:
-        return _identity(embeddings_BND, scores_BN, mask_BN)
-    bound = min(bound, num_tokens)
-    if backend == "reference":
-        assert isinstance(k, int)  # check_backend
-        return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
-    k_B1 = torch.full((batch, 1), k, device=scores_BN.device) if isinstance(k, int) else k.view(batch, 1)
+    num_tokens = scores_BN.shape[1]
+    if isinstance(k, int):
+        if num_tokens <= k:
+            return _identity(embeddings_BND, scores_BN, mask_BN)
+        if backend == "reference":  # with one k for all: check_backend
+            return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
     if rounds is None:
         rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
     weights, scores, groups, positions, mask = tournament_op(
-        scores_BN, mask_BN, k_B1, bound, rounds, float(base), backend
+        scores_BN, mask_BN, k_B[:, None], bound, rounds, float(base), backend
     )
     embeddings = group_sum_op(embeddings_BND, weights, groups, bound, backend)
     pooled = SoftTopK(embeddings, mask, scores, positions, groups, weights)

@@ -13,21 +13,6 @@ import torch
 from torch import Tensor
 
 
-class TournamentPlan(NamedTuple):
-    """Result of the tournament; S = slots."""
-
-    weights_BN: Tensor
-    """float32 (float64 for float64 scores): the input's weight in its slot; sums to 1 in a group, 0 where masked."""
-    scores_BS: Tensor
-    """Pooled scores, in the dtype of the weights; 0 in empty slots."""
-    groups_BN: Tensor
-    """int64: the slot into which each input flows, -1 where masked."""
-    positions_BS: Tensor
-    """int64: the winner's position in the input; 0 in empty slots."""
-    mask_BS: Tensor
-    """bool: slots that hold something; they come first."""
-
-
 def num_rounds(num_tokens: int, k: int) -> int:
     """Rounds of halving that take `num_tokens` down to `k`: ceil(log2(n / k)), exact in integers."""
     rounds = 0
@@ -60,12 +45,12 @@ class _Round(NamedTuple):
 
 def play_tournament(
     scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, tape: list | None = None
-) -> TournamentPlan:
-    """Play the tournament (arXiv 2010.15552, section 2).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Play the tournament (arXiv 2010.15552, section 2); returns (weights, pooled scores, groups, positions, mask).
 
     scores_BN: float32 or float64; mask_BN: bool; k_B1: int64 (B, 1), each document's number of slots, at most `slots`;
     rounds: at least what every document needs (a document that is down to its k stays as it is); tape: a list
-    that takes each `_Round`, for the backward pass.
+    that takes each `_Round`, for the backward pass. Returned are the fields of `interface.SoftTopK` without embeddings.
     """
     num_tokens = scores_BN.shape[1]
     scores = torch.where(mask_BN, scores_BN, 0)  # whatever the padding's scores are, NaN included
@@ -89,9 +74,7 @@ def play_tournament(
         width = next_width
     mask_BS = torch.arange(width, device=scores.device) < count_B1
     groups_BN = torch.where(mask_BN, slot_BN, -1)
-    return TournamentPlan(
-        weights_BN, torch.where(mask_BS, scores, 0), groups_BN, torch.where(mask_BS, positions, 0), mask_BS
-    )
+    return weights_BN, torch.where(mask_BS, scores, 0), groups_BN, torch.where(mask_BS, positions, 0), mask_BS
 
 
 def tournament_backward(
@@ -99,8 +82,8 @@ def tournament_backward(
 ) -> Tensor:
     """Gradient of the scores, (B, N): the chain rule through the rounds, last round first; exactly 0 where masked."""
     tape: list[_Round] = []
-    plan = play_tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, tape)
-    grad_survivors = torch.where(plan.mask_BS, grad_scores_BS, 0)
+    *_, mask_BS = play_tournament(scores_BN, mask_BN, k_B1, slots, rounds, base, tape)
+    grad_survivors = torch.where(mask_BS, grad_scores_BS, 0)
     grad_weights = torch.where(mask_BN, grad_weights_BN, 0)
     for round_ in reversed(tape):
         grad_survivors, grad_weights = _round_backward(round_, grad_survivors, grad_weights, base)

@@ -3,9 +3,7 @@
 Tournament: one program plays one document's tournament, all rounds, in one launch. It sorts on chip (64-bit keys:
 score, then position, so that ties go to the earlier token); what later steps look up by index goes through scratch
 memory that stays in the L2 cache. Costs O(N) scratch a document, no host synchronisation, no atomics: deterministic.
-Documents of more than MAX_TOKENS, and float64, are left to `torch_backend`.
-
-The other half, the group sum, is in `triton_group_sum`.
+Documents of more than MAX_TOKENS, and float64, are left to `torch_backend`. The group sum is in `triton_group_sum`.
 
 A level is what is left after so many rounds, in document order; level 0 are the tokens. All levels of a document lie
 one after the other in an array of T entries.
@@ -19,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from transpooler.model.ops.soft_topk import torch_backend
-from transpooler.model.ops.soft_topk.triton_group_sum import MAX_TOKENS, group_sum, group_sum_backward
+from transpooler.model.ops.soft_topk.triton_group_sum import MAX_TOKENS, group_sum, group_sum_backward, num_warps
 
-__all__ = ["group_sum", "group_sum_backward", "runs_on", "tournament", "tournament_backward"]
+__all__ = ["group_sum", "group_sum_backward", "num_warps", "runs_on", "tournament", "tournament_backward"]
 ABSENT = tl.constexpr(2**63 - 1)
 INT_ARRAYS = tl.constexpr(6)
 FLOAT_ARRAYS = tl.constexpr(5)
@@ -166,48 +164,18 @@ def _tournament_kernel(
 
 
 @triton.jit
-def _tournament_backward_kernel(
-    grad_weights_ptr, grad_pooled_ptr, scores_ptr, mask_ptr, k_ptr, ints_ptr, floats_ptr, grad_ptr,
-    num_tokens, slots, width, log2_base, log_base, T,
-    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Plays again, then the chain rule through the rounds. With
+def _send_gradients_down(
+    ints, floats, at, num_tokens, slots, log2_base, log_base, T, ROUNDS: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """Gradients of the scores, from the last level (which begins at `at`) down to the tokens.
+
+    With
         above[m] = product of m's shares in later rounds,
         below[v] = sum over v's tokens of dL/dw_i times their shares so far,
     a pair's p gets dL/dp = above[m] (below[winner] - below[loser]) + dL/ds_m (s_winner - s_loser).
     """
-    row = tl.program_id(0).to(tl.int64)
-    ints, floats = ints_ptr + row * INT_ARRAYS * T, floats_ptr + row * FLOAT_ARRAYS * T
-    mask_ptr += row * num_tokens
-    k = tl.load(k_ptr + row).to(tl.int32)
-    count = _play(
-        scores_ptr + row * num_tokens, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T,
-        ROUNDS, BLOCKS,
-    )  # fmt: skip
     parent, rival = ints + T, ints + 2 * T
     score, share, above, below, grad = floats, floats + T, floats + 2 * T, floats + 3 * T, floats + 4 * T
-    v = tl.arange(0, BLOCKS[0])
-    present = tl.load(mask_ptr + v, mask=v < num_tokens, other=0) != 0
-    tl.store(below + v, tl.load(grad_weights_ptr + row * num_tokens + v, mask=present, other=0.0), mask=present)
-    tl.debug_barrier()
-    at = 0
-    for r in tl.static_range(ROUNDS):
-        above_at = at + _capacity(num_tokens, slots, ROUNDS, r)
-        entry = at + tl.arange(0, BLOCKS[r])
-        up = tl.load(parent + entry, mask=entry < above_at, other=-1)
-        won = (up >= 0) & (up % 2 == 1)
-        other = tl.load(rival + entry, mask=won, other=-1)
-        p = tl.load(share + entry, mask=won, other=0.0)
-        mine = tl.load(below + entry, mask=won, other=0.0)
-        theirs = tl.load(below + at + other, mask=won & (other >= 0), other=0.0)
-        tl.store(below + above_at + (up >> 1), p * mine + (1 - p) * theirs, mask=won)
-        tl.debug_barrier()
-        at = above_at
-    survivor = tl.arange(0, BLOCKS[ROUNDS])
-    filled = survivor < count
-    arriving = tl.load(grad_pooled_ptr + row * width + survivor, mask=filled, other=0.0)
-    tl.store(grad + at + survivor, arriving, mask=filled)
-    tl.debug_barrier()
     for r in tl.static_range(ROUNDS - 1, -1, -1):
         above_at = at
         at = above_at - _capacity(num_tokens, slots, ROUNDS, r)
@@ -230,6 +198,48 @@ def _tournament_backward_kernel(
         through_p = sign * grad_p * shares * (1 - shares) * log_base * tl.exp2(mine * log2_base)
         tl.store(grad + entry, grad_up * shares + tl.where(paired, through_p, 0.0), mask=real)
         tl.debug_barrier()
+
+
+@triton.jit
+def _tournament_backward_kernel(
+    grad_weights_ptr, grad_pooled_ptr, scores_ptr, mask_ptr, k_ptr, ints_ptr, floats_ptr, grad_ptr,
+    num_tokens, slots, width, log2_base, log_base, T,
+    ROUNDS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Plays again, then the chain rule through the rounds: `below` from the tokens up, the gradients down."""
+    row = tl.program_id(0).to(tl.int64)
+    ints, floats = ints_ptr + row * INT_ARRAYS * T, floats_ptr + row * FLOAT_ARRAYS * T
+    mask_ptr += row * num_tokens
+    k = tl.load(k_ptr + row).to(tl.int32)
+    count = _play(
+        scores_ptr + row * num_tokens, mask_ptr, k, ints, floats, num_tokens, slots, log2_base, T,
+        ROUNDS, BLOCKS,
+    )  # fmt: skip
+    parent, rival = ints + T, ints + 2 * T
+    share, below, grad = floats + T, floats + 3 * T, floats + 4 * T
+    v = tl.arange(0, BLOCKS[0])
+    present = tl.load(mask_ptr + v, mask=v < num_tokens, other=0) != 0
+    tl.store(below + v, tl.load(grad_weights_ptr + row * num_tokens + v, mask=present, other=0.0), mask=present)
+    tl.debug_barrier()
+    at = 0
+    for r in tl.static_range(ROUNDS):
+        above_at = at + _capacity(num_tokens, slots, ROUNDS, r)
+        entry = at + tl.arange(0, BLOCKS[r])
+        up = tl.load(parent + entry, mask=entry < above_at, other=-1)
+        won = (up >= 0) & (up % 2 == 1)
+        other = tl.load(rival + entry, mask=won, other=-1)
+        p = tl.load(share + entry, mask=won, other=0.0)
+        mine = tl.load(below + entry, mask=won, other=0.0)
+        theirs = tl.load(below + at + other, mask=won & (other >= 0), other=0.0)
+        tl.store(below + above_at + (up >> 1), p * mine + (1 - p) * theirs, mask=won)
+        tl.debug_barrier()
+        at = above_at
+    survivor = tl.arange(0, BLOCKS[ROUNDS])
+    filled = survivor < count
+    arriving = tl.load(grad_pooled_ptr + row * width + survivor, mask=filled, other=0.0)
+    tl.store(grad + at + survivor, arriving, mask=filled)
+    tl.debug_barrier()
+    _send_gradients_down(ints, floats, at, num_tokens, slots, log2_base, log_base, T, ROUNDS, BLOCKS)
     tl.store(grad_ptr + row * num_tokens + v, tl.load(grad + v, mask=present, other=0.0), mask=present)
 
 
@@ -273,11 +283,6 @@ def tournament_backward(
 def level_blocks(num_tokens: int, slots: int, rounds: int) -> tuple[int, ...]:
     """The power of two that holds each level."""
     return tuple(triton.next_power_of_2(size) for size in _capacities(num_tokens, slots, rounds))
-
-
-def num_warps(block: int) -> int:
-    """About eight entries a thread."""
-    return min(32, max(4, block // 256))
 
 
 def _capacities(num_tokens: int, slots: int, rounds: int) -> list[int]:

@@ -112,6 +112,11 @@ def group_sum_backward(
     return grad_embeddings, grad_weights
 
 
+def num_warps(block: int) -> int:
+    """About eight entries a thread."""
+    return min(32, max(4, block // 256))
+
+
 def _list_members(groups_BN: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """int32: tokens by slot (B, at least N), first and one past the last of each slot (B, slots)."""
     batch, num_tokens = groups_BN.shape
@@ -120,7 +125,7 @@ def _list_members(groups_BN: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor
     if block <= MAX_TOKENS:
         members = torch.empty(batch, block, dtype=torch.int32, device=groups_BN.device)
         _members_kernel[(batch,)](
-            groups_BN, members, starts, ends, num_tokens, slots, BLOCK=block, num_warps=min(32, max(4, block // 256))
+            groups_BN, members, starts, ends, num_tokens, slots, BLOCK=block, num_warps=num_warps(block)
         )
         return members, starts, ends
     ordered, members = torch.where(groups_BN < 0, slots, groups_BN).sort(dim=1, stable=True)

@@ -1,14 +1,16 @@
 """Objectives: nothing is lost or invented, and the settings mean what they say."""
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transpooler.data_pipeline.objectives.denoise import text_infilling
-from transpooler.data_pipeline.objectives.gap_sentences import gap_sentences
+from transpooler.data_pipeline.config import DataConfig
+from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds, permute_sentences, split_units
 from transpooler.data_pipeline.tokenizer import SpecialIds
 
@@ -21,9 +23,15 @@ def refill(corrupted: np.ndarray, blank: int, spans: list[list[int]]) -> list[in
     return [token for item in corrupted.tolist() for token in (next(fill) if item == blank else [item])]
 
 
+def make_pair(objective: str, source: np.ndarray, seed: int, limit: int, **values) -> tuple[np.ndarray, np.ndarray]:
+    """The pair that an objective makes; its target has `limit` tokens at most."""
+    config = DataConfig(max_target_tokens=limit + 1, **values)  # with </s>
+    vocabulary: Any = SimpleNamespace(special=SPECIAL, sentence_ends=SentenceEnds(TOKENS))
+    return OBJECTIVES[objective].make_pair(source, None, config, vocabulary, np.random.default_rng(seed))
+
+
 def infill(source, seed=0, limit=10**6, fraction=0.3, mean=3.0):
-    rng = np.random.default_rng(seed)
-    return text_infilling(source, SPECIAL, rng, mask_fraction=fraction, mean_span_tokens=mean, max_target_tokens=limit)
+    return make_pair("denoise", source, seed, limit, mask_fraction=fraction, mean_span_tokens=mean)
 
 
 def test_bart_masks_the_fraction_in_poisson_spans_and_wants_the_document_back():
@@ -63,9 +71,7 @@ def test_gap_sentences_are_cut_out_and_wanted_in_order(tokens, limit, seed):
     units = split_units(source, ends)
     assert [start for start, _ in units] == [0, *[stop for _, stop in units[:-1]]]
     assert units[-1][1] == len(source)
-    corrupted, target = gap_sentences(
-        source, SPECIAL, np.random.default_rng(seed), boundaries=ends, gap_fraction=0.2, max_target_tokens=limit
-    )
+    corrupted, target = make_pair("gap_sentences", source, seed, limit, gap_fraction=0.2)
     num_gaps = int((corrupted == SPECIAL.gap).sum())
     assert 1 <= num_gaps <= max(1, round(0.2 * len(units)))
     assert 1 <= len(target) <= limit
@@ -86,14 +92,7 @@ def test_the_sentence_most_like_the_rest_is_taken():
     source = np.array(
         [*unlike, 7, *like, 7, *range(100, 108), 7, *like[:4], *range(120, 124), 7, *like[4:], *range(130, 134)]
     )
-    _, target = gap_sentences(
-        source,
-        SPECIAL,
-        np.random.default_rng(0),
-        boundaries=SentenceEnds(TOKENS),
-        gap_fraction=0.2,
-        max_target_tokens=50,
-    )
+    _, target = make_pair("gap_sentences", source, 0, 50, gap_fraction=0.2)
     assert target.tolist() == [*like, 7]
 
 
@@ -102,9 +101,9 @@ def joined(sentences: list[list[int]]) -> list[int]:
 
 
 def gaps(source: np.ndarray, seed: int = 0, **values) -> tuple[list[int], list[int]]:
-    values = {"gap_fraction": 0.4, "max_target_tokens": 500, "noise": 0.0} | values
-    rng = np.random.default_rng(seed)
-    corrupted, target = gap_sentences(source, SPECIAL, rng, boundaries=SentenceEnds(TOKENS), **values)
+    corrupted, target = make_pair(
+        "gap_sentences", source, seed, 500, **{"gap_fraction": 0.4, "gap_noise": 0.0} | values
+    )
     return corrupted.tolist(), target.tolist()
 
 
@@ -132,18 +131,18 @@ def test_principal_sentences_are_those_of_the_paper(selection, seed):
         wanted = []
         for _ in range(4):
             wanted.append(max((i for i in range(9) if i not in wanted), key=lambda i: score([*wanted, i])))
-    _, target = gaps(np.array(joined(sentences)), selection=selection)
+    _, target = gaps(np.array(joined(sentences)), gap_selection=selection)
     assert target == [token for i in sorted(wanted) for token in sentences[i]]
 
 
 def test_lead_random_and_kept_sentences():
     sentences = [[*range(10 * i, 10 * i + 7), 7] for i in range(1, 11)]
     source = np.array(joined(sentences))
-    corrupted, target = gaps(source, selection="lead")
+    corrupted, target = gaps(source, gap_selection="lead")
     assert target == joined(sentences[:4])
     assert corrupted == [SPECIAL.gap] * 4 + joined(sentences[4:])
-    assert len({tuple(gaps(source, seed, selection="random")[1]) for seed in range(20)}) > 10
-    corrupted, target = gaps(source, selection="lead", kept_fraction=0.5)
+    assert len({tuple(gaps(source, seed, gap_selection="random")[1]) for seed in range(20)}) > 10
+    corrupted, target = gaps(source, gap_selection="lead", gap_kept_fraction=0.5)
     assert target == joined(sentences[:4])
     assert corrupted.count(SPECIAL.gap) == 2
     assert len(corrupted) == len(source) - 16 + 2
