@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from transpooler.benchmarks.harness import measure, write_results
-from transpooler.common.processes import resident_mib
+from transpooler.common import resident_mib
 
 NUM_FILES = 64
 

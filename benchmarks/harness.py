@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.files import atomic_write
-from transpooler.common.processes import resident_mib
-from transpooler.common.tables import columns_of
+from transpooler.common import atomic_write, columns_of, resident_mib
 
 RESULTS = Path("benchmarks/results")
 """Where committed results lie, seen from the root of a clone."""

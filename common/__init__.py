@@ -1,1 +1,22 @@
-"""What every package may use and what uses none of them: errors, files, field rules, log and progress, tables."""
+"""What every package may use and what uses none of them; import from here, unless you name a module's own business."""
+
+from transpooler.common.durations import duration_s, format_duration
+from transpooler.common.errors import UserError
+from transpooler.common.exit_codes import DONE, INTERRUPTED, PREEMPTED, STALLED, USER_ERROR
+from transpooler.common.fields import all_problems, at_least, between, one_of, positive
+from transpooler.common.files import (
+    INCOMPLETE_SUFFIX,
+    DiskFullError,
+    atomic_write,
+    fsync_folder,
+    is_disk_full,
+    read_json,
+    sha256_of,
+    write_json,
+)
+from transpooler.common.log import Progress, progress, say, set_quiet
+from transpooler.common.net import free_port, is_free
+from transpooler.common.processes import die_with_parent, peak_resident_mib, resident_mib
+from transpooler.common.signals import STOP_SIGNALS, handle_signals
+from transpooler.common.tables import align, columns_of, print_table
+from transpooler.common.text import percent, split_list

@@ -7,7 +7,7 @@ numbers must be finite whatever the rule.
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 _RULE = "rule"
@@ -35,10 +35,11 @@ def between(low: float, high: float, default: Any, exclude: Sequence[float] = ()
     )
 
 
-def one_of(choices: Sequence[Any], default: Any) -> Any:
-    """A field whose value is one of `choices`."""
-    names = ", ".join(map(str, choices))
-    return _field(default, lambda value: None if value in choices else f"choose one of {names}")
+def one_of(choices: Collection[Any], default: Any, message: str = "") -> Any:
+    """A field whose value is one of `choices`, which may grow later; `message` says so in other words."""
+    return _field(
+        default, lambda value: None if value in choices else message or f"choose one of {', '.join(map(str, choices))}"
+    )
 
 
 def all_problems(section: Any) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def handling(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[None]:
+def handle_signals(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle(number)` for these signals inside the block. Only the main thread may do so (ValueError)."""
     previous = {number: signal.signal(number, lambda got, _: handle(got)) for number in numbers}
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from transpooler.common.fields import at_least, between, one_of, positive
+from transpooler.common import at_least, between, one_of, positive
 from transpooler.data_pipeline.objectives import OBJECTIVES
 
 SPLITS = ("train", "validation", "test", "pretrain")
@@ -153,7 +153,7 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str | None = "validation"
     """Split for evaluation in the loop; null turns it off."""
-    objective: str = one_of(tuple(OBJECTIVES), "summarize")
+    objective: str = one_of(OBJECTIVES, "summarize")
     """summarize (source -> target), denoise (BART text infilling) or gap_sentences (PEGASUS)."""
     max_source_tokens: int = at_least(2, 8192, "one token and </s>")
     """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""

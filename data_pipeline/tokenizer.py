@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

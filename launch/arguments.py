@@ -8,9 +8,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import NoReturn
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import USER_ERROR
-from transpooler.common.files import INCOMPLETE_SUFFIX
+from transpooler.common import INCOMPLETE_SUFFIX, USER_ERROR, UserError
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.presets import find_config, is_preset
 

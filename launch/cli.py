@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
-from transpooler.common.log import set_quiet
+from transpooler.common import set_quiet
 from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_guarded
 

@@ -4,8 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import DONE, INTERRUPTED, USER_ERROR
+from transpooler.common import DONE, INTERRUPTED, USER_ERROR, UserError
 
 
 def run_guarded(action: Callable[[], int | None]) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
 from transpooler.data_pipeline.tokenizer import Head, head_of
 

@@ -9,8 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from transpooler.common.errors import UserError
-from transpooler.common.log import set_quiet
+from transpooler.common import UserError, set_quiet
 from transpooler.launch.arguments import Parser, split_settings
 from transpooler.launch.exits import run_guarded
 from transpooler.launch.ranks.identity import rank_identity

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import MODEL, write_corpus
-from transpooler.common.log import set_quiet
+from transpooler.common import set_quiet
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.net import free_port
+from transpooler.common import free_port
 from transpooler.launch.ranks.local import rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.errors import UserError
-from transpooler.common.log import say, set_quiet
+from transpooler.common import UserError, say, set_quiet
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write
+from transpooler.common import UserError, atomic_write
 from transpooler.trainer.run_folder import RunFolder
 
 TIMED = frozenset(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from transpooler.common.log import say
+from transpooler.common import say
 from transpooler.trainer.config.train import TrainConfig
 from transpooler.trainer.run_folder import RunFolder
 

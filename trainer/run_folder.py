@@ -5,7 +5,7 @@ Only trainer/checkpoint/ knows what is inside a checkpoint. Nothing here needs t
 
 from pathlib import Path
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 _CHECKPOINT, _ATTEMPT = "global_step", "attempt-"
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import PREEMPTED
-from transpooler.common.log import progress, say
-from transpooler.common.processes import peak_resident_mib
+from transpooler.common import PREEMPTED, UserError, peak_resident_mib, progress, say
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale

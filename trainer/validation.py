@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpooler.common.log import say
+from transpooler.common import say
 from transpooler.trainer.engine.ranks import Ranks, run_on_all_ranks
 from transpooler.trainer.evaluation.generate import batches, generate, reference_text, source_ids
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, rouge

@@ -21,8 +21,7 @@ from transpooler.benchmarks.quality.runs import (
 )
 from transpooler.benchmarks.quality.study import Study
 from transpooler.benchmarks.quality.table import format_arms, format_budget, format_notes, format_seeds
-from transpooler.common.log import say
-from transpooler.common.tables import print_table
+from transpooler.common import print_table, say
 
 NAME = "quality"
 Runs = dict[str, dict[int, Path]]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpooler.common.files import read_json, write_json
-from transpooler.common.log import progress
+from transpooler.common import progress, read_json, write_json
 from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write
+from transpooler.common import UserError, atomic_write
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 
 NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200

@@ -12,10 +12,7 @@ from typing import Any
 from transpooler.benchmarks import harness
 from transpooler.benchmarks.quality.losses import is_current
 from transpooler.benchmarks.quality.study import Arm, Study, resolve_config
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json, write_json
-from transpooler.common.log import say
-from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.common import STOP_SIGNALS, UserError, handle_signals, read_json, say, write_json
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.evaluation.evaluate import evaluate
@@ -229,7 +226,7 @@ def _command(place: Workplace, command: str, config: Config, name: str, *argumen
         stdout=subprocess.DEVNULL,
     )
     try:
-        with handling(STOP_SIGNALS, child.send_signal):
+        with handle_signals(STOP_SIGNALS, child.send_signal):
             code = child.wait()
     finally:
         if child.poll() is None:

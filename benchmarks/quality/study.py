@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from transpooler.common.errors import UserError
-from transpooler.common.text import split_list
+from transpooler.common import UserError, split_list
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.presets import find_config, is_preset, preset_names
 

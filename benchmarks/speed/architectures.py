@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 PAD, BOS, EOS, NUM_SPECIAL = 1, 0, 2, 3
 SPECIAL: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}

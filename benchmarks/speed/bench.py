@@ -21,9 +21,7 @@ from transpooler.benchmarks.speed.settings import (
     read_cells,
 )
 from transpooler.benchmarks.speed.table import format_groups, make_rows, print_tables
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json
-from transpooler.common.log import say
+from transpooler.common import UserError, read_json, say
 
 NAME = "speed"
 

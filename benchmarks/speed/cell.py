@@ -18,8 +18,7 @@ from transpooler.benchmarks import harness
 from transpooler.benchmarks.speed import architectures
 from transpooler.benchmarks.speed.settings import Cell, Limits, Settings, make_result
 from transpooler.benchmarks.speed.work import count_flops, measure_reads
-from transpooler.common.files import write_json
-from transpooler.common.processes import die_with_parent
+from transpooler.common import die_with_parent, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.benchmarks.speed.settings import UNMEASURED, Cell, Limits, Settings, make_result, read_cell
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json, write_json
-from transpooler.common.log import progress, say
-from transpooler.common.processes import resident_mib
+from transpooler.common import UserError, progress, read_json, resident_mib, say, write_json
 
 POLL_S = 0.1
 UNMEASURABLE = ("out_of_memory", "time_limit")

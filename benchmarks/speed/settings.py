@@ -4,9 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json, write_json
-from transpooler.common.text import split_list
+from transpooler.common import UserError, read_json, split_list, write_json
 
 PHASES = ("train", "infer")
 SETTINGS_FILE = "settings.json"

@@ -5,7 +5,7 @@ from typing import Any
 
 from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
 from transpooler.benchmarks.speed.settings import PHASES
-from transpooler.common.tables import print_table
+from transpooler.common import print_table
 
 Row = dict[str, Any]
 

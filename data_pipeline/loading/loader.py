@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transpooler.common.errors import UserError
-from transpooler.common.log import say
+from transpooler.common import UserError, say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate

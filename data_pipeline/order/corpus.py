@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write, write_json
-from transpooler.common.log import progress, say
+from transpooler.common import UserError, atomic_write, progress, say, write_json
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.files import atomic_write
+from transpooler.common import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
 
 PICTURE = "lengths.svg"

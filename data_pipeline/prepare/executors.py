@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.processes import die_with_parent
+from transpooler.common import UserError, die_with_parent
 
 _AHEAD = 2  # jobs in flight for each worker
 

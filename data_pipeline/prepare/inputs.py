@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.files import atomic_write
-from transpooler.common.log import Progress
+from transpooler.common import Progress, atomic_write
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.tasks import Context, cut_tasks, read_part_info, run_task
 from transpooler.data_pipeline.sources.documents import FileVerdict

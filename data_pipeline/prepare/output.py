@@ -12,9 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import INCOMPLETE_SUFFIX, DiskFullError, fsync_folder, is_disk_full, read_json, write_json
-from transpooler.common.log import progress
+from transpooler.common import (
+    INCOMPLETE_SUFFIX,
+    DiskFullError,
+    UserError,
+    fsync_folder,
+    is_disk_full,
+    progress,
+    read_json,
+    write_json,
+)
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.sources.locations import describe_input, file_system, is_remote, is_unchanged, stamp
 

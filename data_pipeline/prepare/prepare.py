@@ -18,9 +18,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json, write_json
-from transpooler.common.log import progress, say
+from transpooler.common import UserError, progress, read_json, say, write_json
 from transpooler.data_pipeline.config import SPLITS, PrepareConfig
 from transpooler.data_pipeline.prepare.assemble import assemble
 from transpooler.data_pipeline.prepare.card import write_card

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.common.files import atomic_write
+from transpooler.common import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.clean import clean_text, find_length_problem, find_quality_problem, hash_content
 from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compute_bands, hash_words, sample_shingles

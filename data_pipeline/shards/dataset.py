@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json
+from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, join
 from transpooler.data_pipeline.sources.locations import is_remote
 

@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write, is_disk_full
+from transpooler.common import UserError, atomic_write, is_disk_full
 from transpooler.data_pipeline.sources.locations import file_system, is_remote
 
 FETCH_THREADS = 2

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json, sha256_of
-from transpooler.common.log import progress
+from transpooler.common import UserError, progress, read_json, sha256_of
 from transpooler.data_pipeline.shards.dataset import (
     DOCUMENTS_NAME,
     FORMAT,

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from transpooler.common.files import atomic_write, sha256_of
+from transpooler.common import atomic_write, sha256_of
 from transpooler.data_pipeline.shards.dataset import (
     DOCUMENT_DTYPE,
     NPY_HEADER_BYTES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
 from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, Record, read_records
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import sha256_of
+from transpooler.common import UserError, sha256_of
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".tar", ".txt")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.sources.locations import DATASETS, dataset_options, open_location
 
 SOURCE_KEYS = ("article", "document", "text", "article_text", "sections", "txt")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common.exit_codes import DONE, PREEMPTED, USER_ERROR
+from transpooler.common import DONE, PREEMPTED, USER_ERROR
 from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.trainer.config.cluster import ClusterConfig

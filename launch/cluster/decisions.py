@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from transpooler.common.exit_codes import DONE, PREEMPTED, STALLED, USER_ERROR
+from transpooler.common import DONE, PREEMPTED, STALLED, USER_ERROR
 from transpooler.launch.cluster.attempt import Outcome
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config.cluster import ClusterConfig

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config.cluster import ClusterConfig
 
 

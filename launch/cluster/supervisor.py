@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import INTERRUPTED, PREEMPTED, USER_ERROR
-from transpooler.common.log import say
-from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.common import INTERRUPTED, PREEMPTED, STOP_SIGNALS, USER_ERROR, UserError, handle_signals, say
 from transpooler.launch.cluster.attempt import Attempt, Outcome
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.decisions import GIVEN_UP, Decision, History, blames_peer, decide
@@ -46,7 +43,7 @@ class Supervisor:
         """
         if not (folder := working_directory(self.config)).is_dir():
             raise UserError(f"cluster.working_directory {folder}: no such folder here")
-        with _one_launcher(self.folder), handling(STOP_SIGNALS, self._stop):
+        with _one_launcher(self.folder), handle_signals(STOP_SIGNALS, self._stop):
             try:
                 code = self._run()
             except KeyboardInterrupt:

@@ -10,8 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
-from transpooler.common.errors import UserError
-from transpooler.common.text import split_list
+from transpooler.common import UserError, split_list
 from transpooler.launch.arguments import add_command, positive
 
 LENGTHS = "2k,4k,8k,16k,32k"

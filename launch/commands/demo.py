@@ -9,7 +9,7 @@ examples:
 import argparse
 from pathlib import Path
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.arguments import positive, split_settings
 
 

@@ -9,7 +9,7 @@ examples:
 import argparse
 import os
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.arguments import add_settings, load_checked_config
 
 

@@ -19,9 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import INCOMPLETE_SUFFIX, atomic_write
-from transpooler.common.log import Progress, progress, say
+from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, atomic_write, progress, say
 from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,

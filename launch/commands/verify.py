@@ -6,7 +6,7 @@ examples:
 
 import argparse
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.arguments import add_shards
 
 

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write
-from transpooler.common.log import say
+from transpooler.common import UserError, atomic_write, say
 
 PAIR_SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz")

@@ -6,8 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from transpooler.common.files import atomic_write, read_json
-from transpooler.common.log import say
+from transpooler.common import atomic_write, read_json, say
 from transpooler.launch.demo.corpus import demo_sources
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder

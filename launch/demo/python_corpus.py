@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write
-from transpooler.common.log import progress
+from transpooler.common import UserError, atomic_write, progress
 from transpooler.data_pipeline.prepare.shingles import compute_bands, hash_words
 
 MAX_FILE_BYTES = 400_000

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 MASTER_PORTS = range(20000, 30000)
 """Ports below Linux' ephemeral range, from which a job derives its own if none is given."""

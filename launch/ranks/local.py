@@ -6,9 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from transpooler.common.exit_codes import INTERRUPTED
-from transpooler.common.net import free_port
-from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.common import INTERRUPTED, STOP_SIGNALS, free_port, handle_signals
 from transpooler.launch.ranks.watcher import RANK_MODULE
 
 RUNNER = (sys.executable, "-m", "deepspeed.launcher.runner")
@@ -24,7 +22,7 @@ def run_ranks(processes: int, arguments: Sequence[str], module: str = RANK_MODUL
     # A session of its own, so that Ctrl-C reaches this process alone and the launcher's traceback stays unseen.
     launcher = subprocess.Popen(command, env=rank_environment(processes), start_new_session=True)
     try:
-        with handling(STOP_SIGNALS, lambda number: _signal_ranks(launcher.pid, module, number)):
+        with handle_signals(STOP_SIGNALS, lambda number: _signal_ranks(launcher.pid, module, number)):
             return launcher.wait()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -25,11 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import USER_ERROR
-from transpooler.common.files import atomic_write
-from transpooler.common.processes import die_with_parent
-from transpooler.common.signals import STOP_SIGNALS
+from transpooler.common import STOP_SIGNALS, USER_ERROR, UserError, atomic_write, die_with_parent
 from transpooler.launch.exits import print_user_error
 from transpooler.launch.ranks.identity import rank_identity
 

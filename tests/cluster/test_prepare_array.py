@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.lab import ROOT, Lab, wait_for
 from tests.tiny import WORDS
-from transpooler.common.files import sha256_of
+from transpooler.common import sha256_of
 from transpooler.data_pipeline.shards.verify import find_problems
 
 pytestmark = pytest.mark.slow

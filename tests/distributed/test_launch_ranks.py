@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common.files import read_json
-from transpooler.common.net import free_port
+from transpooler.common import free_port, read_json
 from transpooler.launch.ranks import local
 from transpooler.trainer.run_folder import RunFolder
 

@@ -6,7 +6,7 @@ from typing import Any
 import forked
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import load_config
 
 BAD = {

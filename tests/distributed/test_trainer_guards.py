@@ -10,7 +10,7 @@ import forked
 import pytest
 import torch
 
-from transpooler.common.exit_codes import STALLED
+from transpooler.common import STALLED
 from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder

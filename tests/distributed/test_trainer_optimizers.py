@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import load_config
 from transpooler.trainer.job import check_run_folder
 

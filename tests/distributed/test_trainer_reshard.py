@@ -72,7 +72,7 @@ def _train_each(each: list[list[str]], sources: list[Path | None]) -> None:
 
 
 def _assert_same_states(folder: Path, expected: Path) -> None:
-    from transpooler.common.files import read_json
+    from transpooler.common import read_json
 
     ours, theirs = (SavedStates(each, read_json(each / "run.json")["optimizer_order"]) for each in (folder, expected))
     names = ours.model["module"].keys() - {"lm_head.weight"} & ours._pieces.keys()

@@ -15,8 +15,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.s3_server import s3_server  # noqa: F401
-from transpooler.common.errors import UserError
-from transpooler.common.files import sha256_of
+from transpooler.common import UserError, sha256_of
 from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.prepare import prepare as prepare_module
 from transpooler.data_pipeline.prepare.prepare import prepare

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.s3_server import s3_server  # noqa: F401
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.data_pipeline.order.corpus import make_cache

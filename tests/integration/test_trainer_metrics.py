@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.metrics import check_wandb, read_metrics
 
 LOGGED = {

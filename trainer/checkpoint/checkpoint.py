@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
-from transpooler.common.log import say
+from transpooler.common import UserError, atomic_write, fsync_folder, read_json, say, sha256_of, write_json
 from transpooler.trainer.checkpoint.files import RecordingFiles, sync_and_hash
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.files import sha256_of
+from transpooler.common import sha256_of
 from transpooler.trainer.checkpoint.safe_load import load_file
 
 

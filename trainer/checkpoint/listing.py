@@ -3,10 +3,7 @@
 import time
 from pathlib import Path
 
-from transpooler.common.durations import format_duration
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json
-from transpooler.common.tables import align
+from transpooler.common import UserError, align, format_duration, read_json
 from transpooler.trainer.checkpoint.checkpoint import problems
 from transpooler.trainer.run_folder import RunFolder
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.checkpoint.files import model_file, optimizer_files
 from transpooler.trainer.checkpoint.safe_load import load_file
 

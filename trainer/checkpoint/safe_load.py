@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: torch.load then ignores weights_only=False of its callers."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.common.fields import at_least, one_of, positive
+from transpooler.common import at_least, one_of, positive
 
 OFFLOAD = ("none", "cpu", "nvme")
 LOWEST_STAGE = {"offload_optimizer": {"cpu": 1, "nvme": 3}, "offload_parameters": {"cpu": 3, "nvme": 3}}
@@ -15,7 +15,7 @@ LOWEST_STAGE = {"offload_optimizer": {"cpu": 1, "nvme": 3}, "offload_parameters"
 class EngineConfig:
     """DeepSpeed: memory, precision and communication."""
 
-    zero_stage: int = 1
+    zero_stage: int = one_of((0, 1, 2, 3), 1, "DeepSpeed knows 0, 1, 2 and 3")
     """What ZeRO shards over the ranks: 0 nothing, 1 optimizer states, 2 + gradients, 3 + parameters."""
     precision: str = one_of(("fp32", "bf16", "fp16"), "fp32")
     """fp32, bf16 (float32 master weights) or fp16 (dynamic loss scaling; CUDA only)."""
@@ -71,8 +71,6 @@ class EngineConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
-        if self.zero_stage not in (0, 1, 2, 3):
-            yield "zero_stage", f"is {self.zero_stage}; DeepSpeed knows 0, 1, 2 and 3"
         if self.precision != "fp32" and self.zero_stage == 0:
             yield "zero_stage", f"is 0, where DeepSpeed keeps no float32 weights beside {self.precision}; use 1"
         for name, lowest in LOWEST_STAGE.items():

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transpooler.common.fields import at_least, one_of
+from transpooler.common import at_least, one_of
 from transpooler.data_pipeline.config import SPLITS
 
 

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.fields import all_problems
-from transpooler.common.files import atomic_write
+from transpooler.common import UserError, all_problems, atomic_write
 from transpooler.trainer.config.presets import find_config, preset_names
 from transpooler.trainer.config.root import Config
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from transpooler.common.fields import at_least, between, one_of, positive
+from transpooler.common import at_least, between, one_of, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ OPTIMIZERS = {
 class OptimizerConfig:
     """The optimizer, its parameter groups and its learning-rate schedule."""
 
-    name: str = one_of(tuple(OPTIMIZERS), "adamw")
+    name: str = one_of(OPTIMIZERS, "adamw")
     """adamw (torch's), fused_adamw (DeepSpeed's kernel; compiled at first use) or muon (DeepSpeed's: matrices
     by Muon, the rest by AdamW; without clipping). The last two need ZeRO 1 to 3. With
     engine.offload_optimizer=cpu, adamw is DeepSpeed's CPU kernel."""

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transpooler.common.durations import duration_s
-from transpooler.common.fields import at_least, one_of, positive
+from transpooler.common import at_least, duration_s, one_of, positive
 
 
 @dataclass(frozen=True, kw_only=True)

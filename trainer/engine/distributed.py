@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 
-from transpooler.common.net import free_port
+from transpooler.common import free_port
 from transpooler.trainer.config.engine import EngineConfig
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.optimizer import OptimizerConfig
 from transpooler.trainer.engine.activation_checkpointing import checkpoint_activations

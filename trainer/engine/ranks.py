@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 
 Value = TypeVar("Value")
 

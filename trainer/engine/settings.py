@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.optimizer import OptimizerConfig
 

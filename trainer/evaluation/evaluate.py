@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write, write_json
-from transpooler.common.log import progress, say, set_quiet
-from transpooler.common.tables import print_table
-from transpooler.common.text import percent
+from transpooler.common import UserError, atomic_write, percent, print_table, progress, say, set_quiet, write_json
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.common.log import progress
+from transpooler.common import progress
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, pad
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.model import TranspoolerForConditionalGeneration

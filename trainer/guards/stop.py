@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from transpooler.common.durations import duration_s, format_duration
-from transpooler.common.signals import STOP_SIGNALS, handling
+from transpooler.common import STOP_SIGNALS, duration_s, format_duration, handle_signals
 
 NO_REASON = "stopped"
 
@@ -56,5 +55,5 @@ class Stop:
             self.reason = f"got {signal.Signals(number).name}"
             self._signalled.set()
 
-        with handling(STOP_SIGNALS, handle):
+        with handle_signals(STOP_SIGNALS, handle):
             yield

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import torch
 
-from transpooler.common.exit_codes import STALLED
+from transpooler.common import STALLED
 from transpooler.trainer.config.train import GuardsConfig
 from transpooler.trainer.run_folder import RunFolder
 

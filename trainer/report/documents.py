@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.common.text import percent
+from transpooler.common import percent
 from transpooler.trainer.report.samples import EvaluatedDocument
 
 LEVELS = 9

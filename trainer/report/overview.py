@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.common.text import percent
+from transpooler.common import percent
 from transpooler.trainer.report.charts import Series, find_coinciding, line_chart, value_rows
 from transpooler.trainer.report.poolers import sharpness
 from transpooler.trainer.report.runs import Evaluation, ReportedRun

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.common.text import percent
+from transpooler.common import percent
 from transpooler.trainer.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Series, shorten, ticks
 from transpooler.trainer.report.documents import NUM_TENTHS
 from transpooler.trainer.report.runs import ReportedRun

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json
+from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.sources.locations import is_remote
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.load import load_saved_config

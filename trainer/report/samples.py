@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from transpooler.common.text import percent
+from transpooler.common import percent
 from transpooler.trainer.report.charts import spread
 from transpooler.trainer.report.runs import ReportedRun
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.common.files import atomic_write
-from transpooler.common.log import say
-from transpooler.common.text import percent
+from transpooler.common import atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
 from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
 from transpooler.trainer.report.poolers import explain_absence, strips

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import Config
 
 LAYER = {

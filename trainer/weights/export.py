@@ -6,8 +6,7 @@ from pathlib import Path
 
 import transformers
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import INCOMPLETE_SUFFIX, fsync_folder
+from transpooler.common import INCOMPLETE_SUFFIX, UserError, fsync_folder
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model import TranspoolerForConditionalGeneration

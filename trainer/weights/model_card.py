@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.text import percent
+from transpooler.common import percent
 from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.metrics import read_metrics

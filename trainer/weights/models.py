@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import read_json
+from transpooler.common import UserError, read_json
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
 

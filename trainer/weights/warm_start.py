@@ -14,8 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from transpooler.common.errors import UserError
-from transpooler.common.log import say
+from transpooler.common import UserError, say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.model import TranspoolerConfig
 from transpooler.trainer.config import Config

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.log import say
-from transpooler.common.tables import align
+from transpooler.common import UserError, align, say
 from transpooler.launch.cluster.doctor import ports, preflight
 from transpooler.launch.cluster.doctor.health import FAILS, OK, WARNING, Row, judge_host, judge_network
 from transpooler.launch.cluster.doctor.preflight import Runner

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cluster.doctor import probe
 from transpooler.launch.cluster.environment import module_script, run_folder
 from transpooler.launch.cluster.hosts import Host

@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.net import free_port, is_free
+from transpooler.common import free_port, is_free
 from transpooler.launch.ranks.identity import addresses
 
 MARK = "transpooler-answer "

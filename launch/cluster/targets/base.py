@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor import preflight
 from transpooler.launch.cluster.environment import python, run_folder, script, working_directory

@@ -11,8 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import USER_ERROR
+from transpooler.common import USER_ERROR, UserError
 from transpooler.launch.cluster.hosts import Host
 from transpooler.launch.cluster.targets.base import DEFAULT_PORT, Target
 from transpooler.launch.ranks.watcher import RANK_MODULE

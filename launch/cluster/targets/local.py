@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from transpooler.common.net import free_port
+from transpooler.common import free_port
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor import probe
 from transpooler.launch.cluster.hosts import Host, num_ranks

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.cluster.targets.base import Target, master_or_first

@@ -10,10 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from transpooler.common.durations import duration_s
-from transpooler.common.errors import UserError
-from transpooler.common.exit_codes import PREEMPTED
-from transpooler.common.log import say
+from transpooler.common import PREEMPTED, UserError, duration_s, say
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor.preflight import probe_script
 from transpooler.launch.cluster.doctor.probe import read_answers

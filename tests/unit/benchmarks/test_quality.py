@@ -21,7 +21,7 @@ from transpooler.benchmarks.quality.runs import Workplace, check_study
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import load_study, resolve_config
 from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.presets import preset_names

@@ -27,8 +27,7 @@ from transpooler.benchmarks.speed.settings import (
 )
 from transpooler.benchmarks.speed.table import format_cost, make_rows, print_tables
 from transpooler.benchmarks.speed.work import count_flops
-from transpooler.common.errors import UserError
-from transpooler.common.files import write_json
+from transpooler.common import UserError, write_json
 from transpooler.launch.cli import main
 
 TINY = ("model.d_model=32", "model.num_heads=2", "model.ffn_dim=64", "model.block_size=16")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from transpooler.common.fields import all_problems, at_least, between, one_of, positive
+from transpooler.common import all_problems, at_least, between, one_of, positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import atomic_write, read_json, sha256_of, write_json
+from transpooler.common import UserError, atomic_write, read_json, sha256_of, write_json
 
 
 def test_a_written_file_is_complete_and_leaves_nothing_beside_it(tmp_path):

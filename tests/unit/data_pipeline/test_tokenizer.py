@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import (
     SPECIAL_TOKENS,
     SpecialIds,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.arguments import config_settings, split_settings
 from transpooler.launch.cli import COMMANDS, main, parse
 from transpooler.launch.exits import run_guarded

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.input_documents import (
     InputDocument,
     count_documents,

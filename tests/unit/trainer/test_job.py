@@ -2,7 +2,7 @@
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.job import check_run_folder
 from transpooler.trainer.run_folder import RunFolder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.metrics import MetricsWriter, read_metrics
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.run_folder import EvaluationFolder, RunFolder, require_run
 
 

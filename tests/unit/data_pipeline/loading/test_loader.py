@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from tests.paths import ROOT
-from transpooler.common.errors import UserError
-from transpooler.common.fields import all_problems
+from transpooler.common import UserError, all_problems
 from transpooler.data_pipeline.config import CorpusConfig, DataConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.loading.loader import Loader, Step

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline import objectives
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut, cut_length

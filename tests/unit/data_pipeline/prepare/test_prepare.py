@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from transpooler.common.errors import UserError
-from transpooler.common.files import sha256_of
+from transpooler.common import UserError, sha256_of
 from transpooler.data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.prepare import tasks
 from transpooler.data_pipeline.prepare.executors import Executor

@@ -5,7 +5,7 @@ import io
 import fsspec
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.order.corpus import open_corpora
 from transpooler.data_pipeline.shards.remote import Cache, fetch_folder

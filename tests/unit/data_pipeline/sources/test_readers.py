@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.sources.documents import Dropped, RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import resolve_paths
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cluster import environment
 from transpooler.launch.cluster.attempt import Outcome
 from transpooler.launch.cluster.decisions import GIVEN_UP, History, decide

@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.cluster.doctor.health import find_slow_hosts, judge_network
 from transpooler.launch.cluster.targets import TARGETS
 from transpooler.trainer.config import load_config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.launch.demo import demo
 from transpooler.launch.demo.corpus import demo_sources, split_file
 from transpooler.trainer.config import load_config, save_config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.run_folder import RunFolder
 

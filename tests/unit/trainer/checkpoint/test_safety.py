@@ -5,8 +5,7 @@ import pickle
 import pytest
 import torch
 
-from transpooler.common.durations import duration_s, format_duration
-from transpooler.common.errors import UserError
+from transpooler.common import UserError, duration_s, format_duration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.listing import describe
 from transpooler.trainer.checkpoint.safe_load import load_file

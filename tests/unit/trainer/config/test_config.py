@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.config.load import load_saved_config
 

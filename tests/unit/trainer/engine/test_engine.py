@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import load_config
 from transpooler.trainer.engine.engine import check_machine
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.engine.settings import NO_CLIPPING, deepspeed_config
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model.architecture import PoolingStage

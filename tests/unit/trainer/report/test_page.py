@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from run_folders import HOSTILE, add_evaluation, make_run, section
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.report import write_documents, write_report
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from run_folders import add_evaluation, make_run, section, text_of
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.trainer.report import write_report
 
 COUNTS = {"documents": 12, "source_tokens": 3456, "target_tokens": 78, "shards": 1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.weights.export import export_model, export_run

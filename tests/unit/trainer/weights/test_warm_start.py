@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from transpooler.common.errors import UserError
+from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.weights.export import export_model
