@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, atomic_write, progress, say
 from transpooler.launch.arguments import finite, positive, require_targets, whole
@@ -30,6 +30,12 @@ from transpooler.launch.input_documents import (
 )
 from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from transpooler.model import TranspoolerForConditionalGeneration
+    from transpooler.trainer.evaluation.generate import Summary
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -95,12 +101,12 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def _summarize_all(
-    model: Any,
-    tokenizer: Any,
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
     documents: Iterator[InputDocument],
     max_source_tokens: int | None,
     generation: GenerationConfig,
-) -> Iterator[tuple[InputDocument, Any]]:
+) -> Iterator[tuple[InputDocument, "Summary"]]:
     """Every document with its Summary, in order; logs at the end how many were cut."""
     from transpooler.trainer.evaluation.generate import batches, source_limit, summarize
 
@@ -117,12 +123,12 @@ def _summarize_all(
 
 
 def _write_all(
-    summaries: Iterator[tuple[InputDocument, Any]],
+    summaries: Iterator[tuple[InputDocument, "Summary"]],
     write: Callable[[str], object],
     as_json: bool,
     total: int,
     bar: Progress | None,
-) -> Iterator[tuple[InputDocument, Any]]:
+) -> Iterator[tuple[InputDocument, "Summary"]]:
     """Write each summary and pass it on: as JSON, under a heading, or plain if there is only one."""
     for number, (document, summary) in enumerate(summaries):
         if as_json:
@@ -136,7 +142,12 @@ def _write_all(
             bar.advance()
 
 
-def _highlight(model: Any, tokenizer: Any, document: InputDocument, summary: Any) -> dict[str, Any]:
+def _highlight(
+    model: "TranspoolerForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerFast",
+    document: InputDocument,
+    summary: "Summary",
+) -> dict[str, Any]:
     from transpooler.trainer.evaluation.highlights import highlight
 
     marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)

@@ -22,6 +22,7 @@ from transpooler.trainer.checkpoint.files import RecordingFiles, sync_and_hash
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
 from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
 from transpooler.trainer.config.train import TrainConfig
+from transpooler.trainer.engine.protocol import TrainingEngine
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
 
@@ -31,7 +32,7 @@ RESHARDED = ("world_size", "zero_stage")
 """Facts in which a resumed run may differ from its checkpoint: its states are then resharded."""
 
 
-def save(engine: Any, state: TrainState, run: Path, facts: dict[str, Any], settings: TrainConfig) -> None:
+def save(engine: TrainingEngine, state: TrainState, run: Path, facts: dict[str, Any], settings: TrainConfig) -> None:
     """Save a checkpoint (a collective), then remove old ones: what stays is said in `settings`.
 
     `facts` go into run.json: world_size, zero_stage, precision and whatever else a resumed run must agree with.
@@ -114,7 +115,7 @@ def problems(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 
         yield "manifest.json or run.json is not one of ours"
 
 
-def load(engine: Any, run: Path, step: int, facts: dict[str, Any], seed: int) -> TrainState:
+def load(engine: TrainingEngine, run: Path, step: int, facts: dict[str, Any], seed: int) -> TrainState:
     """Load the checkpoint of `step` into the engine and the random state; returns the run's state.
 
     With the world size and ZeRO stage of the checkpoint, training continues to the bit; with others, weights and
@@ -151,7 +152,7 @@ def steps_to_remove(steps: list[int], keep_last: int, keep_every: int = 0, keep:
 
 
 @contextmanager
-def _record_files(engine: Any) -> Iterator[RecordingFiles]:
+def _record_files(engine: TrainingEngine) -> Iterator[RecordingFiles]:
     inner = engine.checkpoint_engine
     engine.checkpoint_engine = files = RecordingFiles(inner)
     try:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transpooler.common import UserError
 from transpooler.trainer.checkpoint.files import model_file, optimizer_files
 from transpooler.trainer.checkpoint.safe_load import load_file
+from transpooler.trainer.engine.protocol import TrainingEngine
 
 WEIGHT = "fp32"
 
@@ -105,7 +106,7 @@ class SavedStates:
         self._pieces.setdefault(name, []).append(_Piece({WEIGHT: weight, **tensors}, scalars, start, numel))
 
 
-def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
+def restore(engine: TrainingEngine, folder: Path, facts: dict[str, Any]) -> None:
     """Load a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
     if any(group.get("use_muon") for group in engine.optimizer.param_groups):
         # Stages 1 and 2 keep the momentum of a whole matrix, even on a rank that holds a slice of it.
@@ -130,7 +131,7 @@ def restore(engine: Any, folder: Path, facts: dict[str, Any]) -> None:
         setattr(engine, counter, saved.model[counter])
 
 
-def optimizer_order(engine: Any) -> list[str] | None:
+def optimizer_order(engine: TrainingEngine) -> list[str] | None:
     """Names of the parameters in the order of a stage-0 optimizer; None at other stages, whose files hold the names."""
     if engine.zero_optimization_stage():
         return None
@@ -138,7 +139,7 @@ def optimizer_order(engine: Any) -> list[str] | None:
     return [names[id(parameter)] for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
-def _restore_stage_0(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+def _restore_stage_0(engine: TrainingEngine, saved: SavedStates, names: dict[int, str]) -> None:
     optimizer, states = engine.optimizer, {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(parameters):
@@ -149,7 +150,7 @@ def _restore_stage_0(engine: Any, saved: SavedStates, names: dict[int, str]) -> 
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _restore_stage_1_2(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+def _restore_stage_1_2(engine: TrainingEngine, saved: SavedStates, names: dict[int, str]) -> None:
     optimizer = engine.optimizer
     ours = optimizer.state_dict() | saved.loss_scale
     weights, states = [], {}
@@ -171,7 +172,7 @@ def _restore_stage_1_2(engine: Any, saved: SavedStates, names: dict[int, str]) -
     optimizer.update_lp_params()
 
 
-def _restore_stage_3(engine: Any, saved: SavedStates, names: dict[int, str]) -> None:
+def _restore_stage_3(engine: TrainingEngine, saved: SavedStates, names: dict[int, str]) -> None:
     optimizer, rank, world_size = engine.optimizer, torch.distributed.get_rank(), torch.distributed.get_world_size()
     optimizer.checkpoint_event_prologue()
     ours = optimizer.state_dict() | saved.loss_scale
