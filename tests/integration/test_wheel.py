@@ -73,7 +73,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(programs: Path, here: Path, *command: str) -> str:
     """Standard output and error of a program of the environment, started in the working folder."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment["PATH"] = os.pathsep.join([str(programs), environment["PATH"]])
+    # Another ninja than the one that built the operators would build them anew.
+    environment["PATH"] = os.pathsep.join([str(programs), str(Path(sys.executable).parent), environment["PATH"]])
     program, *arguments = command
     done = subprocess.run(
         [programs / program, *arguments], cwd=here, env=environment, capture_output=True, text=True, timeout=900
@@ -116,7 +117,7 @@ def test_demo_launch_and_torchrun_train_beside_the_users_files(programs: Path, h
     assert "held-out loss" in output
     settings = [*TINY, "data.shards=demo/shards"]
     run(programs, here, "transpooler", "launch", "local", *settings, "run=launched", "cluster.processes_per_node=2")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run(programs, here, "python", *torchrun, "-m", "transpooler.launch.train", *settings, "run=torchrun")
     for name in ("launched", "torchrun"):
         assert (here / name / "export" / "config.json").is_file()
