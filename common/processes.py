@@ -23,5 +23,5 @@ def resident_mib(pid: int | None = None) -> float:
 
 
 def peak_resident_mib() -> float:
-    """The most resident memory that this process ever had, in MiB."""
+    """The most resident memory that this process ever had, in MiB; not less than what its parent had at the start."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -7,7 +7,7 @@ start a program starts `transpooler train CONFIG` instead, which finds out that 
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from transpooler.common import UserError, set_quiet
 from transpooler.launch.arguments import Parser, split_settings
@@ -27,9 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_guarded(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
 
 
-def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether an engine started this process as a rank of a job."""
-    return "RANK" in environment or "RANK" in rank_identity(environment)
+def adopt_rank() -> bool:
+    """Whether an engine started this process as a rank of a job; if so, RANK and its kin are set from here on.
+
+    SLURM is asked once: `train_as_rank` then finds everything in the environment.
+    """
+    identity = rank_identity(os.environ)
+    if "RANK" not in os.environ and "RANK" not in identity:
+        return False
+    os.environ.update(identity)
+    return True
 
 
 def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:

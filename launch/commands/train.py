@@ -8,10 +8,9 @@ examples:
 """
 
 import argparse
-import os
 
 from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
-from transpooler.launch.train import is_rank, train_as_rank
+from transpooler.launch.train import adopt_rank, train_as_rank
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int | None:
     """`transpooler train`: in this process, in several ranks, or as the rank that this process is."""
-    if parsed.processes == 1 and not (parsed.dry_run or parsed.print_config) and is_rank(os.environ):
+    if parsed.processes == 1 and not (parsed.dry_run or parsed.print_config) and adopt_rank():
         train_as_rank(parsed.settings, quiet=parsed.quiet)
         return None
     config = load_checked_config(parsed)  # checked here, before any rank starts

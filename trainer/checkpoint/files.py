@@ -1,7 +1,6 @@
 """A checkpoint's files: what DeepSpeed calls them, and how each rank writes, syncs, hashes and records its own."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,5 @@ def model_file(folder: Path) -> Path:
 
 
 def _rank_of(path: Path) -> tuple[int, str]:
-    numbers: Iterable[str] = path.name.partition("pp_rank_")[2].split("_")
-    first = next(iter(numbers), "")
-    return (int(first) if first.isdigit() else 0), path.name
+    number = path.name.partition("pp_rank_")[2].partition("_")[0]
+    return (int(number) if number.isdigit() else 0), path.name

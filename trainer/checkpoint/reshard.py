@@ -153,7 +153,7 @@ def _restore_stage_0(engine: TrainingEngine, saved: SavedStates, names: dict[int
 def _restore_stage_1_2(engine: TrainingEngine, saved: SavedStates, names: dict[int, str]) -> None:
     optimizer = engine.optimizer
     ours = optimizer.state_dict() | saved.loss_scale
-    weights, states = [], {}
+    parts = []
     for group, parameters in enumerate(optimizer.bit16_groups):
         own = _OwnPart(optimizer.single_partition_of_fp32_groups[group].numel())
         for parameter in parameters:
@@ -161,13 +161,9 @@ def _restore_stage_1_2(engine: TrainingEngine, saved: SavedStates, names: dict[i
             if mapping is not None:  # otherwise other ranks hold all of the parameter
                 target, source = mapping.hp_fragment_address, mapping.lp_fragment_address
                 own.copy_slice(saved, names[id(parameter)], target.start, source.start, target.numel)
-        weights.append(own.states.pop(WEIGHT))
-        states[group] = own.states | own.scalars
-    ours["single_partition_of_fp32_groups"] = weights
-    ours["base_optimizer_state"] = {
-        "state": {group: state for group, state in states.items() if state},
-        "param_groups": ours["base_optimizer_state"]["param_groups"],
-    }
+        parts.append(own)
+    ours["single_partition_of_fp32_groups"] = [part.states.pop(WEIGHT) for part in parts]
+    ours["base_optimizer_state"]["state"] = _list_states(parts)
     optimizer.load_state_dict({torch.distributed.get_rank(): ours}, load_from_fp32_weights=True)
     optimizer.update_lp_params()
 
@@ -176,7 +172,7 @@ def _restore_stage_3(engine: TrainingEngine, saved: SavedStates, names: dict[int
     optimizer, rank, world_size = engine.optimizer, torch.distributed.get_rank(), torch.distributed.get_world_size()
     optimizer.checkpoint_event_prologue()
     ours = optimizer.state_dict() | saved.loss_scale
-    weights, states = [], {}
+    parts = []
     for group, parameters in enumerate(optimizer.fp16_groups):
         own, start = _OwnPart(optimizer.fp32_partitioned_groups_flat[group].numel()), 0
         for parameter in parameters:
@@ -184,13 +180,9 @@ def _restore_stage_3(engine: TrainingEngine, saved: SavedStates, names: dict[int
             numel = min(size, max(0, parameter.ds_numel - rank * size))
             own.copy_slice(saved, names[id(parameter)], start, rank * size, numel)
             start += size
-        weights.append(own.states.pop(WEIGHT))
-        states[group] = own.states | own.scalars
-    ours["fp32_flat_groups"] = weights
-    ours["optimizer_state_dict"] = {
-        "state": {group: state for group, state in states.items() if state},
-        "param_groups": ours["optimizer_state_dict"]["param_groups"],
-    }
+        parts.append(own)
+    ours["fp32_flat_groups"] = [part.states.pop(WEIGHT) for part in parts]
+    ours["optimizer_state_dict"]["state"] = _list_states(parts)
     optimizer.load_state_dict({rank: ours})
     optimizer.checkpoint_event_epilogue()
 
@@ -209,6 +201,12 @@ class _OwnPart:
         for key, value in tensors.items():
             whole = self.states.setdefault(key, torch.zeros(self.numel))
             whole[target_start : target_start + numel] = value[source_start : source_start + numel]
+
+
+def _list_states(parts: list[_OwnPart]) -> dict[int, dict[str, Any]]:
+    """The base optimizer's states by number of the group, for those that have any; the weights were taken out."""
+    states = {group: part.states | part.scalars for group, part in enumerate(parts)}
+    return {group: state for group, state in states.items() if state}
 
 
 def _is_elementwise(value: Any) -> bool:

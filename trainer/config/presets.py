@@ -1,15 +1,17 @@
 """Configuration files by name: the presets that the package ships, found from any working directory."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from transpooler.trainer.run_folder import RunFolder
 
 
-def preset_names() -> list[str]:
-    """Names of all presets, such as 'pyramidion' and 'studies/needles'."""
+@cache
+def preset_names() -> tuple[str, ...]:
+    """Names of all presets, such as 'pyramidion' and 'studies/needles', sorted."""
     folder = _preset_folder()
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return tuple(sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")))
 
 
 def find_config(name: str | Path) -> Path:
