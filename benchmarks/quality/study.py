@@ -9,7 +9,7 @@ import yaml
 
 from transpooler.common import UserError, split_list
 from transpooler.trainer.config import Config, load_config
-from transpooler.trainer.config.presets import find_config, is_preset, preset_names
+from transpooler.trainer.config.presets import find_config, find_preset, preset_names
 
 BUDGETS = ("steps", "source_tokens", "minutes")
 CORPORA = ("needles", "needles_in_text")
@@ -138,7 +138,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
 def _find_beside(path: Path, name: str) -> Path:
     """A configuration relative to the study file, or a preset by name."""
     beside = path.parent / name
-    return find_config(name) if is_preset(name) and not beside.is_file() else beside
+    return beside if beside.is_file() else find_preset(name) or beside
 
 
 def _budget(path: Path, value: Any) -> tuple[str, float]:

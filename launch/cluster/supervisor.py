@@ -97,16 +97,16 @@ class Supervisor:
     def _attempt(self, answers: Answers) -> Outcome:
         number = self._next_attempt()
         plan = self._plan(number, answers)
-        names = [host.name for host in self.hosts]
+        names, step = [host.name for host in self.hosts], self._newest_step()
         self._record(
             "start",
             f"attempt {number}: {num_ranks(self.hosts)} ranks on {', '.join(names)} ({self.target.name}), "
-            f"from step {self._newest_step()}",
+            f"from step {step}",
             attempt=number,
             target=self.target.name,
             hosts=names,
             ranks=num_ranks(self.hosts),
-            step=self._newest_step(),
+            step=step,
         )
         folder = self.folder.attempt(number)
         self.attempt = Attempt(plan, folder, self.folder, self.config.cluster, on_poll=self._announce_stop)

@@ -14,6 +14,11 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")))
 
 
+def find_preset(name: str | Path) -> Path | None:
+    """The file of the preset of this name; None if there is no such preset."""
+    return _preset_folder() / f"{name}.yaml" if str(name) in preset_names() else None
+
+
 def find_config(name: str | Path) -> Path:
     """The YAML file that a configuration argument means, there or not.
 
@@ -21,14 +26,13 @@ def find_config(name: str | Path) -> Path:
     goes before a preset of the same name.
     """
     path = Path(name)
-    if is_preset(name) and not path.is_file() and not RunFolder(path).config.is_file():
-        return _preset_folder() / f"{name}.yaml"
-    return RunFolder(path).config if path.is_dir() else path
+    own = RunFolder(path).config if path.is_dir() else path
+    return own if own.is_file() else find_preset(name) or own
 
 
 def is_preset(name: str | Path) -> bool:
-    """Whether a preset has this name; a file or run folder of the same name may go before it (`find_config`)."""
-    return str(name) in preset_names()
+    """Whether `find_config` takes an argument for a preset's name, which then means the same in any folder."""
+    return find_config(name) == find_preset(name)
 
 
 def _preset_folder() -> Path:

@@ -100,6 +100,14 @@ def test_a_run_folder_stands_for_its_config(tmp_path: Path) -> None:
     assert config_settings([str(tmp_path), "seed=1"]) == [str(tmp_path / "config.yaml"), "seed=1"]
 
 
+def test_what_lies_here_goes_before_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_settings(["pyramidion"]) == ["pyramidion"], "a preset's name means the same in every folder"
+    (tmp_path / "pyramidion").mkdir()
+    (tmp_path / "pyramidion" / "config.yaml").write_text("seed: 7\n")
+    assert config_settings(["pyramidion"]) == [str(Path("pyramidion") / "config.yaml")]
+
+
 @pytest.mark.parametrize("arguments", [("report", "RUN"), ("export", "RUN", "--output", "RUN/x")])
 def test_a_folder_that_is_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
