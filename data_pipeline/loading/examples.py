@@ -30,10 +30,10 @@ class ExampleMaker:
 
     def example(self, document: Document, key: str, epoch: int) -> Example:
         """Make the example of one document; source and target are cut to their limits."""
-        config, source = self.config, document.source
-        name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-        rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch, name]))
+        config, source, rng = self.config, document.source, None
         if not self.objective.needs_summaries:
+            name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+            rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch, name]))
             window = config.max_source_tokens - 1
             start = int(rng.integers(max(1, len(source) - window + 1)))
             source = source[start : start + window].astype(np.int64)

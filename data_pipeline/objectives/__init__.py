@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
 
     MakePair: TypeAlias = Callable[
-        [np.ndarray, np.ndarray | None, DataConfig, Vocabulary, np.random.Generator], tuple[np.ndarray, np.ndarray]
+        [np.ndarray, np.ndarray | None, DataConfig, Vocabulary, np.random.Generator | None],
+        tuple[np.ndarray, np.ndarray],
     ]
     """(source ids, summary ids or None, settings, vocabulary, generator) -> (source ids, target ids), both without
-    </s>. May return more tokens than fit: the caller cuts both to their limits and appends </s>."""
+    </s>. May return more tokens than fit: the caller cuts both to their limits and appends </s>. Objectives that need
+    summaries add no noise: they get no generator, whose making costs as much as half of a document's reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
