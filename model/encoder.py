@@ -13,7 +13,7 @@ from transformers.utils import can_return_tuple
 
 from transpooler.model.attention import CosSin
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.input_checks import check_inputs, check_mask
+from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown
 from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
@@ -126,6 +126,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         **kwargs,
     ) -> EncoderOutput:
         """input_ids int64 (B, N) or inputs_embeds (B, N, D); attention_mask (B, N), 0 = padding, on either side."""
+        refuse_unknown(kwargs, self)
         given = check_inputs(input_ids, inputs_embeds, self.config)
         check_mask("attention_mask", attention_mask, given)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions

@@ -3,8 +3,11 @@
 Values are read only on CPUs: on a GPU the host would have to wait for them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model.config import TranspoolerConfig
 
@@ -35,6 +38,28 @@ def check_inputs(
             found = low if low < 0 else high
             raise ValueError(f"{name}: contains {found}; expected token ids in 0..{config.vocab_size - 1}")
     return given
+
+
+NEUTRAL = frozenset(("return_dict", "use_cache", "cache_position", "output_attentions", "output_hidden_states"))
+"""Arguments that transformers and its friends hand to every model, whether or not it has a use for them."""
+
+
+def refuse_unknown(arguments: dict[str, Any], owner: object) -> None:
+    """TypeError for a keyword argument that nobody reads, such as a misspelt one; those that are None pass."""
+    for name, value in arguments.items():
+        if value is not None and name not in NEUTRAL:
+            raise TypeError(f"{type(owner).__name__}.forward() got an unexpected keyword argument {name!r}")
+
+
+def settle_cache(past_key_values: Any, cache: Any) -> EncoderDecoderCache | None:
+    """The cache under whichever name it comes: `cache` since transformers 5.24, `past_key_values` before.
+
+    A cache of one kind, such as a DynamicCache that a user made, becomes that of the self-attention.
+    """
+    found = past_key_values if cache is None else cache
+    if found is None or isinstance(found, EncoderDecoderCache):
+        return found
+    return EncoderDecoderCache(found, DynamicCache())
 
 
 def check_mask(name: str, mask: Tensor | None, given: Tensor) -> None:

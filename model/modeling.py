@@ -22,7 +22,7 @@ from transpooler.model.classification import TranspoolerForSequenceClassificatio
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.decoder import TranspoolerDecoder
 from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
-from transpooler.model.input_checks import describe
+from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
 from transpooler.model.inspection import pooling_statistics, select
 from transpooler.model.outputs import EncoderOutput, Selection
 
@@ -64,9 +64,14 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
-        """Arguments as BART's. attention_mask (B, N) is always that of the source, even with encoder_outputs."""
+        """Arguments as BART's. attention_mask (B, N) is always that of the source, even with encoder_outputs.
+
+        `cache` is the newer name of past_key_values.
+        """
+        refuse_unknown(kwargs, self)
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
@@ -78,7 +83,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs[0],
             encoder_attention_mask=find_memory_mask(encoder_outputs, attention_mask, self.config),
-            past_key_values=past_key_values,
+            past_key_values=settle_cache(past_key_values, cache),
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
@@ -123,13 +128,16 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, vocabulary), and with labels (B, T), -100 = ignored, the loss.
 
         The loss is the sum of the tokens' cross entropies in float32, divided by num_items_in_batch, or by the number
-        of labels (at least 1). decoder_input_ids default to the labels shifted right.
+        of labels (at least 1). decoder_input_ids default to the labels shifted right. `cache` is the newer name of
+        past_key_values; ValueError for arguments out of shape, TypeError for unknown ones.
         """
+        refuse_unknown(kwargs, self)
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -140,7 +148,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            past_key_values=settle_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
