@@ -20,3 +20,4 @@ from transpooler.common.processes import die_with_parent, peak_resident_mib, res
 from transpooler.common.signals import STOP_SIGNALS, handle_signals
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import percent, split_list
+from transpooler.common.versions import TESTED, check_version

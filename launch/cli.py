@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
-from transpooler.common import set_quiet
+from transpooler.common import TESTED, check_version, say, set_quiet
 from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_guarded
 
@@ -29,7 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     set_quiet(parsed.quiet)
     command = import_module(f"transpooler.launch.commands.{parsed.command}")
-    return run_guarded(lambda: command.run(parsed))
+
+    def run() -> int | None:
+        for name in TESTED:
+            if warning := check_version(name):
+                say(warning)
+        return command.run(parsed)
+
+    return run_guarded(run)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
