@@ -40,8 +40,8 @@ def check_inputs(
     return given
 
 
-NEUTRAL = frozenset(("return_dict", "use_cache", "cache_position", "output_attentions", "output_hidden_states"))
-"""Arguments that transformers and its friends hand to every model, whether or not it has a use for them."""
+NEUTRAL = frozenset(("return_dict", "use_cache", "cache_position", "labels"))
+"""What transformers hands on whether or not there is a use for it: `generate` gives the encoder a whole batch."""
 
 
 def refuse_unknown(arguments: dict[str, Any], owner: object) -> None:

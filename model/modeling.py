@@ -1,6 +1,7 @@
 """The pooling encoder-decoder as a `transformers` model: loss, generation, saving, inspection."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from transpooler.model.decoder import TranspoolerDecoder
 from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
 from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
 from transpooler.model.inspection import pooling_statistics, select
+from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import EncoderOutput, Selection
 
 IGNORED_LABEL = -100
@@ -184,8 +186,8 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         return select(self.model.encoder, input_ids, attention_mask)
 
     def pooling_statistics(self) -> dict[str, float]:
-        """What the poolers did in the last forward pass; see `inspection.pooling_statistics`."""
-        return pooling_statistics(self.model.encoder.pooled_stages)
+        """What the poolers did in the last forward pass in training; see `inspection.pooling_statistics`."""
+        return pooling_statistics(self.model.encoder.trained_stages)
 
 
 def read_encoder_output(outputs: Sequence) -> EncoderOutput:
@@ -208,20 +210,36 @@ def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, config
 
 
 def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross entropy summed in float32 over labels other than -100, divided by `num_items` or their number (>= 1)."""
+    """Cross entropy of labels other than -100, summed in float32 at least, divided by `num_items` or their number."""
     if labels_BT.shape != logits_BTV.shape[:2]:
         expected = tuple(logits_BTV.shape[:2])
         raise ValueError(f"labels: {describe(labels_BT)}; expected {expected}, one for each decoder token")
     summed = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        promote(logits_BTV.flatten(0, 1)), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
     if num_items is None:
         num_items = (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
     return summed / num_items
 
 
-AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
-AutoModel.register(TranspoolerConfig, TranspoolerModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(TranspoolerConfig, TranspoolerForConditionalGeneration, exist_ok=True)
-AutoModelForSequenceClassification.register(TranspoolerConfig, TranspoolerForSequenceClassification, exist_ok=True)
-AutoModelForTextEncoding.register(TranspoolerConfig, TranspoolerEncoder, exist_ok=True)
+AUTO_CLASSES: dict[type, type] = {
+    AutoModel: TranspoolerModel,
+    AutoModelForSeq2SeqLM: TranspoolerForConditionalGeneration,
+    AutoModelForSequenceClassification: TranspoolerForSequenceClassification,
+    AutoModelForTextEncoding: TranspoolerEncoder,
+}
+"""What each Auto class of `transformers` makes of a configuration of ours."""
+
+
+def register() -> None:
+    """Make the Auto classes know the model, as if it were one of `transformers`.
+
+    An export does not: it would hide that its code must be saved along with its weights.
+    """
+    AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
+    for auto_class, model_class in AUTO_CLASSES.items():
+        cast(Any, auto_class).register(TranspoolerConfig, model_class, exist_ok=True)
+
+
+if __name__.startswith("transpooler."):
+    register()

@@ -75,7 +75,7 @@ def strided_mean(
     groups_BN = torch.where(mask_BN, run_BN, -1)
     # Slot `slots` takes the padding, and is cut off.
     bins_BN = torch.where(mask_BN, run_BN, slots)
-    wide = torch.float64 if embeddings_BND.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(embeddings_BND.dtype, torch.float32)
     sizes = torch.zeros(len(mask_BN), slots + 1, device=mask_BN.device, dtype=wide)
     sizes = sizes.scatter_add(1, bins_BN, torch.ones_like(bins_BN, dtype=wide))
     weights_BN = torch.where(mask_BN, 1 / sizes.gather(1, bins_BN), 0)

@@ -15,12 +15,17 @@ DEBUG = "TRANSPOOLER_DEBUG"
 """Environment variable; 1: values on a GPU are checked too, and the host waits for them."""
 
 
+def promote(x: Tensor) -> Tensor:
+    """In float32 at least: float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def settle_arguments(embeddings, scores, k, mask, slots) -> tuple[Tensor, Tensor, int, Tensor]:
     """Check the tensors; return scores in at least float32, k of each document, slots of the batch, and the mask."""
     mask = check_tensors(embeddings, scores, k, mask, slots)
     slots = min(k if isinstance(k, int) else slots, mask.shape[1])
     k_B = torch.full(mask.shape[:1], k, device=mask.device) if isinstance(k, int) else k
-    return scores if scores.dtype == torch.float64 else scores.float(), k_B, slots, mask
+    return promote(scores), k_B, slots, mask
 
 
 def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:

@@ -11,7 +11,7 @@ from transpooler.model.config import VERSIONS, check_transformers
 
 
 @pytest.mark.parametrize(
-    "name, installed, outcome",
+    ("name", "installed", "outcome"),
     [
         ("transformers", "5.24.3", None),
         ("transformers", "5.25.0", "newer than 5.24"),
@@ -36,7 +36,7 @@ def test_what_is_installed_was_tested():
 def test_one_range_of_versions_everywhere():
     tested = TESTED["transformers"]
     assert tuple(".".join(map(str, pair)) for pair in VERSIONS) == (tested.oldest, tested.newest)
-    with pytest.raises(ImportError, match="5.17"):
+    with pytest.raises(ImportError, match="tested with transformers 5"):
         check_transformers("5.25.0.dev0")
     needs = {}
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
