@@ -113,7 +113,7 @@ def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_fo
     split = config.evaluation.split
     dataset = open_dataset(config.data, config.data.shards, split)
     folder = dataset.folder
-    if fingerprint(tokenizer) != dataset.index["tokenizer_fingerprint"]:
+    if fingerprint(tokenizer) != fingerprint(load_tokenizer(tokenizer_folder(config.data))):
         raise UserError(
             f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again"
         )
