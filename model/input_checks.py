@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model.config import TranspoolerConfig
+from transpooler.model.ops.soft_topk.argument_checks import values_are_checked
 
 
 def check_inputs(
@@ -32,7 +33,7 @@ def check_inputs(
         given, name = input_ids, f"{prefix}input_ids"
     if 0 in given.shape[:2]:
         raise ValueError(f"{name}: {describe(given)}; expected at least 1 document of at least 1 token")
-    if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if input_ids is not None and input_ids.device.type == "cpu" and values_are_checked(input_ids):
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= config.vocab_size:
             found = low if low < 0 else high
