@@ -4,7 +4,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from transpooler.common import DONE, INTERRUPTED, USER_ERROR, UserError
+from transpooler.common import DONE, INTERRUPTED, USER_ERROR, UserError, die_when, exit_on_stop_signals
+
+WAITING_ENGINES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+"""Variables of torchrun and DeepSpeed's launcher, which wait for the ranks that they started: they end together."""
 
 
 def run_guarded(action: Callable[[], int | None]) -> int:
@@ -22,6 +25,17 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         # interpreter's flush at exit does not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def run_continued(action: Callable[[], int | None]) -> int:
+    """`run_guarded` for work that a scheduler starts again after code 75, and that engines start as ranks.
+
+    Signals are heard from the first moment on, and the process ends with the engine that started it.
+    """
+    if os.environ.keys() & set(WAITING_ENGINES):
+        die_when(lambda: False)
+    with exit_on_stop_signals():
+        return run_guarded(action)
 
 
 def print_user_error(error: UserError) -> None:

@@ -153,7 +153,7 @@ def test_a_missing_working_directory_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "program", "words"),
     [
-        ("local", None, "deepspeed.launcher.runner"),
+        ("local", None, "deepspeed.launcher.launch"),
         ("ssh", "pdsh", "--launcher pdsh"),
         ("torchrun", "pdsh", "--rdzv-backend c10d"),
         ("openmpi", "mpirun.openmpi", "--bind-to none"),
