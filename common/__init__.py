@@ -8,6 +8,7 @@ from transpooler.common.files import (
     INCOMPLETE_SUFFIX,
     DiskFullError,
     atomic_write,
+    disk_problem,
     fsync_folder,
     is_disk_full,
     read_json,

@@ -153,12 +153,13 @@ def steps_to_remove(steps: list[int], keep_last: int, keep_every: int = 0, keep:
 
 @contextmanager
 def _record_files(engine: TrainingEngine) -> Iterator[RecordingFiles]:
-    inner = engine.checkpoint_engine
+    inner, copy_scripts = engine.checkpoint_engine, engine._copy_recovery_script
     engine.checkpoint_engine = files = RecordingFiles(inner)
+    engine._copy_recovery_script = lambda folder: files.record(lambda: copy_scripts(folder))
     try:
         yield files
     finally:
-        engine.checkpoint_engine = inner
+        engine.checkpoint_engine, engine._copy_recovery_script = inner, copy_scripts
 
 
 def _universal_info() -> dict[str, Any]:
