@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, atomic_write, progress, say
+from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, all_problems, atomic_write, progress, say
 from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -186,6 +186,6 @@ def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     generation = GenerationConfig(**stored_generation(parsed.model) | given)
-    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
+    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
         raise UserError("\n".join(problems))
     return generation
