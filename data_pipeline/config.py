@@ -15,6 +15,9 @@ MAX_CORPORA = 256
 LEAST_MIB = 2**-10
 """Of shards and tasks: 1 KiB, since each is a file."""
 MAX_WORKERS = 4096
+MAX_STEPS_AHEAD = 10_000
+MAX_MICRO_BATCHES = 2**20
+"""Of one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ class DataConfig:
     """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""
     max_target_tokens: int = at_least(2, 1024, "one token and </s>")
     """Targets are cut to this many tokens, </s> included."""
-    batch_size: int = at_least(1, 32)
+    batch_size: int = between(1, MAX_MICRO_BATCHES, 32)
     """Documents per optimizer step over all ranks (the global batch); evaluation's too. Not used with batch_tokens."""
     batch_tokens: int | None = at_least(1, None)
     """Source tokens per optimizer step over all ranks, padding included: as many documents as fit. null: batch_size."""
@@ -188,7 +191,7 @@ class DataConfig:
     """gap_sentences: scores are multiplied by 1 to 1 + this at random, so that epochs differ."""
     gap_kept_fraction: float = between(0, 1, 0.0)
     """gap_sentences: share of the selected sentences that stay in the source, too (PEGASUS-large: 0.2)."""
-    prefetch_steps: int = at_least(1, 2)
+    prefetch_steps: int = between(1, MAX_STEPS_AHEAD, 2)
     """Global batches read ahead; per worker process, if there are any."""
     workers: int = between(0, MAX_WORKERS, 0)
     """Processes per rank that make batches; 0 = a thread. Batches do not depend on it."""
@@ -196,9 +199,9 @@ class DataConfig:
     """Folder for shards fetched from a URL; processes of one machine share it."""
     cache_gib: float = positive(64.0)
     """The cache is kept below this size; the shards used least recently go first."""
-    fetch_ahead_steps: int = at_least(0, 16)
+    fetch_ahead_steps: int = between(0, MAX_STEPS_AHEAD, 16)
     """The shards of this many steps ahead are fetched in the background."""
-    fetch_retries: int = at_least(0, 5)
+    fetch_retries: int = between(0, 1000, 5)
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = at_least(0, 0)
     """Documents that cannot be read are left out and counted; more than this, over all ranks, end the run."""
@@ -232,6 +235,8 @@ class DataConfig:
             yield "micro_batch_tokens", f"is {micro}; one document may have max_source_tokens = {longest}"
         elif self.batch_tokens is not None and self.batch_tokens < room:
             yield "batch_tokens", f"is {self.batch_tokens}, less than one micro batch of {room}"
+        elif (self.batch_tokens or 0) > MAX_MICRO_BATCHES * room:
+            yield "batch_tokens", f"is {self.batch_tokens}, above {MAX_MICRO_BATCHES:,} micro batches of {room}"
         if (epochs := self.short_first_epochs) and self.shuffle_shards is not None:
             yield "short_first_epochs", f"is {epochs}, which needs all shards at once: shuffle_shards=null"
         names = [corpus.name for corpus in self.mixture]

@@ -158,6 +158,11 @@ def test_a_text_on_the_command_line_is_itself(override: str, key: str, value: st
     assert found == value
 
 
+def test_a_step_of_more_micro_batches_than_any_machine_makes_is_refused():
+    with pytest.raises(UserError, match=r"data.batch_tokens is 2000000000, above 1,048,576 micro batches of 90"):
+        load_config([], ["data.batch_tokens=2000000000", "data.max_source_tokens=90"])
+
+
 def test_denoising_into_a_mask_alone_is_refused():
     with pytest.raises(UserError, match=r"data.max_target_tokens is 2; denoise needs 3"):
         load_config([], ["data.objective=denoise", "data.max_target_tokens=2"])
