@@ -68,7 +68,7 @@ def test_a_hung_rank_is_found_and_named(settings, tmp_path):
 
 def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
     """SIGUSR1 to one rank while both evaluate: saved before the evaluation, which the next start makes up for."""
-    run, log = tmp_path / "run", tmp_path / "log.txt"
+    run, log = tmp_path / "run [a]*? {b}=ü", tmp_path / "log.txt"
     settings = [*settings, "train.evaluate_every_steps=6", "train.steps=12", f"run={run}"]
     job = forked.train(2, settings, log, partial(signal_in_evaluation, 1, signal.SIGUSR1))
     assert job.codes() == [75, 75], job.output()
