@@ -75,6 +75,7 @@ class EvaluationFolder:
         self.generated = root / "generated.jsonl"
         """A line a document: its texts and scores."""
         self.lock = root / "lock"
+        """Held by who writes here."""
         self.highlights = root / "highlights.json"
         """What the poolers kept of the first documents."""
 
