@@ -58,7 +58,7 @@ class Holder:
             found = None
         if found is not None and found[0].get("token") != self.facts.get("token"):
             return False
-        if self.facts.get("machine") == _machine():
+        if self.facts.get("machine") == _machine() and _is_visible(self.facts["pid"]):
             return start_of(self.facts["pid"]) == self.facts["start"]
         now, before = time.monotonic(), self._looked_at
         self._looked_at = now
@@ -189,6 +189,17 @@ def _beat(path: Path, facts: Mapping[str, Any], ended: threading.Event) -> None:
             else:
                 print(f"transpooler: error: {path.parent}: was taken over by {holder}; ends here", file=sys.stderr)
                 os._exit(USER_ERROR)
+
+
+def _is_visible(pid: int) -> bool:
+    """False where the system hides this process, which belongs to somebody else (hidepid of /proc)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return start_of(pid) is not None
+    except OSError:
+        pass
+    return True
 
 
 def _machine() -> str:

@@ -93,6 +93,18 @@ def test_the_lock_of_another_host_that_gives_signs_of_life_is_kept(lock):
     assert json.loads(lock.read_text())["token"] == "theirs"
 
 
+def test_a_process_that_is_hidden_from_this_user_counts_by_its_signs_of_life(lock, monkeypatch):
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)  # as hidepid does to others' processes; the tests run as root
+    monkeypatch.setattr(run_lock, "start_of", lambda pid: None)
+    write(lock, machine=run_lock._machine())
+    threading.Timer(0.1, os.utime, [lock]).start()
+    with pytest.raises(UserError, match="in use by"), hold(lock, ""):
+        pass
+
+
 def test_of_many_that_find_a_dead_lock_one_gets_it(lock, monkeypatch):
     write(lock, machine=run_lock._machine())
     won, lost = [], []
