@@ -142,4 +142,8 @@ def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, L
 
     evaluates = config.train.evaluate_every_steps and data.validation_split
     validation = open_split(str(data.validation_split)) if evaluates else None
-    return open_split(data.train_split), validation
+    training = open_split(data.train_split)
+    whole = data.batch_tokens is None and not data.mixture
+    if whole and (documents := len(training.dataset)) < data.batch_size:
+        say(f"WARNING: data.batch_size is {data.batch_size}, but a step takes {documents}: there are no more documents")
+    return training, validation

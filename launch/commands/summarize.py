@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, atomic_write, progress, say
+from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, all_problems, atomic_write, progress, say
 from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -29,7 +29,6 @@ from transpooler.launch.input_documents import (
     spool_streams,
 )
 from transpooler.trainer.config.root import GenerationConfig
-from transpooler.trainer.weights.generation import stored_generation
 from transpooler.trainer.weights.models import require_model
 
 if TYPE_CHECKING:
@@ -185,7 +184,9 @@ def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
     """Generation settings from the options given, else the model's own; UserError lists what is wrong with them."""
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    from transpooler.trainer.weights.generation import stored_generation
+
     generation = GenerationConfig(**stored_generation(parsed.model) | given)
-    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
+    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
         raise UserError("\n".join(problems))
     return generation
