@@ -18,6 +18,8 @@ class TranspoolerForSequenceClassification(EncoderOnlyModel):
     """
 
     encoder_prefix = "model."
+    accepts_loss_kwargs = False
+    """Trainer would else hand in num_items_in_batch, of which the mean over documents knows nothing."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)

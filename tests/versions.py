@@ -15,7 +15,11 @@ from tests.paths import ROOT
 GENERATION = "tests/integration/test_model_generate.py"
 CACHES = (f"{GENERATION}::test_with_and_without_cache_the_same", f"{GENERATION}::test_every_kind_of_cache")
 MODELS = (GENERATION, "tests/integration/test_model_transformers.py", "tests/integration/test_trainer_export.py")
-SHARDS = ("tests/unit/data_pipeline/sources", "tests/unit/data_pipeline/shards", "tests/integration/test_data_clients.py")
+SHARDS = (
+    "tests/unit/data_pipeline/sources",
+    "tests/unit/data_pipeline/shards",
+    "tests/integration/test_data_clients.py",
+)
 
 
 class Version(NamedTuple):
@@ -31,8 +35,8 @@ VERSIONS = {
     "datasets-5.0": Version(("datasets==5.0.0",), SHARDS),
     "deepspeed-0.19.0": Version(("deepspeed==0.19.0",), ("tests/distributed/test_trainer_zero.py",)),
 }
-"""Those between which common/versions.py says that all was tested, where they differ from constraints.txt. webdataset has
-one release of its minor version; other torches than the installed one are gigabytes, and run on machines with a GPU."""
+"""The ends of the ranges in common/versions.py, where they differ from constraints.txt. webdataset has one release of its
+minor version; torches other than the installed one are gigabytes, and are tried on machines with a GPU."""
 
 
 def run(name: str, folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

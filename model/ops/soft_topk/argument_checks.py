@@ -94,7 +94,9 @@ def check_rounds(rounds: int | None, k_B: Tensor, mask_BN: Tensor) -> None:
 
 def check_forward_mode(*tensors: Tensor) -> None:
     """Refuse dual tensors: without a formula torch would give tangents of zero."""
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if not torch.compiler.is_compiling() and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
         raise NotImplementedError("soft_topk has no forward-mode derivative; use reverse mode (torch.autograd.grad)")
 
 

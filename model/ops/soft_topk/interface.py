@@ -76,7 +76,6 @@ def soft_topk(
     if values_are_checked(scores_BN) if validate is None else validate:
         check_values(scores_BN.detach(), k, slots, given_mask_BN)
         check_rounds(rounds, k_B, mask_BN)
-    check_forward_mode(embeddings_BND, scores_BN)
     num_tokens = scores_BN.shape[1]
     if isinstance(k, int):
         if num_tokens <= k:
@@ -84,6 +83,7 @@ def soft_topk(
             return pooled if keep_order else sort_best_first(pooled)
         if backend == "reference":  # with one k for all: check_backend
             return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
+    check_forward_mode(embeddings_BND, scores_BN)  # the reference, made of plain operations, has one
     if rounds is None:
         rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
     weights, scores, groups, positions, mask = tournament_op(

@@ -22,7 +22,7 @@ def tournament_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
+    return tuple(part.contiguous() for part in module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base))
 
 
 @tournament_op.register_fake
@@ -52,7 +52,8 @@ def tournament_backward_op(
 ) -> Tensor:
     """`tournament.tournament_backward`: gradient of the scores."""
     module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base)
+    plan = (scores_BN, mask_BN, k_B1, slots, rounds, base)
+    return module.tournament_backward(grad_weights_BN, grad_scores_BS, *plan).contiguous()
 
 
 @tournament_backward_op.register_fake

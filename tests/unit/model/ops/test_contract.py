@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from transpooler.model.ops.baselines import strided_mean
 from transpooler.model.ops.soft_topk import soft_topk
 from transpooler.model.ops.soft_topk.ops import group_sum_backward_op, tournament_backward_op, tournament_op
 
@@ -27,7 +28,9 @@ def test_strides_change_nothing(backend):
     results = []
     for change in (torch.clone, transposed):
         leaves = [change(embeddings).requires_grad_(), change(scores).requires_grad_()]
-        pooled = soft_topk(*leaves, 3, mask_BN=change(torch.ones_like(scores).bool()), backend=backend)
+        pooled = soft_topk(
+            leaves[0], leaves[1], 3, mask_BN=change(torch.arange(19).expand(3, -1) < 18), backend=backend
+        )
         grads = torch.autograd.grad(pooled.embeddings.square().sum() + pooled.scores.sum(), leaves)
         results.append([*pooled, *grads])
     for one, other in zip(*results, strict=True):
@@ -68,10 +71,21 @@ def test_a_document_that_fits_is_laid_out_as_one_that_does_not(backend, keep_ord
 
 
 @pytest.mark.parametrize("k", [3, 30])
-def test_forward_mode_is_refused_and_tensors_without_values_pass(k):
+def test_forward_mode_is_right_or_refused_and_tensors_without_values_pass(k):
     embeddings, scores = given()
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda x: soft_topk(embeddings, x, k).embeddings, (scores,), (torch.ones_like(scores),))
+
+    def tangent(change, of, x):
+        return torch.func.jvp(lambda x: of(x).embeddings, (x,), (change,))[1]
+
+    change = torch.randn_like(embeddings)
+    if k > embeddings.shape[1]:  # nothing is chosen
+        assert torch.equal(tangent(change, lambda x: soft_topk(x, scores, k), embeddings), change)
+    else:
+        for pool in (lambda x: soft_topk(x, scores, k), lambda x: strided_mean(x, None, k)):
+            with pytest.raises(NotImplementedError, match="forward-mode"):
+                tangent(change, pool, embeddings)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            tangent(torch.ones_like(scores), lambda x: soft_topk(embeddings, x, k), scores)
     with FakeTensorMode():
         shape = soft_topk(torch.randn(2, 9, 4), torch.rand(2, 9), k).embeddings.shape
     assert shape == (2, min(k, 9), 4)
