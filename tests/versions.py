@@ -35,8 +35,8 @@ VERSIONS = {
     "datasets-5.0": Version(("datasets==5.0.0",), SHARDS),
     "deepspeed-0.19.0": Version(("deepspeed==0.19.0",), ("tests/distributed/test_trainer_zero.py",)),
 }
-"""The ends of the ranges in common/versions.py, where they differ from constraints.txt. webdataset has one release of its
-minor version; torches other than the installed one are gigabytes, and are tried on machines with a GPU."""
+"""The ends of the ranges in common/versions.py, where they differ from constraints.txt. webdataset has one release of
+its minor version; torches other than the installed one are gigabytes, and are tried on machines with a GPU."""
 
 
 def run(name: str, folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
