@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import Architecture, PoolingStage
+from transpooler.model.architecture import Architecture, pooling_stage
 
 
 @strict
@@ -52,7 +52,7 @@ class TranspoolerConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
-        stages = [stage if isinstance(stage, PoolingStage) else _stage(stage) for stage in self.pooling]
+        stages = [pooling_stage(stage) for stage in self.pooling]
         self.pooling = [asdict(stage) for stage in stages]
         if problems := [f"{key} {message}" for key, message in self.architecture.problems()]:
             raise ValueError("; ".join(problems))
@@ -62,7 +62,7 @@ class TranspoolerConfig(PreTrainedConfig):
     def architecture(self) -> Architecture:
         """The fields that `Architecture` has."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(Architecture)}
-        return Architecture(**values | {"pooling": tuple(_stage(stage) for stage in self.pooling)})
+        return Architecture(**values | {"pooling": tuple(pooling_stage(stage) for stage in self.pooling)})
 
     @classmethod
     def from_architecture(
@@ -78,9 +78,3 @@ class TranspoolerConfig(PreTrainedConfig):
             decoder_start_token_id=bos_token_id,
         )
 
-
-def _stage(values: dict) -> PoolingStage:
-    known = {entry.name for entry in fields(PoolingStage)}
-    if "after_layer" not in values or not set(values) <= known:
-        raise ValueError(f"pooling: stage {values} needs after_layer and may have {', '.join(sorted(known))}")
-    return PoolingStage(**values)

@@ -18,7 +18,7 @@ from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput
-from transpooler.model.pooler import Pooler, Scorer, closes_stack
+from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler
 from transpooler.model.positions import rotary, sinusoidal
 
 
@@ -109,7 +109,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         self.embedder = Embedder(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         stages = config.architecture.pooling
-        self.poolers = nn.ModuleDict({str(stage.after_layer): Pooler(config, stage) for stage in stages})
+        self.poolers = nn.ModuleDict({str(stage.after_layer): encoder_pooler(config, stage) for stage in stages})
         self.final_norm = FinalNorm(config)
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
         self.pooled_stages: list[PooledStage] = []
