@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
 CHOICES = {
+    "kind": ("seq2seq", "compressor"),
     "activation": ("relu", "gelu", "swiglu"),
     "norm": ("pre", "post"),
     "positions": ("sinusoidal", "rotary", "learned"),
@@ -50,6 +51,8 @@ class PoolingStage:
 class Architecture:
     """Dimensions and pooling schedule. Defaults are the paper's deep setting without pooling (= Blockwise)."""
 
+    kind: str = "seq2seq"
+    """seq2seq (this encoder-decoder) or compressor (any causal language model as the reader; it has other keys)."""
     d_model: int = 512
     """Width."""
     encoder_layers: int = 6
@@ -102,6 +105,11 @@ class Architecture:
         if self.scorer_init_std is not None and self.scorer_init_std < 0:
             yield "scorer_init_std", f"is {self.scorer_init_std}; must not be negative"
         yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
+
+
+def shape_fields() -> list[str]:
+    """Names of the fields that describe the model, without its kind."""
+    return [entry.name for entry in fields(Architecture) if entry.name != "kind"]
 
 
 def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:

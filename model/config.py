@@ -1,11 +1,11 @@
 """`TranspoolerConfig`: the architecture as `transformers` wants it. Defaults and rules are those of `Architecture`."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import Architecture, pooling_stage
+from transpooler.model.architecture import Architecture, pooling_stage, shape_fields
 
 
 @strict
@@ -61,7 +61,7 @@ class TranspoolerConfig(PreTrainedConfig):
     @property
     def architecture(self) -> Architecture:
         """The fields that `Architecture` has."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(Architecture)}
+        values = {name: getattr(self, name) for name in shape_fields()}
         return Architecture(**values | {"pooling": tuple(pooling_stage(stage) for stage in self.pooling)})
 
     @classmethod
@@ -70,11 +70,10 @@ class TranspoolerConfig(PreTrainedConfig):
     ) -> "TranspoolerConfig":
         """The configuration of `architecture` over a vocabulary; decoding starts with the bos token."""
         return cls(
-            **asdict(architecture),
+            **{name: value for name, value in asdict(architecture).items() if name != "kind"},
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
             decoder_start_token_id=bos_token_id,
         )
-

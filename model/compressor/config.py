@@ -12,8 +12,8 @@ from transpooler.model.architecture import PoolingStage, pooling_stage, schedule
 class CompressorConfig(PreTrainedConfig):
     """`encoder` and `reader` are stock configurations of causal language models (Llama, Qwen, Gemma 3 text, ...).
 
-    `pooling` is a list of dicts with the fields of `PoolingStage`; after_layer 0 pools the embeddings. Raises ValueError
-    naming every bad field.
+    `pooling` is a list of dicts with the fields of `PoolingStage`; after_layer 0 pools the embeddings.
+    Raises ValueError naming every bad field.
     """
 
     model_type = "transpooler_compressor"
@@ -22,8 +22,8 @@ class CompressorConfig(PreTrainedConfig):
         "reader": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    encoder: PreTrainedConfig | dict | None = None
-    reader: PreTrainedConfig | dict | None = None
+    encoder: Any = None
+    reader: Any = None
     block_size: int | None = 512
     causal: bool = True
     """Whether tokens of a block see only those before them, as in the weights' own training."""
@@ -37,7 +37,8 @@ class CompressorConfig(PreTrainedConfig):
     prompt_ids: list | tuple = ()
     """Tokens that the reader reads between the slots and what it writes."""
     pad_token_id: int | None = None
-    is_encoder_decoder: bool | None = False
+    eos_token_id: int | list[int] | None = None
+    is_encoder_decoder: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -52,6 +53,11 @@ class CompressorConfig(PreTrainedConfig):
             problems.append(("carry_embeddings", "needs encoder and reader of equal width and vocabulary"))
         if problems:
             raise ValueError("; ".join(f"{key} {message}" for key, message in problems))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the reader can write."""
+        return int(self.reader.vocab_size)
 
     @property
     def stages(self) -> tuple[PoolingStage, ...]:

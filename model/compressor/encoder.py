@@ -3,7 +3,7 @@
 B batch, N source tokens, D the encoder's width, E the reader's, P packed tokens (see `layout`), S slots.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class CompressorPreTrainedModel(PreTrainedModel):
         if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
             initialization.normal_(module.weight, std=self.config.scorer_init_std)
         if getattr(module, "starts_at_zero", False):
-            initialization.zeros_(module.weight)
+            initialization.zeros_(cast(Tensor, module.weight))
 
 
 class Adapter(nn.Module):
@@ -62,7 +62,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
 
     def __init__(self, config: CompressorConfig) -> None:
         super().__init__(config)
-        stock = cast(Any, config.encoder)
+        stock = config.encoder
         self.stock = host(stock, config.causal)
         self.poolers = nn.ModuleDict(
             {
@@ -72,7 +72,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
                 for stage in config.stages
             }
         )
-        self.adapter = Adapter(stock.hidden_size, cast(Any, config.reader).hidden_size, config.carry_embeddings)
+        self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
         self.pooled_stages: list[PooledStage] = []
         self.post_init()
 
@@ -99,7 +99,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
             done = stage.after_layer
             x, carried, layout, positions_P = self._pool(stage.after_layer, x, carried, layout, positions_P)
         x = run_layers(self.stock, done + 1, self.stock.config.num_hidden_layers, x, layout)
-        slots = self.adapter(self.stock.norm(x))
+        slots = self.adapter(cast(nn.Module, self.stock.norm)(x))
         if self.config.carry_embeddings:
             slots = carried + slots
         slots = layout.documents.to_rows(slots)

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPreTrainedModel
 from transpooler.model.inspection import pooling_statistics, select
@@ -20,11 +21,18 @@ from transpooler.model.outputs import Selection
 class CompressorForConditionalGeneration(CompressorPreTrainedModel):
     """The model to train and to summarize with; its parts are the encoder and the reader, a stock model."""
 
-    def __init__(self, config: CompressorConfig) -> None:
+    def __init__(
+        self, config: CompressorConfig, encoder: CompressorEncoder | None = None, reader: PreTrainedModel | None = None
+    ) -> None:
+        """`encoder` and `reader` are taken as they are, where they are given."""
         super().__init__(config)
-        self.encoder = CompressorEncoder(config)
-        self.reader = AutoModelForCausalLM.from_config(config.reader, dtype=cast(Any, config.reader).dtype)
-        self.post_init()
+        self.encoder = encoder or CompressorEncoder(config)
+        self.reader: Any = reader or AutoModelForCausalLM.from_config(config.reader, dtype=config.reader.dtype)
+        if encoder is None or reader is None:
+            self.post_init()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        self.reader.tie_weights(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.reader.get_input_embeddings()
@@ -104,6 +112,11 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
     def generation_config(self, value: GenerationConfig | None) -> None:
         if "reader" in self._modules and value is not None:
             self.reader.generation_config = value
+
+    @property
+    def stages(self) -> tuple[PoolingStage, ...]:
+        """The pooling schedule."""
+        return self.config.stages
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import transformers
 
@@ -15,9 +16,13 @@ from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import build_model
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -31,7 +36,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
 
 
 def export_model(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: transformers.PreTrainedTokenizerFast,
     folder: Path,
     config: Config,
@@ -48,14 +53,17 @@ def export_model(
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
     tokenizer.model_max_length = config.data.max_source_tokens
-    model.config.auto_map = dict(AUTO_MAP)
     _set_generation(model.generation_config, config.generation)
     try:
-        model.save_pretrained(incomplete)
+        if isinstance(model, TranspoolerForConditionalGeneration):
+            model.config.auto_map = dict(AUTO_MAP)
+            model.save_pretrained(incomplete)
+            write_code(incomplete)
+        else:
+            save_compressor(model, tokenizer, incomplete)
         tokenizer.save_pretrained(incomplete)
-        write_code(incomplete)
         (incomplete / "README.md").write_text(model_card(model, config, step), encoding="utf-8")
-        for path in incomplete.iterdir():
+        for path in filter(Path.is_file, incomplete.rglob("*")):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)
