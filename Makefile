@@ -2,6 +2,7 @@
 # make demo       the whole main job on real text (about 10 minutes on 2 cores)
 # make check      lint, types and unit tests, for the daily work (minutes)
 # make test       lint, types and all tests, with real ranks, kills, hosts and SLURM
+# make test-versions  the tests that would notice, with the oldest and newest versions of the libraries
 # make lint       ruff and mypy alone
 # make bench      what soft_topk costs here, written to benchmarks/results/; BENCH=--help for more
 # make bench-gpu  on a CUDA machine: tests/gpu, then the same tables there
@@ -27,7 +28,7 @@ BUILD := $(BIN)/python -m transpooler.model.ops.soft_topk  # once, before many p
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo check test lint bench bench-gpu install clean
+.PHONY: demo check test test-versions lint bench bench-gpu install clean
 
 install: $(STAMP)
 
@@ -56,6 +57,10 @@ test: lint
 	nice -n 5 $(SHARED_OUT) tests/distributed tests/integration tests/numerics tests/gpu tests/unit $(PYTEST) || failed=1; \
 	echo "tests/cluster, which has been running beside these (from here on: $(CLUSTER_LOG)):"; \
 	wait $$cluster || failed=1; cat $(CLUSTER_LOG); exit $$failed
+
+test-versions: $(STAMP)
+	@$(BUILD)
+	$(BIN)/python -m tests.versions
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -159,15 +159,16 @@ def write_results(
     where: default the environment of this process; to_read: Markdown, default a table of all columns; more: further
     entries of the .json.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     where = environment() if where is None else where
     record = {"benchmark": name, "environment": where, **(more or {}), "rows": [dict(row) for row in rows]}
     paths = [folder / f"{name}{suffix}" for suffix in (".json", ".csv", ".md")]
-    paths[0].write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_write(paths[0]) as file:
+        file.write(json.dumps(record, indent=1) + "\n")
     write_csv(paths[1], rows)
     facts = "\n".join(f"- {key}: {_flat(value)}" for key, value in where.items())
     table = markdown(rows) if to_read is None else to_read
-    paths[2].write_text(f"# {name}\n\n{facts}\n\n{table}\n{notes.rstrip()}\n")
+    with atomic_write(paths[2]) as file:
+        file.write(f"# {name}\n\n{facts}\n\n{table}\n{notes.rstrip()}\n")
     return paths
 
 

@@ -8,6 +8,7 @@ from transpooler.common.files import (
     INCOMPLETE_SUFFIX,
     DiskFullError,
     atomic_write,
+    disk_problem,
     fsync_folder,
     is_disk_full,
     read_json,
@@ -16,7 +17,8 @@ from transpooler.common.files import (
 )
 from transpooler.common.log import Progress, progress, say, set_quiet
 from transpooler.common.net import free_port, is_free
-from transpooler.common.processes import die_with_parent, peak_resident_mib, resident_mib
-from transpooler.common.signals import STOP_SIGNALS, handle_signals
+from transpooler.common.processes import die_when, die_with_parent, peak_resident_mib, resident_mib, start_of
+from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import percent, split_list
+from transpooler.common.versions import TESTED, check_version

@@ -1,7 +1,7 @@
 """Rules that stand at a setting's field: `steps: int = at_least(1, 300_000)`. The configuration loader checks them all.
 
 A field whose type allows None may be left unset: None passes. A rule for a tuple holds for each of its items, and
-numbers must be finite whatever the rule.
+numbers must be finite and, unless it says otherwise, at most LARGEST in size.
 """
 
 import dataclasses
@@ -10,16 +10,18 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-_RULE = "rule"
+LARGEST = 2**31 - 1
+"""Of any number: what fits everywhere, such as 32-bit indices and the operating system's time-outs (68 years in s)."""
+_RULE, _LARGEST = "rule", "largest"
 
 Rule = Callable[[Any], str | None]
 """What is wrong with a value, such as 'must be at least 1'; None for a good one."""
 
 
-def at_least(minimum: float, default: Any, why: str = "") -> Any:
+def at_least(minimum: float, default: Any, why: str = "", largest: float = LARGEST) -> Any:
     """A field whose number is `minimum` or more; `why` follows the limit in the message, in brackets."""
     limit = f"must be at least {minimum}{f' ({why})' if why else ''}" if minimum or why else "must not be negative"
-    return _field(default, lambda value: None if value >= minimum else limit)
+    return _field(default, lambda value: None if value >= minimum else limit, largest)
 
 
 def positive(default: Any) -> Any:
@@ -66,13 +68,19 @@ def field_problems(section: Any) -> Iterator[tuple[str, str]]:
                 continue
             if isinstance(item, float) and not math.isfinite(item):
                 yield entry.name, f"is {item}; must be a finite number"
+            elif _is_above(item, entry.metadata.get(_LARGEST, LARGEST)):
+                yield entry.name, f"is {item}; must not be above {LARGEST:,} in size"
             elif rule is not None and (problem := rule(item)) is not None:
                 optional = ", or null" if type(None) in typing.get_args(entry.type) else ""
                 yield entry.name, f"is {value!r}; {problem}{optional}"
 
 
-def _field(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={_RULE: rule})
+def _field(default: Any, rule: Rule, largest: float = LARGEST) -> Any:
+    return dataclasses.field(default=default, metadata={_RULE: rule, _LARGEST: largest})
+
+
+def _is_above(value: Any, largest: float) -> bool:
+    return isinstance(value, int | float) and abs(value) > largest
 
 
 def _sections(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

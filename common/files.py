@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,13 @@ from transpooler.common.errors import UserError
 INCOMPLETE_SUFFIX = ".incomplete"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
 class DiskFullError(UserError):
-    """A file could not be written because the disk, or the user's quota, is full."""
+    """A file could not be written because the disk, the user's quota, or the limit of a file's size is reached."""
 
 
 @contextmanager
@@ -51,8 +57,27 @@ def atomic_write(
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether an operation failed because the disk, or the user's quota, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether an operation failed because the disk, the user's quota, or the limit of a file's size is reached."""
+    return error.errno in FULL
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """Says of an exception that a full disk, a limit or missing permissions made what it was, as one line; else None.
+
+    Libraries in Rust and C++ raise exceptions of their own, which quote the system's.
+    """
+    path = ""
+    if isinstance(error, OSError):
+        number, path = error.errno, str(error.filename or "")
+    elif found := _RUST_ERROR.search(str(error)):
+        number = int(found[1])
+    else:
+        number = next((each for each in (*FULL, errno.EROFS) if os.strerror(each) in str(error)), None)
+    if number not in FULL + FORBIDDEN:
+        return None
+    assert number is not None
+    where = f"{path}: " if path else "a file cannot be written: "
+    return f"{where}{os.strerror(number)}; free space, mend permissions or choose another folder"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,11 +1,19 @@
 """Signals handled for a while, and put back as they were."""
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from transpooler.common.exit_codes import PREEMPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send when a job has to save and end."""
+UNWIND_S = 3.0
+"""How long a process that was told to stop before its work began may take to leave by itself."""
 
 
 @contextmanager
@@ -17,3 +25,48 @@ def handle_signals(numbers: Iterable[int], handle: Callable[[int], None]) -> Ite
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_stop_signals() -> Iterator[None]:
+    """Inside the block STOP_SIGNALS end the process with code 75: nothing has begun that could be lost.
+
+    `handle_signals` inside takes over. A thread sees to it where the main thread is in a long call in C, such as the
+    wait for other ranks, in which Python runs no handlers.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            before = signal.getsignal(number[0])
+            if before is _leave:
+                time.sleep(UNWIND_S)
+                if signal.getsignal(number[0]) is before:
+                    os._exit(PREEMPTED)
+        os.close(reader)
+
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _leave) for number in STOP_SIGNALS}
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
+
+
+def listens_to(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, which would end it otherwise; True where that is not to be seen."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return not Path("/proc/self/status").exists()
+    caught, ignored = (int(status.partition(f"{name}:")[2].split()[0], 16) for name in ("SigCgt", "SigIgn"))
+    return bool((caught | ignored) >> (number - 1) & 1)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(PREEMPTED)

@@ -12,6 +12,12 @@ UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 EXECUTORS = ("processes", "ray")
 GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
 MAX_CORPORA = 256
+LEAST_MIB = 2**-10
+"""Of shards and tasks: 1 KiB, since each is a file."""
+MAX_WORKERS = 4096
+MAX_STEPS_AHEAD = 10_000
+MAX_MICRO_BATCHES = 2**20
+"""Of one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +40,9 @@ class TokenizerConfig:
     """Folder of a saved fast tokenizer, a tokenizer.json, or a hub id; null trains one on the sources."""
     algorithm: str = one_of(ALGORITHMS, "bpe")
     """What is trained: bpe (byte-level, lossless) or unigram (SentencePiece-like, after NFKC; the paper's)."""
-    vocab_size: int = 32_000
+    vocab_size: int = at_least(1, 32_000)
     """Entries of a trained tokenizer, special tokens included."""
-    max_training_documents: int = 10_000
+    max_training_documents: int = at_least(1, 10_000)
     """The tokenizer is trained on this many documents from the start of the sources."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -53,23 +59,23 @@ class CleanConfig:
     """Normal form of all text: NFC, NFKC, NFD, NFKD, or null."""
     control_characters: bool = True
     """Take out control characters (tabs and line feeds stay; CR LF becomes LF)."""
-    min_source_characters: int = 1
-    max_source_characters: int | None = None
-    min_target_characters: int = 1
-    max_target_characters: int | None = None
+    min_source_characters: int = at_least(0, 1)
+    max_source_characters: int | None = at_least(1, None)
+    min_target_characters: int = at_least(0, 1)
+    max_target_characters: int | None = at_least(1, None)
     max_target_source_ratio: float | None = positive(None)
     """Longest summary as a share of its document, in characters; null sets no limit."""
     quality: bool = False
     """Drop what is not prose, by the four settings below, which depend on no language."""
     min_letter_share: float = between(0, 1, 0.5)
     """quality: least share of letters among the characters that are not spaces."""
-    max_mean_word_characters: float = 15.0
+    max_mean_word_characters: float = positive(15.0)
     """quality: greatest mean length of words (of texts in ASCII)."""
     max_repeated_line_share: float = between(0, 1, 0.3)
     """quality: greatest share of characters in lines that repeat an earlier line."""
     max_repeated_words_share: float = between(0, 1, 0.2)
     """quality: greatest share of characters in sequences of five words that repeat an earlier one."""
-    held_out_overlap: float | None = positive(0.5)
+    held_out_overlap: float | None = between(0, 1, 0.5, exclude=(0,))
     """Drop train and pretrain documents that hold this share of a validation or test document; null keeps them."""
     exact_duplicates: bool = True
     """Drop documents that repeat an earlier one of the split (ignoring case and spacing)."""
@@ -101,21 +107,21 @@ class PrepareConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
     min_source_tokens: int = at_least(1, 16)
     """Shorter documents are dropped (and counted as source_too_short)."""
-    max_source_tokens: int | None = None
+    max_source_tokens: int | None = at_least(1, None)
     """Longer documents are dropped (source_too_long); null keeps all: the loader truncates."""
     min_target_tokens: int = at_least(1, 2)
     """Shorter summaries are dropped (target_too_short)."""
-    max_target_tokens: int | None = 4096
+    max_target_tokens: int | None = at_least(1, 4096)
     """Longer summaries are dropped (target_too_long)."""
-    shard_size_mib: float = positive(64.0)
+    shard_size_mib: float = at_least(LEAST_MIB, 64.0)
     """A shard is closed when it holds this many MiB."""
     keep_source_text: bool = False
     """Store the document's text, too (as source_text in the .json member); summaries are always stored."""
     license: str | None = None
     """Licence of the documents, for the dataset card: an identifier of the Hugging Face hub, such as cc-by-4.0."""
-    task_mib: float = positive(8.0)
+    task_mib: float = at_least(LEAST_MIB, 8.0)
     """Input of one task; after a kill, unfinished tasks are done again."""
-    workers: int = at_least(0, 0)
+    workers: int = between(0, MAX_WORKERS, 0)
     """Tokenizing processes; 0 uses all cores. Output bytes do not depend on it."""
     executor: str = one_of(EXECUTORS, "processes")
     """processes (of this machine) or ray (a Ray cluster; all its machines see the inputs and the scratch folder)."""
@@ -159,11 +165,11 @@ class DataConfig:
     """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""
     max_target_tokens: int = at_least(2, 1024, "one token and </s>")
     """Targets are cut to this many tokens, </s> included."""
-    batch_size: int = at_least(1, 32)
+    batch_size: int = between(1, MAX_MICRO_BATCHES, 32)
     """Documents per optimizer step over all ranks (the global batch); evaluation's too. Not used with batch_tokens."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = at_least(1, None)
     """Source tokens per optimizer step over all ranks, padding included: as many documents as fit. null: batch_size."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None = at_least(1, None)
     """Source tokens of one forward pass on one rank, padding included, with batch_tokens; null = max_source_tokens."""
     length_bucket_width: float | None = at_least(0, 0.05)
     """Documents that share a (micro) batch differ in length by at most this share; null turns buckets off."""
@@ -185,17 +191,17 @@ class DataConfig:
     """gap_sentences: scores are multiplied by 1 to 1 + this at random, so that epochs differ."""
     gap_kept_fraction: float = between(0, 1, 0.0)
     """gap_sentences: share of the selected sentences that stay in the source, too (PEGASUS-large: 0.2)."""
-    prefetch_steps: int = at_least(1, 2)
+    prefetch_steps: int = between(1, MAX_STEPS_AHEAD, 2)
     """Global batches read ahead; per worker process, if there are any."""
-    workers: int = at_least(0, 0)
+    workers: int = between(0, MAX_WORKERS, 0)
     """Processes per rank that make batches; 0 = a thread. Batches do not depend on it."""
     cache: str = "~/.cache/transpooler"
     """Folder for shards fetched from a URL; processes of one machine share it."""
     cache_gib: float = positive(64.0)
     """The cache is kept below this size; the shards used least recently go first."""
-    fetch_ahead_steps: int = at_least(0, 16)
+    fetch_ahead_steps: int = between(0, MAX_STEPS_AHEAD, 16)
     """The shards of this many steps ahead are fetched in the background."""
-    fetch_retries: int = at_least(0, 5)
+    fetch_retries: int = between(0, 1000, 5)
     """Further attempts after a failed or damaged transfer, with growing pauses."""
     max_damaged_documents: int = at_least(0, 0)
     """Documents that cannot be read are left out and counted; more than this, over all ranks, end the run."""
@@ -221,12 +227,16 @@ class DataConfig:
         """Settings of this section that contradict each other."""
         micro, longest = self.micro_batch_tokens, self.max_source_tokens
         room = micro or longest
+        if self.objective == "denoise" and self.max_target_tokens < 3:
+            yield "max_target_tokens", f"is {self.max_target_tokens}; denoise needs 3, for <mask>, one token and </s>"
         if micro is not None and self.batch_tokens is None:
             yield "micro_batch_tokens", f"is {micro}, which needs data.batch_tokens"
         if micro is not None and micro < longest:
             yield "micro_batch_tokens", f"is {micro}; one document may have max_source_tokens = {longest}"
         elif self.batch_tokens is not None and self.batch_tokens < room:
             yield "batch_tokens", f"is {self.batch_tokens}, less than one micro batch of {room}"
+        elif (self.batch_tokens or 0) > MAX_MICRO_BATCHES * room:
+            yield "batch_tokens", f"is {self.batch_tokens}, above {MAX_MICRO_BATCHES:,} micro batches of {room}"
         if (epochs := self.short_first_epochs) and self.shuffle_shards is not None:
             yield "short_first_epochs", f"is {epochs}, which needs all shards at once: shuffle_shards=null"
         names = [corpus.name for corpus in self.mixture]

@@ -152,8 +152,20 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Return the SHA-256 (hex) of all that decides ids: the serialised tokenizer without padding and truncation."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    """Return the SHA-256 (hex) of all that decides ids: the serialised tokenizer without padding and truncation.
+
+    Nor does what adds special tokens count: documents are encoded without, and an export's tokenizer adds </s>.
+    """
+    return _hash(tokenizer, post_processor=None)
+
+
+def has_fingerprint(tokenizer: "PreTrainedTokenizerFast", recorded: str) -> bool:
+    """Whether `recorded` is the tokenizer's, as it is computed now or was when special tokens counted."""
+    return recorded in (fingerprint(tokenizer), _hash(tokenizer))
+
+
+def _hash(tokenizer: "PreTrainedTokenizerFast", **changes: Any) -> str:
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | changes
     state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -163,6 +175,20 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
     ids = {role.removesuffix("_token"): getattr(tokenizer, f"{role}_id") for role in _ROLES}
     gap: Any = tokenizer.convert_tokens_to_ids(GAP_TOKEN)
     return SpecialIds(**ids, gap=gap)
+
+
+def adding_eos(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """A copy that ends every text by </s>, as every document and every summary of the training ended."""
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    ending: Any = copy.deepcopy(tokenizer)
+    eos = str(tokenizer.eos_token)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    return ending
 
 
 def _add_missing_tokens(tokenizer: "PreTrainedTokenizerFast") -> None:

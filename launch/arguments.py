@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, nan
@@ -121,4 +122,4 @@ def require_targets(targets: Mapping[str, Path | None], inputs: Iterable[str]) -
 
 def _is_override(item: str) -> bool:
     key, separator, _ = item.partition("=")
-    return bool(separator) and all(part.isidentifier() for part in key.split("."))
+    return bool(separator) and all(part.isidentifier() for part in re.sub(r"\[\d+\]", "", key).split("."))

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from transpooler import __version__
-from transpooler.common import set_quiet
+from transpooler.common import TESTED, check_version, say, set_quiet
 from transpooler.launch.arguments import Parser, add_command
-from transpooler.launch.exits import run_guarded
+from transpooler.launch.exits import run_continued, run_guarded
 
 COMMANDS = (
     *("prepare", "inspect", "verify", "order", "train", "launch", "doctor", "checkpoints", "evaluate"),
     *("summarize", "report", "export", "bench", "demo"),
 )
+CONTINUED = ("train", "launch", "evaluate")
+"""Commands that end with 75 on a signal of the scheduler, however early: it starts them again."""
 
 _EXIT_CODES = (
     "exit codes: 0 done, 2 a mistake in input or configuration, 75 preempted and saved, 70 hung or lost a rank; "
@@ -29,7 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     set_quiet(parsed.quiet)
     command = import_module(f"transpooler.launch.commands.{parsed.command}")
-    return run_guarded(lambda: command.run(parsed))
+
+    def run() -> int | None:
+        for name in TESTED:
+            if warning := check_version(name):
+                say(warning)
+        return command.run(parsed)
+
+    return (run_continued if parsed.command in CONTINUED else run_guarded)(run)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,15 +2,33 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 
-from transpooler.common import DONE, INTERRUPTED, USER_ERROR, UserError
+from transpooler.common import (
+    DONE,
+    INTERRUPTED,
+    USER_ERROR,
+    UserError,
+    die_when,
+    disk_problem,
+    exit_on_stop_signals,
+)
+
+WAITING_ENGINES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+"""Variables of torchrun and DeepSpeed's launcher, which wait for the ranks that they started: they end together."""
 
 
 def run_guarded(action: Callable[[], int | None]) -> int:
-    """Run `action` and return its exit code. A user's mistakes are printed, a line each; bugs keep their traceback."""
+    """Run `action` and return its exit code. A user's mistakes are printed, a line each; bugs keep their traceback.
+
+    A disk that cannot be written is the user's to mend, whoever raises what about it.
+    """
+    threading.excepthook = _print_unless_disk  # the main thread hears of it, too
     try:
-        return action() or DONE
+        code = action() or DONE
+        sys.stdout.flush()  # its disk may be full, too
+        return code
     except UserError as error:
         print_user_error(error)
         return USER_ERROR
@@ -18,10 +36,39 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         print("transpooler: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output (head, less) has ended, which is no error. Point stdout elsewhere, so that the
-        # interpreter's flush at exit does not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # its reader (head, less) has ended, which is no error
         return DONE
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        print_user_error(UserError(problem))
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
+        return USER_ERROR
+
+
+def run_continued(action: Callable[[], int | None]) -> int:
+    """`run_guarded` for work that a scheduler starts again after code 75, and that engines start as ranks.
+
+    Signals are heard from the first moment on, and the process ends with the engine that started it.
+    """
+    if os.environ.keys() & set(WAITING_ENGINES):
+        die_when(lambda: False)
+    with exit_on_stop_signals():
+        return run_guarded(action)
+
+
+def _discard_output() -> None:
+    """Point standard output elsewhere, so that the interpreter's flush at exit does not fail either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_unless_disk(arguments: threading.ExceptHookArgs) -> None:
+    error = arguments.exc_value
+    if error is None or not (isinstance(error, FileNotFoundError) or disk_problem(error)):
+        threading.__excepthook__(arguments)
 
 
 def print_user_error(error: UserError) -> None:

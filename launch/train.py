@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from transpooler.common import UserError, set_quiet
 from transpooler.launch.arguments import Parser, split_settings
-from transpooler.launch.exits import run_guarded
+from transpooler.launch.exits import run_continued
 from transpooler.launch.ranks.identity import rank_identity
 
 OTHER_RANKS_WAIT_S = 5.0
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; LOCAL_RANK counts")
     parsed = parser.parse_args(arguments)
-    return run_guarded(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
+    return run_continued(lambda: train_as_rank(parsed.settings, quiet=parsed.quiet))
 
 
 def adopt_rank() -> bool:

@@ -102,8 +102,9 @@ class Architecture:
             yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
         if self.pooling_base <= 1:
             yield "pooling_base", f"is {self.pooling_base}; must be above 1"
-        if self.scorer_init_std is not None and self.scorer_init_std < 0:
-            yield "scorer_init_std", f"is {self.scorer_init_std}; must not be negative"
+        for name in ("init_std", "scorer_init_std"):
+            if (getattr(self, name) or 0) < 0:
+                yield name, f"is {getattr(self, name)}; must not be negative"
         yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
 
 

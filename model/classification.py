@@ -7,6 +7,7 @@ from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.encoder import EncoderOnlyModel, TranspoolerEncoder
+from transpooler.model.input_checks import refuse_unknown
 
 
 class TranspoolerForSequenceClassification(EncoderOnlyModel):
@@ -17,6 +18,8 @@ class TranspoolerForSequenceClassification(EncoderOnlyModel):
     """
 
     encoder_prefix = "model."
+    accepts_loss_kwargs = False
+    """Trainer would else hand in num_items_in_batch, of which the mean over documents knows nothing."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
@@ -36,6 +39,7 @@ class TranspoolerForSequenceClassification(EncoderOnlyModel):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Logits (B, num_labels), and with labels, int64 (B,) or float (B,) or (B, num_labels), the loss."""
+        refuse_unknown(kwargs, self)
         encoded = self.model(
             input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
         )

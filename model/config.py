@@ -2,10 +2,27 @@
 
 from dataclasses import asdict
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from transpooler.model.architecture import Architecture, pooling_stage, shape_fields
+
+VERSIONS = ((5, 17), (5, 24))
+"""The oldest and the newest minor version of transformers on which this code was tested."""
+
+
+def check_transformers(version: str) -> None:
+    """ImportError on a version of transformers where this code could compute something else without a word."""
+    oldest, newest = (".".join(map(str, pair)) for pair in VERSIONS)
+    if not VERSIONS[0] <= tuple(int(part) for part in version.split(".")[:2]) <= VERSIONS[1]:
+        raise ImportError(
+            f"this code was tested with transformers {oldest} to {newest}, and {version} may change its results "
+            f"silently; pip install 'transformers>={oldest},<={newest}.99', or export again with a newer transpooler"
+        )
+
+
+check_transformers(transformers.__version__)  # here, in the first file that an export loads
 
 
 @strict

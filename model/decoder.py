@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
-from transpooler.model.input_checks import check_inputs, check_mask
+from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown, settle_cache
 from transpooler.model.layers import DecoderLayer, FinalNorm
 from transpooler.model.layout import open_empty_rows
 
@@ -37,12 +37,16 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """input_ids (B, T) continue `past_key_values`; attention_mask (B, past + T) covers past and new tokens.
 
-        encoder_attention_mask (B, S) is the mask of the encoder's output, not that of its input.
+        encoder_attention_mask (B, S) is the mask of the encoder's output, not that of its input. `cache` is the newer
+        name of past_key_values.
         """
+        refuse_unknown(kwargs, self)
+        past_key_values = settle_cache(past_key_values, cache)
         given = check_inputs(input_ids, inputs_embeds, self.config, prefix="decoder_")
         memory_mask = _prepare_memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)

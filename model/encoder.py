@@ -3,7 +3,7 @@
 B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage, S slots.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from transformers.utils import can_return_tuple
 
 from transpooler.model.attention import CosSin
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.input_checks import check_inputs, check_mask
+from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown
 from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.outputs import EncoderOutput
-from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler
+from transpooler.model.outputs import EncoderOutput, PooledStage
+from transpooler.model.pooler import Pooler, closes_stack, encoder_pooler, is_scorer
 from transpooler.model.positions import rotary, sinusoidal
 
 
@@ -38,8 +38,8 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
-            initialization.normal_(module.weight, std=self.config.scorer_init_std)
+        if is_scorer(module) and self.config.scorer_init_std is not None:
+            initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
 
     def cos_sin(self, positions: Tensor, x: Tensor) -> CosSin | None:
         """Return what `positions.rotary` gives for the attention heads, if the positions are rotary."""
@@ -69,17 +69,6 @@ class Embedder(nn.Module):
         if self.norm is not None:
             embeddings = self.norm(embeddings)
         return F.dropout(embeddings, self.dropout, self.training)
-
-
-class PooledStage(NamedTuple):
-    """What a stage did in the last forward pass, for inspection; no gradient, no embeddings."""
-
-    groups_BN: Tensor
-    weights_BN: Tensor
-    mask_BN: Tensor
-    """The real tokens before the stage."""
-    scored: bool
-    """Whether the operator chooses by scores."""
 
 
 class EncoderOnlyModel(TranspoolerPreTrainedModel):
@@ -112,8 +101,12 @@ class TranspoolerEncoder(EncoderOnlyModel):
         self.poolers = nn.ModuleDict({str(stage.after_layer): encoder_pooler(config, stage) for stage in stages})
         self.final_norm = FinalNorm(config)
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
-        self.pooled_stages: list[PooledStage] = []
+        self.trained_stages: tuple[PooledStage, ...] = ()
+        """What the stages did in the last forward pass in training, for statistics alone."""
         self.post_init()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trained_stages": ()}  # copies and pickles carry no batch
 
     @can_return_tuple
     def forward(
@@ -123,15 +116,20 @@ class TranspoolerEncoder(EncoderOnlyModel):
         inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_pooling: bool = False,
         **kwargs,
     ) -> EncoderOutput:
-        """input_ids int64 (B, N) or inputs_embeds (B, N, D); attention_mask (B, N), 0 = padding, on either side."""
+        """input_ids int64 (B, N) or inputs_embeds (B, N, D); attention_mask (B, N), 0 = padding, on either side.
+
+        output_pooling adds what each stage did.
+        """
+        refuse_unknown(kwargs, self)
         given = check_inputs(input_ids, inputs_embeds, self.config)
         check_mask("attention_mask", attention_mask, given)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x, layout, positions_P = self._pack(given, attention_mask)
-        hidden_states, attentions, self.pooled_stages = [], [], []
+        hidden_states, attentions, stages = [], [], []
         for number, layer in enumerate(self.layers, 1):
             if keep_all:
                 hidden_states.append(layout.documents.to_rows(x))
@@ -142,7 +140,10 @@ class TranspoolerEncoder(EncoderOnlyModel):
             if number == len(self.layers) and not self.norm_is_last:
                 x = self.final_norm(x)
             if str(number) in self.poolers:
-                x, layout, positions_P = self._pool(number, x, layout, positions_P)
+                x, layout, positions_P, stage = self._pool(number, x, layout, positions_P)
+                stages.append(stage)
+        if self.training:
+            self.trained_stages = tuple(stages)
         memory = layout.documents.to_rows(self.final_norm(x) if self.norm_is_last else x)
         if not layout.all_real:
             memory = memory.masked_fill(~layout.document_mask[..., None], 0)
@@ -152,6 +153,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
             attentions=tuple(attentions) if output_attentions else None,
             attention_mask=layout.document_mask.long(),
             positions=layout.documents.to_rows(positions_P),
+            pooled_stages=tuple(stages) if output_pooling else None,
         )
 
     def _pack(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
@@ -168,14 +170,14 @@ class TranspoolerEncoder(EncoderOnlyModel):
         embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
         return self.embedder(embeddings, positions_P), layout, positions_P
 
-    def _pool(self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor) -> tuple[Tensor, Layout, Tensor]:
+    def _pool(
+        self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor
+    ) -> tuple[Tensor, Layout, Tensor, PooledStage]:
         pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
         # Reentrant checkpointing returns a plain tuple.
         pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN))
-        self.pooled_stages.append(
-            PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
-        )
+        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
         lengths = [pooler.stage.slots(length) for length in layout.lengths]
         after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
         positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
-        return after.documents.to_tokens(pooled.embeddings), after, after.documents.to_tokens(positions_BS)
+        return after.documents.to_tokens(pooled.embeddings), after, after.documents.to_tokens(positions_BS), stage

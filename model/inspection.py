@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from transpooler.model.encoder import PooledStage, TranspoolerEncoder
+from transpooler.model.encoder import TranspoolerEncoder
 from transpooler.model.layout import front_order
-from transpooler.model.outputs import Selection
+from transpooler.model.outputs import PooledStage, Selection
 
 NUM_TENTHS = 10
 
@@ -16,17 +16,19 @@ NUM_TENTHS = 10
 def select(encoder: TranspoolerEncoder, input_ids_BN: Tensor, attention_mask_BN: Tensor | None) -> Selection:
     """Run the encoder in evaluation mode and follow each token through its stages."""
     training = encoder.training
-    encoder.eval()
+    if training:
+        encoder.eval()
     try:
-        encoder(input_ids_BN, attention_mask_BN)
+        stages = encoder(input_ids_BN, attention_mask_BN, output_pooling=True).pooled_stages
     finally:
-        encoder.train(training)
+        if training:
+            encoder.train()
     mask = torch.ones_like(input_ids_BN) if attention_mask_BN is None else attention_mask_BN
     order = front_order(mask.bool())
     slots = torch.arange(input_ids_BN.shape[1], device=input_ids_BN.device).expand_as(order)
     slots = torch.where(mask.bool().gather(1, order), slots, -1)
     weights, stage_weights = (slots >= 0).float(), []
-    for stage in encoder.pooled_stages:
+    for stage in stages:
         at = slots.clamp(min=0)
         weights = torch.where(slots >= 0, weights * stage.weights_BN.gather(1, at), 0)
         slots = torch.where(slots >= 0, stage.groups_BN.gather(1, at), -1)

@@ -1,6 +1,7 @@
 """The pooling encoder-decoder as a `transformers` model: loss, generation, saving, inspection."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ from transpooler.model.classification import TranspoolerForSequenceClassificatio
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.decoder import TranspoolerDecoder
 from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
-from transpooler.model.input_checks import describe
+from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
 from transpooler.model.inspection import pooling_statistics, select
+from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import EncoderOutput, Selection
 
 IGNORED_LABEL = -100
@@ -65,9 +67,14 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
-        """Arguments as BART's. attention_mask (B, N) is always that of the source, even with encoder_outputs."""
+        """Arguments as BART's. attention_mask (B, N) is always that of the source, even with encoder_outputs.
+
+        `cache` is the newer name of past_key_values.
+        """
+        refuse_unknown(kwargs, self)
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **wanted)
@@ -79,7 +86,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs[0],
             encoder_attention_mask=find_memory_mask(encoder_outputs, attention_mask, self.config),
-            past_key_values=past_key_values,
+            past_key_values=settle_cache(past_key_values, cache),
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
@@ -124,13 +131,16 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, vocabulary), and with labels (B, T), -100 = ignored, the loss.
 
         The loss is the sum of the tokens' cross entropies in float32, divided by num_items_in_batch, or by the number
-        of labels (at least 1). decoder_input_ids default to the labels shifted right.
+        of labels (at least 1). decoder_input_ids default to the labels shifted right. `cache` is the newer name of
+        past_key_values; ValueError for arguments out of shape, TypeError for unknown ones.
         """
+        refuse_unknown(kwargs, self)
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -141,7 +151,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            past_key_values=settle_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -182,8 +192,8 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         return select(self.model.encoder, input_ids, attention_mask)
 
     def pooling_statistics(self) -> dict[str, float]:
-        """What the poolers did in the last forward pass; see `inspection.pooling_statistics`."""
-        return pooling_statistics(self.model.encoder.pooled_stages)
+        """What the poolers did in the last forward pass in training; see `inspection.pooling_statistics`."""
+        return pooling_statistics(self.model.encoder.trained_stages)
 
 
 def read_encoder_output(outputs: Sequence) -> EncoderOutput:
@@ -206,20 +216,36 @@ def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, config
 
 
 def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross entropy summed in float32 over labels other than -100, divided by `num_items` or their number (>= 1)."""
+    """Cross entropy of labels other than -100, summed in float32 at least, divided by `num_items` or their number."""
     if labels_BT.shape != logits_BTV.shape[:2]:
         expected = tuple(logits_BTV.shape[:2])
         raise ValueError(f"labels: {describe(labels_BT)}; expected {expected}, one for each decoder token")
     summed = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        promote(logits_BTV.flatten(0, 1)), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
     if num_items is None:
         num_items = (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
     return summed / num_items
 
 
-AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
-AutoModel.register(TranspoolerConfig, TranspoolerModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(TranspoolerConfig, TranspoolerForConditionalGeneration, exist_ok=True)
-AutoModelForSequenceClassification.register(TranspoolerConfig, TranspoolerForSequenceClassification, exist_ok=True)
-AutoModelForTextEncoding.register(TranspoolerConfig, TranspoolerEncoder, exist_ok=True)
+AUTO_CLASSES: dict[type, type] = {
+    AutoModel: TranspoolerModel,
+    AutoModelForSeq2SeqLM: TranspoolerForConditionalGeneration,
+    AutoModelForSequenceClassification: TranspoolerForSequenceClassification,
+    AutoModelForTextEncoding: TranspoolerEncoder,
+}
+"""What each Auto class of `transformers` makes of a configuration of ours."""
+
+
+def register() -> None:
+    """Make the Auto classes know the model, as if it were one of `transformers`.
+
+    An export does not: it would hide that its code must be saved along with its weights.
+    """
+    AutoConfig.register(TranspoolerConfig.model_type, TranspoolerConfig, exist_ok=True)
+    for auto_class, model_class in AUTO_CLASSES.items():
+        cast(Any, auto_class).register(TranspoolerConfig, model_class, exist_ok=True)
+
+
+if __name__.startswith("transpooler."):
+    register()

@@ -7,6 +7,19 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from transpooler.model.ops.soft_topk.argument_checks import promote
+
+
+class PooledStage(NamedTuple):
+    """What a stage did with a batch, for inspection; no gradient, no embeddings."""
+
+    groups_BN: Tensor
+    weights_BN: Tensor
+    mask_BN: Tensor
+    """The real tokens before the stage."""
+    scored: bool
+    """Whether the operator chooses by scores."""
+
 
 @dataclass
 class EncoderOutput(BaseModelOutput):
@@ -24,13 +37,16 @@ class EncoderOutput(BaseModelOutput):
     """(B, S) int64: 1 = the slot holds something."""
     positions: Tensor | None = None
     """(B, S) int64: position in the document (padding not counted) of each slot's winner."""
+    pooled_stages: tuple[PooledStage, ...] | None = None
+    """What each stage did, with output_pooling=True."""
 
     def document_embedding(self) -> Tensor:
-        """(B, D): the mean over the slots that hold something, summed in float32; zero for an empty document."""
+        """(B, D): mean over the slots that hold something, summed in float32 at least; zero for an empty document."""
         assert self.last_hidden_state is not None
         assert self.attention_mask is not None
-        held_BS = self.attention_mask.float()
-        summed_BD = torch.einsum("bs,bsd->bd", held_BS, self.last_hidden_state.float())
+        wide_BSD = promote(self.last_hidden_state)
+        held_BS = self.attention_mask.to(wide_BSD.dtype)
+        summed_BD = torch.einsum("bs,bsd->bd", held_BS, wide_BSD)
         return (summed_BD / held_BS.sum(1, keepdim=True).clamp(min=1)).to(self.last_hidden_state.dtype)
 
 

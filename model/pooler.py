@@ -13,22 +13,36 @@ from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers import FinalNorm
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
+from transpooler.model.ops.soft_topk.argument_checks import promote
 
 SCORE_FLOOR = 1e-5
 
 
-class Scorer(nn.Linear):
-    """Linear(D, 1), sigmoid, + 1e-5, in float32 whatever autocast says: bfloat16 scores would lose the order."""
+def make_scorer(dim: int) -> nn.Linear:
+    """A Linear(D, 1) like any other, so that what replaces or wraps linear layers (LoRA, quantisers) can."""
+    scorer = nn.Linear(dim, 1)
+    scorer.is_scorer = True  # type: ignore[assignment]
+    return scorer
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, 1)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> float32 (B, N) in (0, 1]."""
-        # The meta device has no autocast that could be turned off.
-        with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
-            logits = F.linear(x_BND.float(), self.weight.float(), self.bias.float())
-        return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
+def is_scorer(module: nn.Module) -> bool:
+    """Whether `make_scorer` made it."""
+    return getattr(module, "is_scorer", False)
+
+
+def score(scorer: nn.Module, x_BND: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N) in (0, 1]: sigmoid(scorer) + 1e-5, in float32 at least.
+
+    Whatever autocast says: bfloat16 scores would lose the order.
+    """
+    # The meta device has no autocast that could be turned off.
+    with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
+        if type(scorer) is nn.Linear:
+            logits = F.linear(promote(x_BND), promote(scorer.weight), promote(scorer.bias))
+        else:  # wrapped or quantised: it computes as it was made to
+            dtype = next((each.dtype for each in scorer.parameters() if each.is_floating_point()), torch.float32)
+            logits = promote(scorer(x_BND.to(dtype)))
+    return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
 
 
 def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
@@ -53,7 +67,7 @@ class Pooler(GradientCheckpointingLayer):
         """`norm` is what the scorer reads through (None: it reads the tokens themselves)."""
         super().__init__()
         self.stage, self.base, self.pools_normed = stage, base, pools_normed
-        self.scorer = Scorer(dim) if OPERATORS[stage.operator].needs_scores else None
+        self.scorer = make_scorer(dim) if OPERATORS[stage.operator].needs_scores else None
         self.score_norm = norm if self.scorer is not None or pools_normed else None
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None) -> SoftTopK:
@@ -62,7 +76,7 @@ class Pooler(GradientCheckpointingLayer):
         carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E).
         """
         normed_BND = x_BND if self.score_norm is None else self.score_norm(x_BND)
-        scores_BN = None if self.scorer is None else self.scorer(normed_BND)
+        scores_BN = None if self.scorer is None else score(self.scorer, normed_BND)
         # A document without tokens counts as one of one, of which nothing is real.
         k_B = self.stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
         settings: dict[str, Any] = {"stage": self.stage, "base": self.base, "training": self.training}

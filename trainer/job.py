@@ -86,7 +86,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     step = checkpoint.agree_on_newest_valid(run)
     model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
     if config.train.init_from is not None and step is None:
-        start_from(model, Path(config.train.init_from), config, loader.tokenizer_fingerprint)
+        start_from(model, Path(config.train.init_from), config, loader.tokenizer)
     engine = create_engine(model, config.engine, config.optimizer, settings)
     facts = {
         "world_size": world_size,
@@ -142,4 +142,8 @@ def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, L
 
     evaluates = config.train.evaluate_every_steps and data.validation_split
     validation = open_split(str(data.validation_split)) if evaluates else None
-    return open_split(data.train_split), validation
+    training = open_split(data.train_split)
+    whole = data.batch_tokens is None and not data.mixture
+    if whole and (documents := len(training.dataset)) < data.batch_size:
+        say(f"WARNING: data.batch_size is {data.batch_size}, but a step takes {documents}: there are no more documents")
+    return training, validation

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,24 +56,27 @@ class MetricsWriter:
         with atomic_write(path) as file:
             file.writelines(_to_line(row) for row in kept)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
-        self._tensorboard: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(RunFolder(run).tensorboard), purge_step=step + 1)
+        self._run = run
+        self._tensorboard = self._open_tensorboard(step + 1) if tensorboard else None
         self._wandb: Any = None if wandb_project is None else _start_wandb(run, wandb_project, settings or {})
 
     def write(self, row: dict[str, Any]) -> None:
         """One line; `row` has step and split, and numbers or strings."""
-        self._file.write(_to_line(row))
+        try:
+            self._file.write(_to_line(row))
+        except OSError as error:
+            raise UserError(f"{self._file.name}: cannot write: {error.strerror}; free space and rerun") from error
         numbers = {
             f"{row['split']}/{name}": value
             for name, value in row.items()
             if name not in ("step", "split") and isinstance(value, int | float)
         }
         if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, row["step"])
+            try:
+                for name, value in numbers.items():
+                    self._tensorboard.add_scalar(name, value, row["step"])
+            except FileNotFoundError:  # somebody has tidied up
+                self._tensorboard = self._open_tensorboard(row["step"])
         if self._wandb is not None:
             self._wandb.log({**numbers, "step": row["step"]})
 
@@ -80,9 +84,15 @@ class MetricsWriter:
         """Flush and close all of them."""
         self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with suppress(FileNotFoundError):
+                self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _open_tensorboard(self, first_step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(RunFolder(self._run).tensorboard), purge_step=first_step)
 
 
 def check_wandb(project: str | None) -> None:

@@ -29,7 +29,7 @@ def profiling(run: Path, settings: TrainConfig, rank: int, first_step: int) -> I
     path = RunFolder(run).profile / f"step{first_step + settings.profile_start_step}.json"
 
     def write(recorded: profile) -> None:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(path))
         say(f"{path}: trace of {settings.profile_steps} steps; open it in https://ui.perfetto.dev")
 

@@ -37,8 +37,8 @@ class RunFolder:
         self.events = root / "events.jsonl"
         """Decisions of the launcher."""
         self.launch = root / "launch"
-        self.launch_lock = self.launch / "lock"
-        """Locked by the launcher as long as it lives."""
+        self.lock = root / "lock"
+        """Held by the one job that trains this run (trainer.guards.run_lock)."""
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint of `step`."""
@@ -74,6 +74,8 @@ class EvaluationFolder:
         """All numbers; written last."""
         self.generated = root / "generated.jsonl"
         """A line a document: its texts and scores."""
+        self.lock = root / "lock"
+        """Held by who writes here."""
         self.highlights = root / "highlights.json"
         """What the poolers kept of the first documents."""
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from transpooler.common import PREEMPTED, UserError, peak_resident_mib, progress, say
+from transpooler.common import PREEMPTED, UserError, exit_on_stop_signals, peak_resident_mib, progress, say
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale
 from transpooler.trainer.engine.optimizer import learning_rate
 from transpooler.trainer.estimate.flops import peak_tflops
 from transpooler.trainer.guards.loss_spikes import note_loss
+from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.guards.stop import Stop, Stopped
 from transpooler.trainer.guards.watchdog import is_lost_connection, watchdog
 from transpooler.trainer.job import Job, prepare_job
@@ -32,9 +33,14 @@ def train(config: Config) -> None:
     RANK, WORLD_SIZE and LOCAL_RANK come from the environment; without them this process trains alone. On SIGTERM,
     SIGUSR1 or after `train.max_time` all ranks finish the step together, save a checkpoint and exit with code 75.
     """
-    stop = Stop(config.train.max_time)
-    with stop.listening():
+    with hold(RunFolder(config.run).lock, "choose run=..."):
+        _train(config, Stop(config.train.max_time))
+
+
+def _train(config: Config, stop: Stop) -> None:
+    with exit_on_stop_signals():  # until there is something to save
         job = prepare_job(config, stop)
+    with stop.listening():
         if is_complete(job) and RunFolder(job.run).export_config.is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
         elif _loop_under_watchdog(job):

@@ -26,7 +26,7 @@ from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
 from transpooler.data_pipeline.order.corpus import batch_order, list_keys, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.order.mixture import Chunk
 from transpooler.data_pipeline.shards.dataset import DamagedShardError
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
 
 __all__ = ["IGNORED_LABEL", "Loader", "Step"]
 EVALUATION_EPOCH = 0  # noise of evaluation; training epoch e draws from e + 1
@@ -72,7 +72,7 @@ class Loader:
         self.dataset = self.corpora[0].dataset
         self.tokenizer = load_tokenizer(tokenizer_folder(config))
         self.tokenizer_fingerprint: str = self.dataset.index["tokenizer_fingerprint"]
-        if fingerprint(self.tokenizer) != self.tokenizer_fingerprint:
+        if not has_fingerprint(self.tokenizer, self.tokenizer_fingerprint):
             raise UserError(
                 f"{config.shards}: its tokenizer is not the tokenizer of the shards in {self.dataset.folder}; "
                 "prepare again"

@@ -54,14 +54,14 @@ def find_problems(shards: Path) -> Iterator[str]:
 
 
 def _check_tokenizer(folder: Path, index: dict[str, Any]) -> Iterator[str]:
-    from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+    from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
 
     try:
         tokenizer = load_tokenizer(folder.parent / "tokenizer")
     except UserError as error:
         yield str(error)
         return
-    if fingerprint(tokenizer) != index["tokenizer_fingerprint"] or len(tokenizer) != index["vocab_size"]:
+    if not has_fingerprint(tokenizer, index["tokenizer_fingerprint"]) or len(tokenizer) != index["vocab_size"]:
         yield f"{folder.parent / 'tokenizer'}: is not the tokenizer of {folder / INDEX_NAME}"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common import DONE, PREEMPTED, USER_ERROR
+from transpooler.common import DONE, PREEMPTED, USER_ERROR, UserError, die_with_parent
 from transpooler.launch.cluster.attempt_plan import AttemptPlan
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.trainer.config.cluster import ClusterConfig
@@ -80,10 +80,8 @@ class Attempt:
         try:
             self.plan.write()
             self.run.logs.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return Outcome(
-                "mistake", f"{self.folder}: cannot write: {error.strerror}; free space", exit_code=USER_ERROR
-            )
+        except (OSError, UserError) as error:
+            return Outcome("mistake", str(error), exit_code=USER_ERROR)
         with _open_log(self.run.logs / "all.log") as merged:
             merged.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {self.folder.name} ({self.plan.target})\n")
             engine = subprocess.Popen(
@@ -94,6 +92,7 @@ class Attempt:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches this process alone
+                preexec_fn=die_with_parent,
             )
             assert engine.stdout is not None
             reader = threading.Thread(target=self._merge, args=(engine.stdout, merged), daemon=True)
@@ -151,10 +150,10 @@ class Attempt:
             sign.stopped_since = (sign.stopped_since or now) if stopped else None
             if "exit" in facts and sign.ended_at is None:
                 sign.ended_at = now
-        metrics = self.run.metrics
-        size = metrics.stat().st_size if metrics.exists() else 0
-        if size != self.metrics_size_bytes:
-            self.metrics_size_bytes, self.progress_at = size, now
+        with contextlib.suppress(OSError):  # not there yet, or not any more
+            size = self.run.metrics.stat().st_size
+            if size != self.metrics_size_bytes:
+                self.metrics_size_bytes, self.progress_at = size, now
 
     def _find_silent(self, now: float) -> Outcome | None:
         """The outcome where a rank is stopped, a rank or host went silent, or the job hangs; else None."""

@@ -1,10 +1,12 @@
 """One attempt of a job as data: what is asked of a target, and its answer. --dry-run prints what would be started."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transpooler.common import atomic_write
 from transpooler.launch.cluster.hosts import Host, num_ranks
 from transpooler.trainer.config import Config
 
@@ -50,10 +52,10 @@ class AttemptPlan:
     def write(self) -> None:
         """Write the files."""
         for path, text in self.files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            if path.suffix == ".sh":
-                path.chmod(0o755)
+            with atomic_write(path) as file:
+                file.write(text)
+                if path.suffix == ".sh":
+                    os.fchmod(file.fileno(), 0o755)
 
     def describe(self) -> str:
         """For people: hosts, command, environment, files."""

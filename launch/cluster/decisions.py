@@ -1,9 +1,12 @@
 """Decides what follows from the end of an attempt. Pure (no clock, no processes), so that every case can be tested."""
 
+import errno
+import os
 import re
 from dataclasses import dataclass, field
 
 from transpooler.common import DONE, PREEMPTED, STALLED, USER_ERROR
+from transpooler.common.files import FULL
 from transpooler.launch.cluster.attempt import Outcome
 from transpooler.launch.cluster.hosts import Host
 from transpooler.trainer.config.cluster import ClusterConfig
@@ -15,6 +18,9 @@ PEERS = re.compile(
 """What a rank says when another one has failed."""
 HARDWARE = re.compile(r"CUDA error|ECC|uncorrectable|NCCL|Input/output error|SIGBUS|SIGSEGV|SIGKILL")
 """What points to the host rather than to the code."""
+
+DISK = re.compile("|".join(os.strerror(each) for each in (*FULL, errno.EROFS)))
+"""What an engine says that cannot write."""
 
 
 @dataclass
@@ -51,8 +57,8 @@ def decide(
     """Decide what to do after `outcome`, and update `history`; `step` is that of the newest checkpoint."""
     if outcome.ending == "done":
         return Decision(False, "the run is complete")
-    if outcome.ending == "mistake":
-        return Decision(False, "a mistake in input or configuration is not repaired by a restart", USER_ERROR)
+    if outcome.ending == "mistake" or DISK.search(outcome.reason):
+        return Decision(False, "a mistake in input, configuration or disks is not repaired by a restart", USER_ERROR)
     if stop_requested:
         return Decision(False, "stopped on request; launch again to continue", PREEMPTED)
     if outcome.ending == "preempted":

@@ -3,14 +3,12 @@
 Where training continues is not decided here: every start of the ranks finds the newest valid checkpoint itself.
 """
 
-import fcntl
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,7 +21,7 @@ from transpooler.launch.cluster.environment import rank_variables, run_folder, w
 from transpooler.launch.cluster.hosts import num_ranks
 from transpooler.launch.cluster.targets.base import Answers, Target
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.guards.run_lock import hold
 
 
 class Supervisor:
@@ -43,7 +41,7 @@ class Supervisor:
         """
         if not (folder := working_directory(self.config)).is_dir():
             raise UserError(f"cluster.working_directory {folder}: no such folder here")
-        with _one_launcher(self.folder), handle_signals(STOP_SIGNALS, self._stop):
+        with hold(self.folder.lock, "choose run=..."), handle_signals(STOP_SIGNALS, self._stop):
             try:
                 code = self._run()
             except KeyboardInterrupt:
@@ -210,19 +208,3 @@ class Supervisor:
 
     def _next_attempt(self) -> int:
         return max(self.folder.attempts(), default=0) + 1
-
-
-@contextmanager
-def _one_launcher(run: RunFolder) -> Iterator[None]:
-    """Hold the run's lock, or raise UserError; ranks that a killed launcher left behind are ended."""
-    run.launch.mkdir(parents=True, exist_ok=True)
-    with open(run.launch_lock, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{run.root}: another launcher runs this run already; stop it first, or choose run=..."
-            ) from None
-        for number in run.attempts():
-            (run.attempt(number) / "kill").touch()
-        yield

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
-from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.guards.run_lock import hold
+from transpooler.trainer.run_folder import EvaluationFolder, RunFolder
 from transpooler.trainer.weights.models import require_model
 
 UNTRAINED = "untrained"
@@ -51,6 +52,8 @@ def run(parsed: argparse.Namespace) -> int | None:
     model = None if untrained else Path(parsed.model or RunFolder(config.run).export)
     if model is not None:
         require_model(model)
+    name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
+    output = parsed.output or RunFolder(config.run).evaluation(name).root
     if parsed.processes > 1:
         from transpooler.launch.ranks.local import run_ranks
 
@@ -58,12 +61,11 @@ def run(parsed: argparse.Namespace) -> int | None:
         options = [f"{name}={value}" for name, value in given.items() if value is not None]
         quiet = ["--quiet"] if parsed.quiet else []
         settings = config_settings(parsed.settings)
-        return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="transpooler")
-    name = f"{config.evaluation.split}-{UNTRAINED}" if untrained else config.evaluation.split
+        with hold(EvaluationFolder(output).lock, "choose --output"):
+            return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="transpooler")
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
     from transpooler.trainer.evaluation.evaluate import print_evaluations
 
-    output = parsed.output or RunFolder(config.run).evaluation(name).root
     results = evaluate_model(config, model_folder=model, output=output)
     if os.environ.get("RANK", "0") == "0":
         print_evaluations(results)

@@ -49,6 +49,8 @@ def array_task(text: str | None) -> tuple[int, int] | None:
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
     if names[0] not in os.environ:
         return None
+    if unset := [name for name in names if not os.environ.get(name, "").isdecimal()]:
+        raise UserError(f"{names[0]} is set without {', '.join(unset)}; give --task I/N, or --task all")
     number, first, count = (int(os.environ[name]) for name in names)
     if not 0 <= number - first < count:
         raise UserError(f"{names[0]}={number}: the array must be numbered without gaps, for example --array=0-15")

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, atomic_write, progress, say
+from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, all_problems, atomic_write, progress, say
 from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from transpooler.model import PoolingModel
     from transpooler.trainer.evaluation.generate import Summary
 
+OWN = "(default: the model's)"
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
@@ -45,15 +47,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--json-input", action="store_true", help="all inputs are JSON Lines, whatever their names: for - and pipes"
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="an exported model")
-    parser.add_argument("--num-beams", type=positive, metavar="N", help="width of the beam search (default 4)")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest summary (default 256)")
-    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help="shortest summary (default 0)")
+    parser.add_argument("--num-beams", type=positive, metavar="N", help=f"width of the beam search {OWN}")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help=f"longest summary {OWN}")
+    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help=f"shortest summary {OWN}")
     parser.add_argument(
-        "--length-penalty", type=finite, metavar="X", help="above 1 favours long ones, with 2 beams or more (default 1)"
+        "--length-penalty",
+        type=finite,
+        metavar="X",
+        help=f"above 1 favours long ones, with 2 beams or more {OWN}",
     )
-    parser.add_argument(
-        "--no-repeat-ngram-size", type=whole, metavar="N", help="forbid repeated n-grams (default 0: allow them)"
-    )
+    parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="documents generated together (default 8)")
     parser.add_argument(
         "--max-source-tokens",
@@ -178,10 +181,12 @@ def _open_output(path: Path | None) -> Iterator[Callable[[str], object]]:
 
 
 def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
-    """Generation settings from the options given; UserError lists what is wrong with them."""
+    """Generation settings from the options given, else the model's own; UserError lists what is wrong with them."""
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
-    generation = GenerationConfig(**given)
-    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in generation.problems()]:
+    from transpooler.trainer.weights.generation import stored_generation
+
+    generation = GenerationConfig(**stored_generation(parsed.model) | given)
+    if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
         raise UserError("\n".join(problems))
     return generation

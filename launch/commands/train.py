@@ -11,6 +11,8 @@ import argparse
 
 from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.launch.train import adopt_rank, train_as_rank
+from transpooler.trainer.guards.run_lock import hold
+from transpooler.trainer.run_folder import RunFolder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +47,13 @@ def run(parsed: argparse.Namespace) -> int | None:
 
         print(describe(estimate_run(config, parsed.processes), config, parsed.processes))
         return None
-    if parsed.processes > 1:
-        from transpooler.launch.ranks.local import run_ranks
+    with hold(RunFolder(config.run).lock, "choose run=..."):  # before anything slow
+        if parsed.processes > 1:
+            from transpooler.launch.ranks.local import run_ranks
 
-        quiet = ["--quiet"] if parsed.quiet else []
-        return run_ranks(parsed.processes, [*config_settings(parsed.settings), *quiet])
-    from transpooler.trainer.train import train as train_here
+            quiet = ["--quiet"] if parsed.quiet else []
+            return run_ranks(parsed.processes, [*config_settings(parsed.settings), *quiet])
+        from transpooler.trainer.train import train as train_here
 
-    train_here(config)
+        train_here(config)
     return None

@@ -25,9 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common import STOP_SIGNALS, USER_ERROR, UserError, atomic_write, die_with_parent
+from transpooler.common import STOP_SIGNALS, USER_ERROR, UserError, atomic_write, die_with_parent, listens_to
 from transpooler.launch.exits import print_user_error
 from transpooler.launch.ranks.identity import rank_identity
+from transpooler.trainer.guards.run_lock import Holder
+from transpooler.trainer.run_folder import RunFolder
 
 ATTEMPT, LOGS, BIND_CORES = "TRANSPOOLER_ATTEMPT", "TRANSPOOLER_LOGS", "TRANSPOOLER_BIND_CORES"
 RANK_MODULE = "transpooler.launch.train"
@@ -73,7 +75,16 @@ class Watcher:
         self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self.stop_signal = ""
         """Name of the signal that asked the rank to end, if one did."""
+        self.owed_signal: int | None = None
+        """The signal that the rank has yet to get, because it does not listen yet."""
         self.beats = 0
+        # The handlers stay: a late signal must not end this process before it has returned the rank's code.
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, _: self._forward(number))
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: self._forward(signal.SIGTERM))
+        self.owner = None if self.attempt is None else Holder.of(RunFolder(self.attempt.parents[1]).lock)
+        """The supervisor, whose end is the rank's."""
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", RANK_MODULE, *arguments],
             stdin=subprocess.DEVNULL,
@@ -84,11 +95,6 @@ class Watcher:
 
     def run(self) -> int:
         """Copy output and forward signals until the process ends; returns its exit code."""
-        # The handlers stay: a late signal must not end this process before it has returned the rank's code.
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, _: self._forward(number))
-        for number in (signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, lambda *_: self._forward(signal.SIGTERM))
         assert self.process.stdout is not None
         copier = threading.Thread(target=self._copy, args=(self.process.stdout,), daemon=True)
         copier.start()
@@ -97,6 +103,8 @@ class Watcher:
         while self.process.poll() is None:
             if time.monotonic() >= next_beat:
                 self._beat()
+                if self.owner is not None and self.owner.is_alive() is False:
+                    self.process.kill()
                 next_beat = time.monotonic() + every_s
             self._obey()
             try:
@@ -135,6 +143,9 @@ class Watcher:
             json.dump(facts, file)
 
     def _obey(self) -> None:
+        if self.owed_signal is not None and listens_to(self.process.pid, self.owed_signal):
+            self.process.send_signal(self.owed_signal)
+            self.owed_signal = None
         if self.attempt is None:
             return
         if (self.attempt / "kill").exists():
@@ -144,8 +155,8 @@ class Watcher:
 
     def _forward(self, number: int) -> None:
         self.stop_signal = self.stop_signal or signal.Signals(number).name
-        self.process.send_signal(number)
-        if number == signal.SIGTERM:
+        self.owed_signal = number
+        if number == signal.SIGTERM and hasattr(self, "process"):
             self._beat()  # engines kill soon after; record that the end was ordered
 
     def _open_log(self) -> IO[str] | None:

@@ -3,7 +3,7 @@
 B batch, N source tokens, D the encoder's width, E the reader's, P packed tokens (see `layout`), S slots.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,11 @@ from transformers import PreTrainedModel, initialization
 
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.hosted import host, run_layers
-from transpooler.model.encoder import PooledStage
 from transpooler.model.input_checks import check_mask
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.outputs import EncoderOutput
-from transpooler.model.pooler import Pooler, Scorer
+from transpooler.model.outputs import EncoderOutput, PooledStage
+from transpooler.model.pooler import Pooler, is_scorer
 
 
 class CompressorPreTrainedModel(PreTrainedModel):
@@ -34,8 +33,8 @@ class CompressorPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
-            initialization.normal_(module.weight, std=self.config.scorer_init_std)
+        if is_scorer(module) and self.config.scorer_init_std is not None:
+            initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
         if getattr(module, "starts_at_zero", False):
             initialization.zeros_(cast(Tensor, module.weight))
 
@@ -73,8 +72,12 @@ class CompressorEncoder(CompressorPreTrainedModel):
             }
         )
         self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
-        self.pooled_stages: list[PooledStage] = []
+        self.trained_stages: tuple[PooledStage, ...] = ()
+        """What the stages did in the last forward pass in training, for statistics alone."""
         self.post_init()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trained_stages": ()}  # copies and pickles carry no batch
 
     def get_input_embeddings(self) -> nn.Module:
         return self.stock.get_input_embeddings()
@@ -82,8 +85,13 @@ class CompressorEncoder(CompressorPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.stock.set_input_embeddings(value)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
-        """input_ids int64 (B, N), attention_mask (B, N), 0 = padding -> slots (B, S, E), filled ones first."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_pooling: bool = False
+    ) -> EncoderOutput:
+        """input_ids int64 (B, N), attention_mask (B, N), 0 = padding -> slots (B, S, E), filled ones first.
+
+        output_pooling adds what each stage did.
+        """
         check_mask("attention_mask", attention_mask, input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, at_P = Layout.from_mask(mask.bool(), self.config.block_size)
@@ -92,12 +100,14 @@ class CompressorEncoder(CompressorPreTrainedModel):
             torch.arange(layout.longest, device=input_ids.device).repeat(len(input_ids), 1)
         )
         x = carried = self.get_input_embeddings()(ids_P)
-        self.pooled_stages = []
-        done = 0
+        done, stages = 0, []
         for stage in self.config.stages:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer
-            x, carried, layout, positions_P = self._pool(stage.after_layer, x, carried, layout, positions_P)
+            x, carried, layout, positions_P, pooled = self._pool(done, x, carried, layout, positions_P)
+            stages.append(pooled)
+        if self.training:
+            self.trained_stages = tuple(stages)
         x = run_layers(self.stock, done + 1, self.stock.config.num_hidden_layers, x, layout)
         slots = self.adapter(cast(nn.Module, self.stock.norm)(x))
         if self.config.carry_embeddings:
@@ -109,19 +119,18 @@ class CompressorEncoder(CompressorPreTrainedModel):
             last_hidden_state=slots,
             attention_mask=layout.document_mask.long(),
             positions=layout.documents.to_rows(positions_P),
+            pooled_stages=tuple(stages) if output_pooling else None,
         )
 
     def _pool(
         self, number: int, x_PD: Tensor, carried_PD: Tensor, layout: Layout, positions_P: Tensor
-    ) -> tuple[Tensor, Tensor, Layout, Tensor]:
+    ) -> tuple[Tensor, Tensor, Layout, Tensor, PooledStage]:
         pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
         carried_BND = layout.documents.to_rows(carried_PD) if self.config.carry_embeddings else None
         pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN, carried_BND))
-        self.pooled_stages.append(
-            PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
-        )
+        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
         lengths = [pooler.stage.slots(length) for length in layout.lengths]
         after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
         positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
         parts = after.documents.to_tokens(pooled.embeddings).split(x_PD.shape[-1], dim=-1)
-        return parts[0], parts[-1], after, after.documents.to_tokens(positions_BS)
+        return parts[0], parts[-1], after, after.documents.to_tokens(positions_BS), stage

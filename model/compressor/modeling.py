@@ -124,4 +124,4 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
 
     def pooling_statistics(self) -> dict[str, float]:
         """What the poolers did in the last forward pass; see `inspection.pooling_statistics`."""
-        return pooling_statistics(self.encoder.pooled_stages)
+        return pooling_statistics(self.encoder.trained_stages)

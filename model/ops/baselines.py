@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.ops.soft_topk.argument_checks import settle_arguments
+from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, settle_arguments
 from transpooler.model.ops.soft_topk.interface import sort_best_first
 from transpooler.model.ops.soft_topk.ops import group_sum_op
 
@@ -73,9 +73,10 @@ def strided_mean(
     rank_BN = mask_BN.cumsum(1) - 1
     run_BN = torch.where(count_B1 > k_B1, rank_BN * k_B1 // count_B1.clamp(min=1), rank_BN)
     groups_BN = torch.where(mask_BN, run_BN, -1)
+    check_forward_mode(embeddings_BND)
     # Slot `slots` takes the padding, and is cut off.
     bins_BN = torch.where(mask_BN, run_BN, slots)
-    wide = torch.float64 if embeddings_BND.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(embeddings_BND.dtype, torch.float32)
     sizes = torch.zeros(len(mask_BN), slots + 1, device=mask_BN.device, dtype=wide)
     sizes = sizes.scatter_add(1, bins_BN, torch.ones_like(bins_BN, dtype=wide))
     weights_BN = torch.where(mask_BN, 1 / sizes.gather(1, bins_BN), 0)
@@ -160,5 +161,5 @@ def _keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor
         scores=torch.where(mask, scores, 0),
         positions=positions,
         groups=groups_BN,
-        weights=(groups_BN >= 0).float(),
+        weights=(groups_BN >= 0).to(scores.dtype),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common import free_port, read_json
+from transpooler.common import free_port, read_json, start_of
 from transpooler.launch.ranks import local
 from transpooler.trainer.run_folder import RunFolder
 
@@ -55,28 +55,53 @@ def test_a_mistake_that_every_rank_sees_is_printed_once(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_sigterm_reaches_the_ranks_and_their_code_the_caller(tmp_path: Path) -> None:
-    (tmp_path / "stub_rank.py").write_text(
-        "import os, pathlib, signal, sys, time\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "def stop(*_):\n"
-        "    (folder / f'stopped{os.environ[\"RANK\"]}').touch()\n"
-        "    time.sleep(1)\n"
-        "    sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
-        '(folder / f\'ready{os.environ["RANK"]}-of-{os.environ["WORLD_SIZE"]}\').touch()\n'
-        "time.sleep(100)\n"
-    )
-    process = start("stub_rank", str(tmp_path), path=tmp_path)
+STUB = """\
+import os, pathlib, signal, sys, time
+from transpooler.launch.exits import run_continued
+folder, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
+def stop(*_):
+    time.sleep(1)
+    (folder / f"saved{rank}").touch()
+    sys.exit(75)
+def work():
+    (folder / f"{os.getpid()}-ready{rank}-of-{os.environ['WORLD_SIZE']}").touch()
+    time.sleep(100)
+if sys.argv[2] == "deaf":
+    (folder / f"ready{rank}-of-2").touch()
+    time.sleep(1)
+signal.signal(signal.SIGTERM, stop)
+sys.exit(run_continued(work) if sys.argv[2] == "ours" else work())
+"""
+
+
+@pytest.mark.parametrize(("kind", "number", "code"), [("deaf", signal.SIGTERM, 75), ("", signal.SIGINT, 130)])
+def test_the_end_reaches_the_ranks_and_their_code_the_caller(tmp_path: Path, kind: str, number: int, code: int) -> None:
+    """Ranks that do not listen yet, too; the caller hears of the end when they have saved."""
+    (tmp_path / "stub_rank.py").write_text(STUB)
+    process = start("stub_rank", str(tmp_path), kind, path=tmp_path)
     try:
-        while process.poll() is None and len(list(tmp_path.glob("ready*-of-2"))) < 2:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        wait_until_ready(process, tmp_path)
+        process.send_signal(number)
+        process.wait(60)
+        assert sorted(path.name for path in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+        assert process.returncode == code, process.communicate()[1]
     finally:
         process.kill()
-    assert process.returncode == 75, err
-    assert sorted(path.name for path in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
+
+
+def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
+    (tmp_path / "stub_rank.py").write_text(STUB)
+    process = start("stub_rank", str(tmp_path), "ours", path=tmp_path)
+    wait_until_ready(process, tmp_path)
+    process.kill()
+    process.communicate(timeout=60)  # until all that hold its pipes have ended
+    ranks = [int(path.name.partition("-")[0]) for path in tmp_path.glob("*-ready*")]
+    assert [start_of(pid) for pid in ranks] == [None, None]
+
+
+def wait_until_ready(process: subprocess.Popen[str], folder: Path) -> None:
+    while process.poll() is None and len(list(folder.glob("*ready*-of-2"))) < 2:
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -88,3 +88,57 @@ def test_the_code_imports_nothing_of_ours(tiny_settings, tmp_path, name):
     for path in tmp_path.glob("*.py"):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert not [line for line in lines if line.strip().startswith(("from model", "import model"))], path.name
+
+
+FINE_TUNER = """
+import sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments
+folder, out = sys.argv[1:]
+load = lambda: AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+load().save_pretrained(f"{out}/again")
+rows = [{"input_ids": torch.arange(6, 30), "labels": torch.tensor([7, 8, 9, 2])}] * 4
+collate = lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def train(model, name):
+    settings = Seq2SeqTrainingArguments(f"{out}/{name}", max_steps=3, save_steps=3, report_to=[], use_cpu=True)
+    trainer = Seq2SeqTrainer(model, settings, train_dataset=rows, data_collator=collate)
+    assert torch.isfinite(torch.tensor(trainer.train().training_loss))
+train(load(), "trained")
+adapted = get_peft_model(load(), LoraConfig(target_modules="all-linear", r=2, task_type="SEQ_2_SEQ_LM"))
+assert any("scorer.lora_A" in name for name, _ in adapted.named_parameters())
+train(adapted, "adapted")
+adapted.merge_and_unload().save_pretrained(f"{out}/merged")
+"""
+READER = """
+import sys, torch
+from transformers import AutoModelForSeq2SeqLM
+*folders, given, answer = sys.argv[1:]
+ids = torch.load(given)["input_ids"]
+models = [AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval() for folder in folders]
+torch.save([model.generate(ids, max_new_tokens=6, num_beams=2) for model in models], answer)
+"""
+
+
+def test_an_export_that_is_trained_and_saved_again_carries_its_code(tiny_settings, tmp_path, monkeypatch):
+    config = load_config([], tiny_settings)
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    model = build_model(config, tokenizer).eval()
+    export_model(model, tokenizer, tmp_path / "export", config, step=5)
+    ids = torch.randint(6, len(tokenizer), (2, 60), generator=torch.Generator().manual_seed(1))
+    torch.save({"input_ids": ids}, tmp_path / "given.pt")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+    def run(home: str, program: str, *arguments: Path) -> None:
+        monkeypatch.setenv("HF_HOME", str(tmp_path / home))  # each process begins without what another one cached
+        command = [sys.executable, "-P", "-c", program, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run("first", FINE_TUNER, tmp_path / "export", tmp_path)
+    saved = [tmp_path / "again", tmp_path / "trained" / "checkpoint-3", tmp_path / "merged"]
+    run("second", READER, *saved, tmp_path / "given.pt", tmp_path / "answer.pt")
+    again, *others = torch.load(tmp_path / "answer.pt")
+    assert torch.equal(again, model.generate(ids, max_new_tokens=6, num_beams=2))
+    assert all(len(each) == 2 for each in others)

@@ -20,7 +20,7 @@ import torch
 from transpooler.common import UserError, atomic_write, fsync_folder, read_json, say, sha256_of, write_json
 from transpooler.trainer.checkpoint.files import RecordingFiles, sync_and_hash
 from transpooler.trainer.checkpoint.reshard import optimizer_order, restore
-from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.checkpoint.safe_load import load_file, weights_only, without_patterns
 from transpooler.trainer.config.train import TrainConfig
 from transpooler.trainer.engine.protocol import TrainingEngine
 from transpooler.trainer.run_folder import RunFolder
@@ -132,8 +132,8 @@ def load(engine: TrainingEngine, run: Path, step: int, facts: dict[str, Any], se
             )
     if all(saved.get(key) == facts.get(key) for key in RESHARDED):
         random_state = load_file(folder / f"random_rank{rank}.pt")
-        with _record_files(engine), weights_only(folder):
-            loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        with _record_files(engine), weights_only(folder), without_patterns(folder.parent) as parent:
+            loaded, _ = engine.load_checkpoint(str(parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed finds no checkpoint of ours in it; remove the folder")
         _set_random_state(random_state)
@@ -153,12 +153,13 @@ def steps_to_remove(steps: list[int], keep_last: int, keep_every: int = 0, keep:
 
 @contextmanager
 def _record_files(engine: TrainingEngine) -> Iterator[RecordingFiles]:
-    inner = engine.checkpoint_engine
+    inner, copy_scripts = engine.checkpoint_engine, engine._copy_recovery_script
     engine.checkpoint_engine = files = RecordingFiles(inner)
+    engine._copy_recovery_script = lambda folder: files.record(lambda: copy_scripts(folder))
     try:
         yield files
     finally:
-        engine.checkpoint_engine = inner
+        engine.checkpoint_engine, engine._copy_recovery_script = inner, copy_scripts
 
 
 def _universal_info() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.trainer.checkpoint.files import model_file, optimizer_files
-from transpooler.trainer.checkpoint.safe_load import load_file, weights_only
+from transpooler.trainer.checkpoint.safe_load import load_file, weights_only, without_patterns
 from transpooler.trainer.engine.engine import choose_accelerator
 from transpooler.trainer.run_folder import RunFolder
 
@@ -24,5 +24,6 @@ def consolidate_weights(run: Path, step: int) -> dict[str, Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     # DeepSpeed prints every step of this.
-    with weights_only(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], weights_only(folder), without_patterns(folder.parent) as parent:
+        return get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)

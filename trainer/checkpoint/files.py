@@ -1,6 +1,7 @@
 """A checkpoint's files: what DeepSpeed calls them, and how each rank writes, syncs, hashes and records its own."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,17 @@ class RecordingFiles:
 
     def save(self, state_dict: Any, path: str | Path) -> None:
         """torch.save, fsync, SHA-256."""
-        try:
+
+        def write() -> None:
             torch.save(state_dict, path)
             self.entries[Path(path)] = sync_and_hash(Path(path))
+
+        self.record(write)
+
+    def record(self, write: Callable[[], object]) -> None:
+        """Call `write`, and keep what it says of a failure."""
+        try:
+            write()
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             self.problem = self.problem or str(error).splitlines()[0]
 

@@ -6,8 +6,10 @@ whoever calls it: tensors, plain containers and four data classes of DeepSpeed p
 runs.
 """
 
+import glob
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,18 @@ def weights_only(path: Path) -> Iterator[None]:
         os.environ.pop(FORCE)
         if before is not None:
             os.environ[FORCE] = before
+
+
+@contextmanager
+def without_patterns(folder: Path) -> Iterator[Path]:
+    """A path to the folder in which DeepSpeed finds files: it globs, whatever [, * and ? the folder's own name has."""
+    if not glob.has_magic(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        link = Path(parent) / "checkpoints"
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def load_file(path: Path, *, mmap: bool = False) -> Any:

@@ -21,7 +21,7 @@ class SlurmConfig:
     time: str | float | None = None
     """Time limit: 12h, 90m, 1d12h, HH:MM:SS, or seconds (as train.max_time, not minutes as for sbatch); anything else,
     such as D-HH:MM:SS, goes to sbatch as it is."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = at_least(0, None)
     signal_before_end_s: int = at_least(1, 120)
     """The job gets a signal this long before its time limit, to finish the step, save and requeue."""
     requeue: str = one_of(("scontrol", "exit_code", "none"), "scontrol")
@@ -40,6 +40,8 @@ class SlurmConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Options that sbatch or srun would not take as such."""
+        if isinstance(self.time, float) and self.time <= 0:
+            yield "time", f"is {self.time:g}; must be positive"
         for name in ("options", "srun_options"):
             for item in getattr(self, name):
                 if not item.startswith("-") and item != "hetjob":
@@ -58,7 +60,7 @@ class KubernetesConfig:
     namespace: str = "default"
     runtime: str = "torch-distributed"
     """ClusterTrainingRuntime of a trainjob."""
-    gpus_per_node: int = 0
+    gpus_per_node: int = at_least(0, 0)
     cpus_per_node: str | None = None
     memory_per_node: str | None = None
     """Such as 64Gi."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transpooler.common import at_least, one_of
+from transpooler.common import at_least, between, one_of
 from transpooler.data_pipeline.config import SPLITS
 
 
@@ -14,7 +14,7 @@ class GenerationConfig:
     num_beams: int = at_least(1, 4)
     max_new_tokens: int = at_least(1, 256)
     min_new_tokens: int = at_least(0, 0)
-    length_penalty: float = 1.0
+    length_penalty: float = between(-100, 100, 1.0)
     """Above 1 favours long summaries; greedy search (one beam) does not use it."""
     no_repeat_ngram_size: int = at_least(0, 0)
     """Forbid n-grams from repeating; 0 = off."""

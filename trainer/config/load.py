@@ -6,8 +6,11 @@ section's own `problems` check values. All problems are reported at once.
 
 import dataclasses
 import difflib
+import re
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def load_saved_config(path: Path) -> tuple[Config, list[str]]:
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if unknown := [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]:
         raise UserError("\n".join(unknown))
@@ -57,7 +60,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
     def validate(schema: Any, given: Any, prefix: tuple[str, ...] = ()) -> Any:
         try:
-            return TypeAdapter(schema).validate_python(given)
+            return _type_checker(schema).validate_python(given)
         except ValidationError as error:
             found.extend(_type_problem(item, prefix) for item in error.errors())
             return schema()
@@ -70,6 +73,13 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     if problems := [f"{key} {message}" for key, message in all_problems(config)]:
         raise UserError("\n".join(problems))
     return config
+
+
+@cache
+def _type_checker(schema: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -95,13 +105,32 @@ def _merge(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
             values = OmegaConf.create(dict(part)) if isinstance(part, Mapping) else _read_yaml(find_config(part))
             merged = OmegaConf.merge(merged, values)
         for override in overrides:
-            if "=" not in override:
-                raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            key, value = _read_override(override)
+            OmegaConf.update(merged, key, value, merge=True)
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
     return typing.cast(dict[str, Any], resolved)
+
+
+def _read_override(override: str) -> tuple[str, Any]:
+    """`key=value`. What is a text by its type is taken as it stands, whatever it would mean in YAML, but for quotes and
+    null; other values are YAML.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if not is_quoted and text.strip() not in ("", "~", "null") and _is_text(_annotation_of(key)):
+        return key, text.strip()
+    try:
+        return key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    except YAMLError as error:
+        problem = getattr(error, "problem", error)
+        raise UserError(f"{key}={text}: not valid YAML: {problem}; put texts into quotes") from None
 
 
 def _read_yaml(path: Path) -> Any:
@@ -162,6 +191,22 @@ def _dataclass_of(annotation: Any) -> Any:
     if dataclasses.is_dataclass(annotation):
         return annotation
     return next((found for inner in typing.get_args(annotation) if (found := _dataclass_of(inner))), None)
+
+
+def _annotation_of(key: str) -> Any:
+    """The type of the setting with this path; None where there is no such setting."""
+    schema: Any = Config
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        element = _dataclass_of(schema)
+        schema = None if element is None else typing.get_type_hints(element).get(part)
+    return schema
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether it is `str` or `str | None`."""
+    return annotation is str or (
+        isinstance(annotation, types.UnionType) and set(annotation.__args__) == {str, type(None)}
+    )
 
 
 def _type_problem(item: Any, prefix: tuple[str, ...]) -> str:

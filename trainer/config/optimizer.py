@@ -51,7 +51,7 @@ class OptimizerConfig:
     """Steps of linear warm-up from 0."""
     decay_steps: int = at_least(1, 30_000)
     """wsd: length of the final fall, in steps."""
-    polynomial_power: float = 1.0
+    polynomial_power: float = at_least(0, 1.0)
     final_learning_rate_ratio: float = between(0, 1, 0.0)
     """Learning rate at the last step, as a share of the peak."""
     max_grad_norm: float = at_least(0, 1.0)

@@ -1,10 +1,11 @@
 """The whole configuration as one tree of frozen dataclasses, a file a section, and the rules that span sections."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.common import UserError
+from transpooler.common import UserError, at_least
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig
 from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
@@ -31,7 +32,7 @@ class Config:
 
     run: str = "runs/default"
     """Folder of the run: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, export/, evaluation/, report.html."""
-    seed: int = 0
+    seed: int = at_least(0, 0, largest=math.inf)
     """Seeds weights, order of documents, denoising and dropout."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transpooler.common import at_least, duration_s, one_of, positive
+from transpooler.common import at_least, duration_s, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class GuardsConfig:
     watchdog_timeout_s: float = at_least(0, 1200.0)
     """If no step ends for this long, every rank writes its stacks to RUN/stacks and the job ends with code 70; 0 = no
     watchdog. Below engine.collective_timeout_s, and above the longest step, checkpoint or evaluation batch."""
-    silent_rank_s: float = positive(30.0)
+    silent_rank_s: float = at_least(1, 30.0)
     """The job also ends when a rank gives no sign of life for this long (killed, stopped, its host gone)."""
     spike_threshold: float = at_least(0, 6.0)
     """A loss this many standard deviations above its moving mean is reported as a spike; 0 = never."""

@@ -15,6 +15,8 @@ class TrainingEngine(Protocol):
     """A torch optimizer, or one of ZeRO's, which share `param_groups`."""
     checkpoint_engine: Any
     """What writes and reads the files of a checkpoint."""
+    _copy_recovery_script: Any
+    """Copies DeepSpeed's tools into a checkpoint (folder); it is given a folder."""
     global_steps: int
 
     @property

@@ -24,6 +24,7 @@ from transpooler.trainer.evaluation.generate import batches, decode, generate, r
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.losses import held_out_losses
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
+from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     The ranks that the environment describes (WORLD_SIZE, ...) share the batches. All return the same numbers, which do
     not depend on how many ranks there are; rank 0 writes the files into `output`.
     """
+    with hold(EvaluationFolder(output).lock, "choose --output"):
+        return _evaluate(config, model_folder, EvaluationFolder(output))
+
+
+def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder) -> dict[str, Any]:
     ranks = _join_ranks(config)
     model, tokenizer = _load_model(config, model_folder)
     documents = _read_documents(config, tokenizer, model_folder)
@@ -66,7 +72,6 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     }
     if ranks.rank:
         return results
-    files = EvaluationFolder(output)
     with atomic_write(files.generated) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with atomic_write(files.highlights) as file:
@@ -113,7 +118,7 @@ def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_fo
     split = config.evaluation.split
     dataset = open_dataset(config.data, config.data.shards, split)
     folder = dataset.folder
-    if fingerprint(tokenizer) != dataset.index["tokenizer_fingerprint"]:
+    if fingerprint(tokenizer) != fingerprint(load_tokenizer(tokenizer_folder(config.data))):
         raise UserError(
             f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again"
         )

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -107,9 +107,10 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         backup, self._backup = self._backup, None
         if backup is not None:
-            backup.close()
-            if Path(backup.name).stat().st_size == 0:
-                Path(backup.name).unlink()
+            with suppress(OSError):  # somebody has tidied up
+                backup.close()
+                if Path(backup.name).stat().st_size == 0:
+                    Path(backup.name).unlink()
 
     def _give_sign(self) -> None:
         """Give a sign of life to the other ranks."""
@@ -182,7 +183,7 @@ class Watchdog:
 
     def _dump(self, reason: str) -> None:
         step, phase = self._position
-        with self._stack_file(f"step{step}") as file:
+        with suppress(OSError), self._stack_file(f"step{step}") as file:  # a full disk must not keep the job hanging
             file.write(
                 f"rank {self.rank} of {self.world_size}, host {socket.gethostname()}, pid {os.getpid()}\n"
                 f"reason: {reason}\nposition: step {step}, {phase}; ledger {self._ledger or '(none yet)'}\n\n"

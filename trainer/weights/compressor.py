@@ -69,14 +69,15 @@ def stock_names(stored: Iterable[str], num_layers: int, part: str) -> Iterator[t
             yield f"encoder.stock.{name.removeprefix('model.')}", name
 
 
-def save_compressor(
-    model: "CompressorForConditionalGeneration", tokenizer: "PreTrainedTokenizerFast", folder: Path
-) -> None:
-    """Write config.json, encoder/ (stock layers, poolers, adapter) and reader/, a stock folder that anything loads."""
+def save_compressor(model: "CompressorForConditionalGeneration", folder: Path) -> list[Path]:
+    """Write config.json, encoder/ (stock layers, poolers, adapter) and reader/, a stock folder that anything loads.
+
+    Returns the folders of the two, which need a tokenizer, too.
+    """
     model.config.save_pretrained(folder)
-    for part, each in (("encoder", model.encoder), ("reader", model.reader)):
-        each.save_pretrained(folder / part)
-        tokenizer.save_pretrained(folder / part)
+    model.encoder.save_pretrained(folder / "encoder")
+    model.reader.save_pretrained(folder / "reader")
+    return [folder / "encoder", folder / "reader"]
 
 
 def load_compressor(folder: Path) -> tuple["CompressorForConditionalGeneration", dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Checkpoints to folders that `transformers` loads: config, safetensors, tokenizer, code, model card."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,22 +8,25 @@ from typing import TYPE_CHECKING
 
 import transformers
 
-from transpooler.common import INCOMPLETE_SUFFIX, UserError, fsync_folder
+from transpooler.common import INCOMPLETE_SUFFIX, UserError, fsync_folder, read_json
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
-from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.data_pipeline.tokenizer import adding_eos, load_tokenizer
 from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
-from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
+from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import build_model
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
+
+OF_THIS_MACHINE = ("is_local", "local_files_only")
+"""What transformers writes into tokenizer_config.json of how the tokenizer was loaded."""
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
@@ -53,16 +57,20 @@ def export_model(
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
     tokenizer.model_max_length = config.data.max_source_tokens
-    _set_generation(model.generation_config, config.generation)
+    set_generation(model.generation_config, config.generation)
+    folders = [incomplete]
     try:
         if isinstance(model, TranspoolerForConditionalGeneration):
             model.config.auto_map = dict(AUTO_MAP)
             model.save_pretrained(incomplete)
             write_code(incomplete)
         else:
-            save_compressor(model, tokenizer, incomplete)
-        tokenizer.save_pretrained(incomplete)
-        (incomplete / "README.md").write_text(model_card(model, config, step), encoding="utf-8")
+            folders += save_compressor(model, incomplete)
+        for each in folders:
+            _save_tokenizer(tokenizer, each)
+        (incomplete / "README.md").write_text(
+            model_card(model, config, step, str(tokenizer.eos_token)), encoding="utf-8"
+        )
         for path in filter(Path.is_file, incomplete.rglob("*")):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -74,13 +82,12 @@ def export_model(
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 
 
-def _set_generation(target: transformers.GenerationConfig, settings: GenerationConfig) -> None:
-    """Make the run's `generation` section the defaults of `model.generate`."""
-    target.num_beams = settings.num_beams
-    target.max_new_tokens = settings.max_new_tokens
-    target.min_new_tokens = settings.min_new_tokens or None
-    target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
-    target.no_repeat_ngram_size = settings.no_repeat_ngram_size
+def _save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the tokenizer as its users need it: it ends texts by </s>, and knows nothing of this machine."""
+    adding_eos(tokenizer).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = {name: value for name, value in read_json(path).items() if name not in OF_THIS_MACHINE}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _choose_step(run: Path, step: int | None) -> int:

@@ -5,19 +5,20 @@ imports rewritten. The compiled and Triton kernels stay behind: plain torch comp
 """
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 ROOT = "transpooler.model"
 PREFIX = "transpooler_"
-ENTRY = "modeling_transpooler"
-CONFIG = "configuration_transpooler"
+NAMES = {f"{ROOT}.modeling": "modeling_transpooler", f"{ROOT}.config": "configuration_transpooler"}
+"""Files with names that readers of model folders expect."""
 AUTO_MAP = {
-    "AutoConfig": f"{CONFIG}.TranspoolerConfig",
-    "AutoModel": f"{ENTRY}.TranspoolerModel",
-    "AutoModelForSeq2SeqLM": f"{ENTRY}.TranspoolerForConditionalGeneration",
-    "AutoModelForSequenceClassification": f"{ENTRY}.TranspoolerForSequenceClassification",
-    "AutoModelForTextEncoding": f"{ENTRY}.TranspoolerEncoder",
+    "AutoConfig": "configuration_transpooler.TranspoolerConfig",
+    "AutoModel": "modeling_transpooler.TranspoolerModel",
+    "AutoModelForSeq2SeqLM": "modeling_transpooler.TranspoolerForConditionalGeneration",
+    "AutoModelForSequenceClassification": "transpooler_classification.TranspoolerForSequenceClassification",
+    "AutoModelForTextEncoding": "transpooler_encoder.TranspoolerEncoder",
 }
 LEFT_BEHIND = (
     "transpooler.model.ops.build_lock",
@@ -26,29 +27,25 @@ LEFT_BEHIND = (
     "transpooler.model.ops.soft_topk.triton_group_sum",
 )
 NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():\n    return None\n'
-ENTRIES = {
-    ENTRY: (
-        "transpooler.model.modeling",
-        ", ".join(name.rpartition(".")[2] for name in AUTO_MAP.values() if ENTRY in name),
-    ),
-    CONFIG: ("transpooler.model.config", "TranspoolerConfig"),
-}
 
 
 def write_code(folder: Path) -> None:
     """Write the files into an export."""
     root = Path(str(files(ROOT)))
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
-    kept = {name: path for name, path in paths.items() if name not in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops")}
-    for name, path in kept.items():
+    for name, path in paths.items():
+        if name in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops"):
+            continue
         text = NO_KERNELS if name.endswith(".cpp_backend") else _flatten(path.read_text(encoding="utf-8"), set(paths))
+        text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name)))
         (folder / f"{_flat_name(name)}.py").write_text(text, encoding="utf-8")
-    # transformers finds files by lines such as these; not all of our imports look like them.
-    needed = "".join(f"from .{_flat_name(name)} import __name__ as _  # noqa: F401\n" for name in kept)
-    for entry, (module, names) in ENTRIES.items():
-        about = '"""Entry point for transformers; made by transpooler."""'
-        text = f"{about}\n\nfrom .{_flat_name(module)} import {names}  # noqa: F401\n"
-        (folder / f"{entry}.py").write_text(text + needed, encoding="utf-8")
+
+
+def _registrations(file: str) -> Iterator[str]:
+    """Each class names the Auto class that makes it: whoever saves the model again then saves this code with it."""
+    for auto_class, name in AUTO_MAP.items():
+        if name.startswith(f"{file}."):
+            yield f"{name.removeprefix(f'{file}.')}.register_for_auto_class({auto_class!r})\n"
 
 
 def _module_name(path: Path, root: Path) -> str:
@@ -57,7 +54,7 @@ def _module_name(path: Path, root: Path) -> str:
 
 
 def _flat_name(module: str) -> str:
-    return PREFIX + module.removeprefix(f"{ROOT}.").replace(".", "_")
+    return NAMES.get(module) or PREFIX + module.removeprefix(f"{ROOT}.").replace(".", "_")
 
 
 def _flatten(text: str, modules: set[str]) -> str:
@@ -71,6 +68,8 @@ def _flatten(text: str, modules: set[str]) -> str:
             if inner in LEFT_BEHIND:
                 lines.append(f"{indent}{name} = None")
             elif inner in modules:
+                # transformers finds files by lines such as the first; it overlooks the second.
+                lines.append(f"{indent}from .{_flat_name(inner)} import __name__ as _  # noqa: F401")
                 lines.append(f"{indent}from . import {_flat_name(inner)} as {name}")
             else:
                 lines.append(f"{indent}from .{_flat_name(module)} import {name}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import percent
+from transpooler.common import TESTED, percent
 from transpooler.trainer.config import Config
 from transpooler.trainer.metrics import read_metrics
 
@@ -24,10 +24,13 @@ that matter ({schedule}), and writes from those alone. {parameters:,} parameters
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True)  # the code is in this folder
-tokenizer = AutoTokenizer.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
 ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_source}).input_ids
 print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
 ```
+
+The code was tested with transformers {oldest} to {newest}, and refuses others. The tokenizer ends every text by
+`{eos}`, as in training.
 
 With the transpooler package, `import transpooler.model.modeling` instead of `trust_remote_code` brings its compiled
 kernels.
@@ -43,13 +46,16 @@ kernels.
 """
 
 
-def model_card(model: "PoolingModel", config: Config, step: int) -> str:
+def model_card(model: "PoolingModel", config: Config, step: int, eos_token: str) -> str:
     """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
     stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
     rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
     return CARD.format(
         name=Path(config.run).resolve().name,
         block=config.model.block_size or "any number of",
+        oldest=TESTED["transformers"].oldest,
+        newest=TESTED["transformers"].newest,
+        eos=eos_token,
         schedule=", ".join(stages) or "no pooling: it keeps all of them",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         step=step,

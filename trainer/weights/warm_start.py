@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from transpooler.common import UserError, say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
@@ -51,14 +52,14 @@ TABLES = ("shared", "embedder.positions", "embed_tokens", "lm_head")
 """Parts of the names of tables, which may differ in their number of rows."""
 
 
-def start_from(model: nn.Module, folder: Path, config: Config, tokenizer_fingerprint: str) -> None:
+def start_from(model: nn.Module, folder: Path, config: Config, tokenizer: PreTrainedTokenizerFast) -> None:
     """Copy what fits from the model in `folder`; UserError if its tokenizer or architecture is not this run's."""
     if isinstance(config.model, CompressorArchitecture):
         _start_compressor(model, config)
         return
     values = read_model_config(folder)
     kind = values.get("model_type")
-    if fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint:
+    if fingerprint(load_tokenizer(folder)) != fingerprint(tokenizer):
         raise UserError(
             f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
             f"with prepare.tokenizer.path={folder}"

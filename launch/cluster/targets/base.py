@@ -4,6 +4,7 @@ Every engine starts the same rendered rank.sh once per rank (launch.cluster.envi
 an engine that reaches the hosts of a hostfile over ssh; a target overrides what differs.
 """
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from transpooler.launch.cluster.environment import python, run_folder, script, w
 from transpooler.launch.cluster.hosts import Host, choose_hosts
 from transpooler.launch.ranks.watcher import ATTEMPT, BIND_CORES, LOGS
 from transpooler.trainer.config import Config
+from transpooler.trainer.guards.run_lock import TOKEN
 
 Answers = Mapping[str, Mapping[str, Any]]
 """What each host says of itself (probe.facts), by the host's name."""
@@ -98,6 +100,8 @@ class Target:
         everything |= {ATTEMPT: str(request.folder), LOGS: str(run_folder(config).logs)}
         if config.cluster.bind_cores:
             everything[BIND_CORES] = "1"
+        if TOKEN in os.environ:  # else this is a dry run
+            everything[TOKEN] = os.environ[TOKEN]
         watcher = [python(config), "-u", "-m", "transpooler.launch.ranks.watcher", *request.settings]
         comment = f"Started once per rank by the engine of target {self.name}."
         return AttemptPlan(

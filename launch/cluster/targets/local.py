@@ -16,8 +16,6 @@ class Local(Target):
 
     name = "local"
     about = "this machine"
-    ends_gently = False
-    """DeepSpeed's runner answers SIGTERM with a `pkill` of every DeepSpeed job of this user."""
 
     def hosts(self, config: Config) -> list[Host]:
         return [Host("localhost", config.cluster.processes_per_node or probe.num_gpus() or 1)]

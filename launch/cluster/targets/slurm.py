@@ -10,7 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from transpooler.common import PREEMPTED, UserError, duration_s, say
+from transpooler.common import PREEMPTED, UserError, atomic_write, duration_s, say
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.doctor.preflight import probe_script
 from transpooler.launch.cluster.doctor.probe import read_answers
@@ -45,9 +45,10 @@ class Slurm(Target):
 
     def ask(self, config: Config, hosts: Sequence[Host]) -> tuple[Answers, Mapping[str, str]]:
         """Asked through srun; no answers where srun fails, since training itself will then say why."""
-        witness = run_folder(config).launch_lock  # exists: the launcher holds it
-        path = witness.with_name("probe.sh")
-        path.write_text(probe_script(config, witness), encoding="utf-8")
+        run = run_folder(config)
+        path = run.launch / "probe.sh"
+        with atomic_write(path) as file:
+            file.write(probe_script(config, run.lock))  # exists: the launcher holds it
         nodes = ["--nodes", str(len(hosts)), "--ntasks", str(len(hosts)), "--ntasks-per-node", "1", "--export=ALL"]
         where = ["--nodelist", ",".join(host.name for host in hosts), *config.cluster.slurm.srun_options]
         found = read_answers(_output_of("srun", *nodes, *where, "bash", str(path)))
@@ -92,9 +93,9 @@ class Slurm(Target):
         self.require("sbatch", "slurm-client")
         run = run_folder(config)
         path = run.launch / "job.sbatch"
-        for folder in (run.launch, run.logs):
-            folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.describe(config, settings), encoding="utf-8")
+        run.logs.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(self.describe(config, settings))
         finished = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
         if finished.returncode:
             objections = [line for line in finished.stderr.splitlines() if "error" in line] or [finished.stderr.strip()]

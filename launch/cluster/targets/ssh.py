@@ -1,8 +1,11 @@
 """DeepSpeed's runner, which starts its launcher on each host of a hostfile through pdsh."""
 
+import sys
+
 from transpooler.launch.cluster.attempt_plan import AttemptPlan, AttemptRequest
 from transpooler.launch.cluster.targets.base import Target, master_or_first
-from transpooler.launch.ranks.local import RUNNER
+
+RUNNER = (sys.executable, "-m", "deepspeed.launcher.runner")
 
 
 class Ssh(Target):

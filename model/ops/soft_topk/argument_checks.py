@@ -1,18 +1,27 @@
 """Bad arguments: one ValueError that names the argument, its value and what was expected."""
 
-import math
 import os
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from transpooler.model.ops.soft_topk.backends import BACKENDS, choose_kernels
+from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HIGHEST_SCORE = 1 + 2e-5
 """A sigmoid + 1e-5 reaches a little above 1."""
+HIGHEST_BASE = 1e30
+"""base ** score and its gradient fit into float32."""
 DEBUG = "TRANSPOOLER_DEBUG"
 """Environment variable; 1: values on a GPU are checked too, and the host waits for them."""
+
+
+def promote(x: Tensor) -> Tensor:
+    """In float32 at least: float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def settle_arguments(embeddings, scores, k, mask, slots) -> tuple[Tensor, Tensor, int, Tensor]:
@@ -20,7 +29,7 @@ def settle_arguments(embeddings, scores, k, mask, slots) -> tuple[Tensor, Tensor
     mask = check_tensors(embeddings, scores, k, mask, slots)
     slots = min(k if isinstance(k, int) else slots, mask.shape[1])
     k_B = torch.full(mask.shape[:1], k, device=mask.device) if isinstance(k, int) else k
-    return scores if scores.dtype == torch.float64 else scores.float(), k_B, slots, mask
+    return promote(scores), k_B, slots, mask
 
 
 def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
@@ -54,8 +63,8 @@ def check_tensors(embeddings, scores, k, mask, slots) -> Tensor:
 
 def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tensor) -> None:
     """Check the base, and that a backend that was named can run here."""
-    if not isinstance(base, int | float) or not 1 < base < math.inf:
-        raise ValueError(f"base: {base!r}; expected a finite number above 1")
+    if not isinstance(base, int | float) or not 1 < base <= HIGHEST_BASE:
+        raise ValueError(f"base: {base!r}; expected a number above 1, at most {HIGHEST_BASE:g}")
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend == "reference" and isinstance(k, Tensor):
@@ -64,11 +73,31 @@ def check_backend(backend: str, k, base: float, embeddings: Tensor, scores: Tens
         choose_kernels(backend, embeddings.device, scores.dtype == torch.float64)
 
 
-def values_are_checked(device: torch.device) -> bool:
-    """On CPUs yes: it is cheap beside the call. Elsewhere the host would wait, so only with TRANSPOOLER_DEBUG=1."""
-    if torch.compiler.is_compiling():
+def values_are_checked(tensor: Tensor) -> bool:
+    """On CPUs yes: it is cheap beside the call. Elsewhere the host would wait, so only with TRANSPOOLER_DEBUG=1.
+
+    Tensors without values (meta, and those of a FakeTensorMode) are never checked.
+    """
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
-    return device.type == "cpu" or os.environ.get(DEBUG) == "1"
+    return tensor.device.type == "cpu" or os.environ.get(DEBUG) == "1"
+
+
+def check_rounds(rounds: int | None, k_B: Tensor, mask_BN: Tensor) -> None:
+    """Check that the rounds of halving suffice for every document."""
+    if rounds is None or not k_B.numel():
+        return
+    needed = max(num_rounds(max(1, tokens), k) for tokens, k in zip(mask_BN.sum(1).tolist(), k_B.tolist(), strict=True))
+    if rounds < needed:
+        raise ValueError(f"rounds: {rounds}; expected at least {needed}, which the longest document needs")
+
+
+def check_forward_mode(*tensors: Tensor) -> None:
+    """Refuse dual tensors: without a formula torch would give tangents of zero."""
+    if not torch.compiler.is_compiling() and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise NotImplementedError("soft_topk has no forward-mode derivative; use reverse mode (torch.autograd.grad)")
 
 
 def check_values(scores_BN: Tensor, k, slots: int | None, mask_BN: Tensor | None) -> None:

@@ -5,6 +5,9 @@ the embeddings and O(N) numbers a document, nothing else. `backend` names the ke
 
 Autocast: the tournament runs in float32; the group sum has no rule of its own, so that it takes the embeddings as they
 are and returns their dtype.
+
+What a kernel or a fake makes is contiguous by construction (new_empty with a shape, never empty_like): arguments may
+have any strides, and the fakes must promise what the kernels give.
 """
 
 import torch
@@ -19,7 +22,7 @@ def tournament_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`play_tournament`: (weights, pooled scores, groups, positions, mask)."""
     module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
+    return tuple(part.contiguous() for part in module.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base))
 
 
 @tournament_op.register_fake
@@ -49,12 +52,13 @@ def tournament_backward_op(
 ) -> Tensor:
     """`tournament.tournament_backward`: gradient of the scores."""
     module = choose_kernels(backend, scores_BN.device, scores_BN.dtype == torch.float64)
-    return module.tournament_backward(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base)
+    plan = (scores_BN, mask_BN, k_B1, slots, rounds, base)
+    return module.tournament_backward(grad_weights_BN, grad_scores_BS, *plan).contiguous()
 
 
 @tournament_backward_op.register_fake
 def _(grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base, backend):
-    return torch.empty_like(scores_BN)
+    return scores_BN.new_empty(scores_BN.shape)
 
 
 def _tournament_setup(ctx, inputs, output):
@@ -97,7 +101,7 @@ def group_sum_backward_op(
 
 @group_sum_backward_op.register_fake
 def _(grad_BSD, embeddings_BND, weights_BN, groups_BN, backend):
-    return embeddings_BND.new_empty(embeddings_BND.shape), torch.empty_like(weights_BN)
+    return embeddings_BND.new_empty(embeddings_BND.shape), weights_BN.new_empty(weights_BN.shape)
 
 
 def _group_sum_setup(ctx, inputs, output):

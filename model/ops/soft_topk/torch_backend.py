@@ -34,8 +34,8 @@ def group_sum_backward(
     grad_BSD: Tensor, embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>; exactly zero where masked."""
-    grad_embeddings = torch.empty_like(embeddings_BND, memory_format=torch.contiguous_format)
-    grad_weights = torch.empty_like(weights_BN)
+    grad_embeddings = embeddings_BND.new_empty(embeddings_BND.shape)
+    grad_weights = weights_BN.new_empty(weights_BN.shape)
     masked_BN = groups_BN < 0
     for row in range(embeddings_BND.shape[0]):  # a document at a time, so that the gathered gradients stay small
         grad_ND = grad_BSD[row].to(weights_BN.dtype).index_select(0, groups_BN[row].clamp(min=0))

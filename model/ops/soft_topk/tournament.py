@@ -134,7 +134,7 @@ def _round_backward(played: _Round, grad_merged: Tensor, grad_weights: Tensor, b
     p, winner, loser, alone = played.p_BW, played.winner_BW, played.loser_BW, played.alone_BW
     # w' = w f, with f = p for the winner's inputs and 1 - p for the loser's.
     grad_shares = grad_weights * played.weights_BN
-    grad_p = torch.zeros_like(p).scatter_add_(1, played.slot_BN, torch.where(played.won_BN, grad_shares, -grad_shares))
+    grad_p = p.new_zeros(p.shape).scatter_add_(1, played.slot_BN, torch.where(played.won_BN, grad_shares, -grad_shares))
     grad_p = grad_p + grad_merged * (winner - loser)
     # p = sigmoid(b^winner - b^loser)
     grad_difference = grad_p * p * (1 - p) * math.log(base)
@@ -163,4 +163,4 @@ def _ranks(last_BN: Tensor) -> tuple[Tensor, Tensor]:
 def _invert(order: Tensor) -> Tensor:
     """Inverse of the permutation in each row."""
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, ranks)
+    return order.new_empty(order.shape).scatter_(1, order, ranks)

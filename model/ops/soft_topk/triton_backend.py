@@ -249,10 +249,10 @@ def tournament(scores_BN, mask_BN, k_B1, slots: int, rounds: int, base: float) -
     if not 0 < num_tokens <= MAX_TOKENS or rounds == 0:
         return torch_backend.tournament(scores_BN, mask_BN, k_B1, slots, rounds, base)
     width = min(slots, num_tokens)
-    weights, pooled = torch.zeros_like(scores_BN), scores_BN.new_zeros(batch, width)
-    groups = torch.full_like(scores_BN, -1, dtype=torch.int64)
-    positions = torch.zeros_like(pooled, dtype=torch.int64)
-    filled = torch.zeros_like(pooled, dtype=torch.bool)
+    weights, pooled = scores_BN.new_zeros(scores_BN.shape), scores_BN.new_zeros(batch, width)
+    groups = scores_BN.new_full(scores_BN.shape, -1, dtype=torch.int64)
+    positions = pooled.new_zeros(pooled.shape, dtype=torch.int64)
+    filled = pooled.new_zeros(pooled.shape, dtype=torch.bool)
     levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_kernel[(batch,)](
         scores_BN.contiguous(), mask_BN.contiguous(), k_B1.contiguous(), *levels, weights, pooled, groups, positions,
@@ -270,7 +270,7 @@ def tournament_backward(
         return torch_backend.tournament_backward(
             grad_weights_BN, grad_scores_BS, scores_BN, mask_BN, k_B1, slots, rounds, base
         )
-    grad = torch.zeros_like(scores_BN, memory_format=torch.contiguous_format)
+    grad = scores_BN.new_zeros(scores_BN.shape)
     levels, arguments = _allocate_levels(scores_BN, slots, rounds)
     _tournament_backward_kernel[(batch,)](
         grad_weights_BN.contiguous(), grad_scores_BS.contiguous(), scores_BN.contiguous(), mask_BN.contiguous(),

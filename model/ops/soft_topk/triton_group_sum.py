@@ -101,8 +101,8 @@ def group_sum_backward(
 ) -> tuple[Tensor, Tensor]:
     """de_i = w_i g_group(i) and dw_i = <e_i, g_group(i)>."""
     batch, num_tokens, dim = embeddings_BND.shape
-    grad_embeddings = torch.empty_like(embeddings_BND, memory_format=torch.contiguous_format)
-    grad_weights = torch.empty_like(weights_BN, memory_format=torch.contiguous_format)
+    grad_embeddings = embeddings_BND.new_empty(embeddings_BND.shape)
+    grad_weights = weights_BN.new_empty(weights_BN.shape)
     if grad_embeddings.numel():
         _group_sum_backward_kernel[(triton.cdiv(batch * num_tokens, TOKENS_AT_ONCE),)](
             grad_BSD.contiguous(), embeddings_BND.contiguous(), weights_BN.contiguous(), groups_BN.contiguous(),

@@ -1,13 +1,18 @@
 """The pooling encoder-decoder: what it computes does not depend on padding, batches, caches or saving."""
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
 from transpooler.model.architecture import OPERATOR_NAMES, Architecture, PoolingStage
+from transpooler.model.inspection import pooling_statistics
 from transpooler.model.ops.operators import OPERATORS
 
 TINY: dict[str, Any] = {
@@ -36,6 +41,10 @@ LENGTHS = (40, 25, 3)
 def build(**settings: Any) -> TranspoolerForConditionalGeneration:
     torch.manual_seed(0)
     return TranspoolerForConditionalGeneration(TranspoolerConfig(**TINY | settings)).eval()
+
+
+def statistics_of(model, ids, mask):
+    return pooling_statistics(model.get_encoder()(ids, mask, output_pooling=True).pooled_stages)
 
 
 @pytest.fixture(params=SETTINGS)
@@ -159,7 +168,7 @@ def test_selected_weights_sum_to_one_in_each_slot(batch):
         sums = torch.zeros(4).index_add(0, selection.slots_BN[row, :length], selection.weights_BN[row, :length])
         torch.testing.assert_close(sums[: min(4, length)], torch.ones(min(4, length)))
         assert not selection.weights_BN[row, length:].any()
-    statistics = model.pooling_statistics()
+    statistics = statistics_of(model, batch["input_ids"], batch["attention_mask"])
     shares = [statistics[f"pool1_share_tenth{tenth}"] for tenth in range(10)]
     assert sum(shares) == pytest.approx(1)
     assert 0.5 <= statistics["pool1_mean_top_weight"] <= 1
@@ -167,20 +176,71 @@ def test_selected_weights_sum_to_one_in_each_slot(batch):
 
 def test_statistics_count_documents_that_were_pooled(batch):
     model = build(pooling=[{"after_layer": 2, "length": 30}])  # documents of 40, 25 and 3 tokens
-    model.model.encoder(batch["input_ids"], batch["attention_mask"])
-    together = model.pooling_statistics()
-    model.model.encoder(batch["input_ids"][:1], batch["attention_mask"][:1])
-    assert model.pooling_statistics() == pytest.approx(together)
+    together = statistics_of(model, batch["input_ids"], batch["attention_mask"])
+    assert statistics_of(model, batch["input_ids"][:1], batch["attention_mask"][:1]) == pytest.approx(together)
     assert together["pool0_mean_top_weight"] < 1
-    model.model.encoder(batch["input_ids"][1:], batch["attention_mask"][1:])
+    assert statistics_of(model, batch["input_ids"][1:], batch["attention_mask"][1:]) == {}
+
+
+def test_only_training_leaves_something_behind_and_no_copy_takes_it_along(batch):
+    model = build(pooling=FIXED)
+    small = len(pickle.dumps(model))
+    model(**batch)
     assert model.pooling_statistics() == {}
+    assert len(pickle.dumps(model)) == small
+    model.train()(**batch)
+    assert "pool1_share_tenth0" in model.pooling_statistics()
+    assert len(pickle.dumps(model)) == small
+    assert copy.deepcopy(model).pooling_statistics() == {}
+
+
+def test_threads_get_the_selections_of_their_own_documents():
+    model, documents = build(pooling=FIXED), torch.randint(6, 300, (24, 1, 40))
+    alone = [model.select(ids).slots_BN for ids in documents]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda ids: model.select(ids).slots_BN, documents))
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+
+
+def test_a_float64_model_computes_in_float64(batch):
+    """Finite differences of the loss follow the gradient of a scorer, which float32 anywhere between would spoil."""
+    model = build(pooling=FIXED, norm="pre").double()
+    loss = model(**batch).loss
+    assert loss.dtype == torch.float64
+    weight = model.model.encoder.poolers["1"].scorer.weight
+    (gradient,) = torch.autograd.grad(loss, weight)
+    with torch.no_grad():
+        weight[0, 3] += 1e-6
+        difference = (model(**batch).loss - loss) / 1e-6
+    assert difference.item() == pytest.approx(gradient[0, 3].item(), rel=1e-3)
+    assert model.get_encoder()(batch["input_ids"]).document_embedding().dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", ["attention_maks", "foo"])
+def test_arguments_that_nobody_reads_are_refused(batch, wrong):
+    model, given = build(pooling=FIXED), {"input_ids": batch["input_ids"], wrong: 1}
+    for part in (model.get_encoder(), model.model, model):
+        with pytest.raises(TypeError, match=wrong):
+            part(**given)
+    with pytest.raises(TypeError, match=wrong):
+        model.model.decoder(**given)
+
+
+def test_a_cache_is_taken_under_both_names_and_of_one_kind(batch):
+    model, ids = build(pooling=FIXED), batch["labels"].clamp(min=6)
+    source = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    whole = model(**source, decoder_input_ids=ids).logits[:, 5:]
+    for name in ("cache", "past_key_values"):
+        for kind in (EncoderDecoderCache(DynamicCache(), DynamicCache()), DynamicCache()):
+            past = model(**source, decoder_input_ids=ids[:, :5], use_cache=True, **{name: kind}).past_key_values
+            rest = model(**source, decoder_input_ids=ids[:, 5:], **{name: past}).logits
+            torch.testing.assert_close(rest, whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_only_operators_that_score_are_sharp(operator, batch):
     model = build(pooling=[{**FIXED[0], "operator": operator}])
-    model.model.encoder(batch["input_ids"], batch["attention_mask"])
-    statistics = model.pooling_statistics()
+    statistics = statistics_of(model, batch["input_ids"], batch["attention_mask"])
     assert ("pool0_mean_top_weight" in statistics) == (operator not in ("random", "strided_mean"))
     assert len([name for name in statistics if "share" in name]) == 10
 

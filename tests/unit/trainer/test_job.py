@@ -4,7 +4,7 @@ import pytest
 
 from transpooler.common import UserError
 from transpooler.trainer.config import load_config, save_config
-from transpooler.trainer.job import check_run_folder
+from transpooler.trainer.job import _open_loaders, check_run_folder
 from transpooler.trainer.run_folder import RunFolder
 
 
@@ -31,3 +31,10 @@ def test_settings_of_another_version_matter_only_where_they_decide_what_a_run_le
     path.write_text(saved.replace("model:\n", "model:\n  gated: true\n"))
     with pytest.raises(UserError, match=r"other values of model.gated"):
         check_run_folder(config, tmp_path)
+
+
+@pytest.mark.parametrize(("size", "says"), [(24, False), (1000, True)])
+def test_a_batch_that_the_documents_cannot_fill_is_said(tiny_settings, capsys, size, says):
+    _open_loaders(load_config([], [*tiny_settings, f"data.batch_size={size}"]), rank=0, world_size=1)
+    warning = "WARNING: data.batch_size is 1000, but a step takes 24: there are no more documents"
+    assert (warning in capsys.readouterr().err) == says

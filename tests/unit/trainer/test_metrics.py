@@ -1,5 +1,8 @@
 """Lines of metrics across kills and resumes."""
 
+import shutil
+import threading
+
 import pytest
 
 from transpooler.common import UserError
@@ -19,3 +22,17 @@ def test_metrics_of_a_resumed_run_are_those_of_an_undisturbed_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics.jsonl:1: not valid JSON"):
         read_metrics(tmp_path)
+
+
+def test_tensorboard_goes_on_where_somebody_has_tidied_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # as launch.exits does
+    writer = MetricsWriter(tmp_path, step=0, tensorboard=True)
+    folder, step = tmp_path / "tensorboard", 1
+    writer.write({"step": step, "split": "train", "loss": 1.0})
+    shutil.rmtree(folder)
+    while not folder.exists():
+        step += 1
+        writer.write({"step": step, "split": "train", "loss": 1.0})
+    shutil.rmtree(folder)
+    writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, step + 1))

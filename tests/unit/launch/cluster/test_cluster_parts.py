@@ -153,7 +153,7 @@ def test_a_missing_working_directory_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "program", "words"),
     [
-        ("local", None, "deepspeed.launcher.runner"),
+        ("local", None, "deepspeed.launcher.launch"),
         ("ssh", "pdsh", "--launcher pdsh"),
         ("torchrun", "pdsh", "--rdzv-backend c10d"),
         ("openmpi", "mpirun.openmpi", "--bind-to none"),
@@ -227,6 +227,8 @@ def test_decisions() -> None:
     crash = Outcome("crashed", "exit code 1: ValueError", 0, "a", 1)
     assert (after(Outcome("done")).restart, after(Outcome("done")).exit_code) == (False, 0)
     assert after(Outcome("mistake", "x", 0, "a", 2)).exit_code == 2
+    full = after(Outcome("crashed", "the engine of target torchrun ended with 1: No space left on device: '/tmp/x'"))
+    assert (full.restart, full.exit_code) == (False, 2)
     assert after(Outcome("preempted")).delay_s == 0
     assert after(Outcome("preempted"), stop=True).exit_code == 75
     assert history == History()

@@ -1,14 +1,17 @@
 """`transpooler summarize` with a real, untrained model: what it prints, says, writes, and keeps when interrupted."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from transpooler.data_pipeline.tokenizer import load_tokenizer
-from transpooler.launch.cli import main
+from transpooler.launch.cli import main, parse
+from transpooler.launch.commands import summarize
 from transpooler.trainer.config import load_config
+from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.evaluation import generate as generate_module
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
@@ -51,6 +54,23 @@ def test_one_text_alone_several_under_headings(model: Path, tmp_path: Path, caps
     assert "==" not in alone + other
     assert run(capsys, model, first, second, "--output", tmp_path / "out.txt", "--max-source-tokens", 90)[1] == ""
     assert (tmp_path / "out.txt").read_text() == both
+
+
+def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_path: Path) -> None:
+    def read(*options: str) -> dict[str, Any]:
+        return asdict(summarize.read_generation(parse(["summarize", "a.txt", "--model", str(model), *options])))
+
+    own = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 2, "length_penalty": 1.5, "no_repeat_ngram_size": 2}
+    assert read() == asdict(GenerationConfig(max_new_tokens=256))
+    (model / "generation_config.json").write_text(json.dumps(own))
+    assert read() == own | {"batch_size": 8}
+    assert read("--num-beams", "2", "--min-new-tokens", "0") == own | {
+        "num_beams": 2,
+        "min_new_tokens": 0,
+        "batch_size": 8,
+    }
+    (model / "generation_config.json").write_text("{}")  # what transformers writes for greedy search
+    assert read()["num_beams"] == 1
 
 
 def test_json_names_row_and_lengths(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

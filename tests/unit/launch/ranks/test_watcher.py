@@ -172,6 +172,16 @@ def test_a_rank_ends_with_what_watches_it(tmp_path: Path) -> None:
     assert (outcome.ending, outcome.rank) == ("lost", 1)
 
 
+def test_a_rank_ends_with_its_supervisor_on_whatever_host_and_gets_signals_when_it_listens(tmp_path: Path) -> None:
+    lock = RunFolder(tmp_path / "run").lock
+    lock.parent.mkdir()
+    lock.write_text('{"token": "first", "machine": "elsewhere"}')
+    script = f"time.sleep(1.0); {SAVE}; time.sleep(60)"
+    assert Job(tmp_path, script, script).outcome(lambda job: job.attempt.request_stop()).ending == "preempted"
+    outcome = Job(tmp_path, WAIT, WAIT).outcome(lambda _: lock.write_text('{"token": "second"}'))
+    assert (outcome.ending, outcome.reason) == ("crashed", "killed by SIGKILL (out of memory?)")
+
+
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transpooler.launch.cluster.attempt.END_TOGETHER_S", 1.0)
     job = Job(tmp_path, WAIT, "time.sleep(1); sys.exit(3)")

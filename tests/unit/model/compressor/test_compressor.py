@@ -1,5 +1,7 @@
 """A compressor's stock parts stay what they are: equal to the stock models to the bit, whatever their family."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -15,11 +17,11 @@ from transformers import (
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 99, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+WINDOWS: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
@@ -58,7 +60,8 @@ def test_layers_that_run_a_few_at_a_time_are_the_stock_model(family):
     keep_all = [{"after_layer": 1, "length": 50}, {"after_layer": 3, "length": 40}]
     model = compressor(family, block_size=None, pooling=keep_all)
     seen = []
-    model.encoder.stock.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    norm: Any = model.encoder.stock.norm
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
     model.encoder(IDS)
     hidden = model.encoder.stock(input_ids=IDS).last_hidden_state
     torch.testing.assert_close(seen[0].view_as(hidden), hidden, rtol=0, atol=1e-6)
@@ -104,7 +107,7 @@ def test_every_parameter_learns_and_a_copy_is_a_model_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "settings, named",
+    ("settings", "named"),
     [
         ({"pooling": [{"after_layer": 5, "ratio": 0.5}]}, "after_layer"),
         ({"pooling": [{"after_layer": 1, "ratio": 0.3}]}, "ratio"),

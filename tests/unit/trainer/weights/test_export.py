@@ -1,13 +1,15 @@
 """Exports, and mistakes around them: one line that names what and where, and nothing harmed."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.weights.export import export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
@@ -34,6 +36,9 @@ def test_an_export_loads_equal_and_says_what_it_is(exported):
         assert torch.equal(loaded.state_dict()[name], value)
     assert "32 after layer 1, 8 after layer 2" in (folder / "README.md").read_text(encoding="utf-8")
     assert not list(folder.parent.glob("*.incomplete"))
+    stranger = AutoTokenizer.from_pretrained(folder)
+    assert stranger("alpha beta").input_ids == [*tokenizer("alpha beta").input_ids, tokenizer.eos_token_id]
+    assert not {"is_local", "local_files_only"} & set(json.loads((folder / "tokenizer_config.json").read_text()))
 
 
 def test_weights_depend_on_the_seed_alone(exported):
@@ -48,10 +53,10 @@ def test_weights_depend_on_the_seed_alone(exported):
 def test_fine_tuning_starts_from_what_fits(exported, tiny_settings, capsys):
     _, tokenizer, model, folder = exported
     other = build_model(load_config([], [*tiny_settings, "seed=5"]), tokenizer)
-    start_from(other, folder, load_config([], tiny_settings), fingerprint(tokenizer))
+    start_from(other, folder, load_config([], tiny_settings), tokenizer)
     assert torch.equal(other.lm_head.weight, model.lm_head.weight)
     changed = load_config([], [*tiny_settings, "model.pooling=[{after_layer: 2, length: 8}]"])
-    start_from(build_model(changed, tokenizer), folder, changed, fingerprint(tokenizer))
+    start_from(build_model(changed, tokenizer), folder, changed, tokenizer)
     assert "poolers.1.scorer.weight" in capsys.readouterr().err
 
 
@@ -59,11 +64,11 @@ def test_fine_tuning_refuses_what_does_not_fit(exported, tiny_settings, tmp_path
     _, tokenizer, model, folder = exported
     config = load_config([], [*tiny_settings, "model.ffn_dim=32"])
     with pytest.raises(UserError, match=r"model.ffn_dim is 32, but train.init_from .* was trained with 64"):
-        start_from(model, folder, config, fingerprint(tokenizer))
+        start_from(model, folder, config, tokenizer)
     with pytest.raises(UserError, match="its tokenizer is not that of"):
-        start_from(model, folder, config, "another")
+        start_from(model, folder, config, train_tokenizer(iter(["other words"]), 300))
     with pytest.raises(UserError, match="no exported model there"):
-        start_from(model, tmp_path / "absent", config, fingerprint(tokenizer))
+        start_from(model, tmp_path / "absent", config, tokenizer)
     (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="cannot load the model"):
         load_model(folder)

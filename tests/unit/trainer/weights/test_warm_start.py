@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
@@ -43,7 +43,7 @@ def test_the_logits_of_a_bart_are_ours(bart, capsys):
     theirs, tokenizer, settings, folder = bart
     config = load_config([], settings)
     ours = build_model(config, tokenizer)
-    start_from(ours, folder, config, fingerprint(tokenizer))
+    start_from(ours, folder, config, tokenizer)
     ids = torch.randint(6, len(tokenizer), (3, 40), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(40) < torch.tensor([[40], [25], [7]])).long()
     given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :9]}
@@ -63,7 +63,7 @@ def test_a_bart_becomes_a_pooling_model(bart, capsys):
     more = ["model.positions=rotary", "model.block_size=16", "model.pooling=[{after_layer: 2, length: 8}]"]
     config = load_config([], [*settings, *more])
     ours = build_model(config, tokenizer)
-    start_from(ours, folder, config, fingerprint(tokenizer))
+    start_from(ours, folder, config, tokenizer)
     assert torch.equal(ours.lm_head.weight, theirs.model.shared.weight)
     left, unused = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]
     assert "poolers.2.scorer.weight, model.encoder.poolers.2.scorer.bias start from random weights" in left
@@ -74,12 +74,12 @@ def test_what_cannot_fit_is_refused(bart):
     _, tokenizer, settings, folder = bart
     config = load_config([], [*settings, "model.ffn_dim=32", "model.norm=pre"])
     with pytest.raises(UserError, match=r"is a BART, whose weights fit a model with model.ffn_dim=64 model.norm=post"):
-        start_from(build_model(config, tokenizer), folder, config, fingerprint(tokenizer))
+        start_from(build_model(config, tokenizer), folder, config, tokenizer)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "model_type": "t5"}))
     config = load_config([], settings)
     with pytest.raises(UserError, match="holds a 't5' model; give one of transpooler, bart"):
-        start_from(build_model(config, tokenizer), folder, config, fingerprint(tokenizer))
+        start_from(build_model(config, tokenizer), folder, config, tokenizer)
 
 
 def test_a_blockwise_model_becomes_a_pooling_one(tiny_settings, tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_a_blockwise_model_becomes_a_pooling_one(tiny_settings, tmp_path, capsys
     export_model(before, tokenizer, tmp_path / "plain", plain, step=3)
     config = load_config([], [*tiny_settings, "seed=4"])
     after = build_model(config, tokenizer)
-    start_from(after, tmp_path / "plain", config, fingerprint(tokenizer))
+    start_from(after, tmp_path / "plain", config, tokenizer)
     copied = {name for name, value in before.named_parameters() if torch.equal(after.get_parameter(name), value)}
     assert copied == {name for name, _ in before.named_parameters()}
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]

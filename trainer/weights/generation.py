@@ -1,0 +1,31 @@
+"""How a model folder's summaries are generated: the run's `generation` section, as `transformers` stores it."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from transpooler.common import read_json
+from transpooler.trainer.config.evaluation import GenerationConfig
+
+DEFAULTS = {"num_beams": 1, "min_new_tokens": 0, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""What `transformers` does where its file says nothing."""
+
+
+def set_generation(target: transformers.GenerationConfig, settings: GenerationConfig) -> None:
+    """Make the run's `generation` section the defaults of `model.generate`."""
+    target.num_beams = settings.num_beams
+    target.max_new_tokens = settings.max_new_tokens
+    target.min_new_tokens = settings.min_new_tokens or None
+    target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
+    target.no_repeat_ngram_size = settings.no_repeat_ngram_size
+
+
+def stored_generation(folder: Path) -> dict[str, Any]:
+    """The `generation` section that a model folder carries; empty if it carries none."""
+    path = folder / "generation_config.json"
+    stored = read_json(path) if path.is_file() else None
+    if not isinstance(stored, dict):
+        return {}
+    found = {name: stored.get(name) or default for name, default in DEFAULTS.items()}
+    return found | ({"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {})
