@@ -9,6 +9,9 @@ from transpooler.trainer.run_folder import RunFolder
 
 _NOT_OF_THE_MODEL = ("architectures", "transformers_version", "_name_or_path", "dtype", "use_cache", "auto_map")
 
+_DECODER_ONLY = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"}
+"""Keys that every decoder-only model has in its config.json, and BART and its kin have under other names."""
+
 
 def adopt_weights(values: dict[str, Any]) -> None:
     """Fill in the `model:` keys that follow from train.init_from; what is written there already stays.
@@ -47,14 +50,15 @@ def _read_causal_config(source: str, part: str) -> dict[str, Any]:
         raise UserError(f"train.init_from {source}: no model there: {reason}") from error
     if isinstance(config, CompressorConfig):
         config = getattr(config, part)
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    values = config.to_dict()
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not values.keys() >= _DECODER_ONLY:
         raise UserError(
             f"train.init_from {source}: holds a {config.model_type!r} model, which is no causal language model; give "
             "one such as Llama, SmolLM2, Qwen, Mistral, Gemma 3 text or OLMo 2"
         )
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"train.init_from {source}: its weights are quantised; give the full ones")
-    return {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
+    return {name: value for name, value in values.items() if name not in _NOT_OF_THE_MODEL}
 
 
 def _saved_model(values: Mapping[str, Any]) -> dict[str, Any]:
