@@ -53,7 +53,7 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     from transpooler.trainer.config import load_config
 
     set_seed(0)
-    architecture = load_config([PRESET]).model
+    architecture = load_config([PRESET]).seq2seq
     config = TranspoolerConfig.from_architecture(
         architecture, vocab_size=VOCAB_SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2
     )

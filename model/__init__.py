@@ -3,10 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from transpooler.model.classification import TranspoolerForSequenceClassification
+    from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
     from transpooler.model.config import TranspoolerConfig
     from transpooler.model.encoder import TranspoolerEncoder
     from transpooler.model.modeling import TranspoolerForConditionalGeneration, TranspoolerModel
+
+    PoolingModel: TypeAlias = TranspoolerForConditionalGeneration | CompressorForConditionalGeneration
+    """What trains, evaluates and summarizes."""
 
 __all__ = [
     "TranspoolerConfig",

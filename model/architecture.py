@@ -1,9 +1,9 @@
 """The architecture of a pooling encoder-decoder as plain values (no torch here, so that it loads at once)."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
 CHOICES = {
+    "kind": ("seq2seq", "compressor"),
     "activation": ("relu", "gelu", "swiglu"),
     "norm": ("pre", "post"),
     "positions": ("sinusoidal", "rotary", "learned"),
@@ -50,6 +51,8 @@ class PoolingStage:
 class Architecture:
     """Dimensions and pooling schedule. Defaults are the paper's deep setting without pooling (= Blockwise)."""
 
+    kind: str = "seq2seq"
+    """seq2seq (this encoder-decoder) or compressor (any causal language model as the reader; it has other keys)."""
     d_model: int = 512
     """Width."""
     encoder_layers: int = 6
@@ -102,24 +105,41 @@ class Architecture:
         for name in ("init_std", "scorer_init_std"):
             if (getattr(self, name) or 0) < 0:
                 yield name, f"is {getattr(self, name)}; must not be negative"
-        yield from self._schedule_problems()
+        yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
 
-    def _schedule_problems(self) -> Iterator[tuple[str, str]]:
-        previous: PoolingStage | None = None
-        for index, stage in enumerate(self.pooling):
-            key = f"pooling[{index}]"
-            if not 1 <= stage.after_layer <= self.encoder_layers:
-                yield f"{key}.after_layer", f"is {stage.after_layer}; must lie in 1..{self.encoder_layers}"
-            if (stage.length is None) == (stage.ratio is None):
-                yield key, "needs exactly one of length and ratio"
-            if stage.length is not None and stage.length < 1:
-                yield f"{key}.length", f"is {stage.length}; must be at least 1"
-            if stage.ratio is not None and not (0 < stage.ratio < 1 and math.frexp(stage.ratio)[0] == 0.5):
-                yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."
-            if stage.operator not in OPERATOR_NAMES:
-                yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATOR_NAMES)}"
-            if previous and stage.after_layer <= previous.after_layer:
-                yield f"{key}.after_layer", f"is {stage.after_layer}; must be above the stage before it"
-            if previous and previous.length and stage.length and stage.length >= previous.length:
-                yield f"{key}.length", f"is {stage.length}; must be below the stage before it ({previous.length})"
-            previous = stage
+
+def shape_fields() -> list[str]:
+    """Names of the fields that describe the model, without its kind."""
+    return [entry.name for entry in fields(Architecture) if entry.name != "kind"]
+
+
+def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:
+    """The stage with these fields; ValueError where one is unknown or after_layer is missing."""
+    if isinstance(values, PoolingStage):
+        return values
+    known = {entry.name for entry in fields(PoolingStage)}
+    if "after_layer" not in values or not set(values) <= known:
+        raise ValueError(f"pooling: stage {values} needs after_layer and may have {', '.join(sorted(known))}")
+    return PoolingStage(**values)
+
+
+def schedule_problems(pooling: Sequence[PoolingStage], *, first: int, last: int) -> Iterator[tuple[str, str]]:
+    """(key, message) of every bad stage of a schedule over the layers `first` to `last`."""
+    previous: PoolingStage | None = None
+    for index, stage in enumerate(pooling):
+        key = f"pooling[{index}]"
+        if not first <= stage.after_layer <= last:
+            yield f"{key}.after_layer", f"is {stage.after_layer}; must lie in {first}..{last}"
+        if (stage.length is None) == (stage.ratio is None):
+            yield key, "needs exactly one of length and ratio"
+        if stage.length is not None and stage.length < 1:
+            yield f"{key}.length", f"is {stage.length}; must be at least 1"
+        if stage.ratio is not None and not (0 < stage.ratio < 1 and math.frexp(stage.ratio)[0] == 0.5):
+            yield f"{key}.ratio", f"is {stage.ratio}; must be 1/2, 1/4, 1/8, ..."
+        if stage.operator not in OPERATOR_NAMES:
+            yield f"{key}.operator", f"is {stage.operator!r}; choose one of {', '.join(OPERATOR_NAMES)}"
+        if previous and stage.after_layer <= previous.after_layer:
+            yield f"{key}.after_layer", f"is {stage.after_layer}; must be above the stage before it"
+        if previous and previous.length and stage.length and stage.length >= previous.length:
+            yield f"{key}.length", f"is {stage.length}; must be below the stage before it ({previous.length})"
+        previous = stage

@@ -1,12 +1,12 @@
 """`TranspoolerConfig`: the architecture as `transformers` wants it. Defaults and rules are those of `Architecture`."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import Architecture, PoolingStage
+from transpooler.model.architecture import Architecture, pooling_stage, shape_fields
 
 VERSIONS = ((5, 17), (5, 24))
 """The oldest and the newest minor version of transformers on which this code was tested."""
@@ -69,7 +69,7 @@ class TranspoolerConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
-        stages = [stage if isinstance(stage, PoolingStage) else _stage(stage) for stage in self.pooling]
+        stages = [pooling_stage(stage) for stage in self.pooling]
         self.pooling = [asdict(stage) for stage in stages]
         if problems := [f"{key} {message}" for key, message in self.architecture.problems()]:
             raise ValueError("; ".join(problems))
@@ -78,8 +78,8 @@ class TranspoolerConfig(PreTrainedConfig):
     @property
     def architecture(self) -> Architecture:
         """The fields that `Architecture` has."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(Architecture)}
-        return Architecture(**values | {"pooling": tuple(_stage(stage) for stage in self.pooling)})
+        values = {name: getattr(self, name) for name in shape_fields()}
+        return Architecture(**values | {"pooling": tuple(pooling_stage(stage) for stage in self.pooling)})
 
     @classmethod
     def from_architecture(
@@ -87,17 +87,10 @@ class TranspoolerConfig(PreTrainedConfig):
     ) -> "TranspoolerConfig":
         """The configuration of `architecture` over a vocabulary; decoding starts with the bos token."""
         return cls(
-            **asdict(architecture),
+            **{name: value for name, value in asdict(architecture).items() if name != "kind"},
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
             decoder_start_token_id=bos_token_id,
         )
-
-
-def _stage(values: dict) -> PoolingStage:
-    known = {entry.name for entry in fields(PoolingStage)}
-    if "after_layer" not in values or not set(values) <= known:
-        raise ValueError(f"pooling: stage {values} needs after_layer and may have {', '.join(sorted(known))}")
-    return PoolingStage(**values)

@@ -10,7 +10,7 @@ from transformers.utils import can_return_tuple
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
 from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown, settle_cache
-from transpooler.model.layers import DecoderLayer, FinalNorm
+from transpooler.model.layers.transformer import DecoderLayer, FinalNorm
 from transpooler.model.layout import open_empty_rows
 
 

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
-from transpooler.model.attention import CosSin
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown
-from transpooler.model.layers import DecoderLayer, EncoderLayer, FinalNorm
+from transpooler.model.layers.attention import CosSin
+from transpooler.model.layers.positions import rotary, sinusoidal
+from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer, FinalNorm
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, closes_stack, is_scorer
-from transpooler.model.positions import rotary, sinusoidal
+from transpooler.model.pooler import Pooler, closes_stack, encoder_pooler, is_scorer
 
 
 class TranspoolerPreTrainedModel(PreTrainedModel):
@@ -98,7 +98,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         self.embedder = Embedder(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         stages = config.architecture.pooling
-        self.poolers = nn.ModuleDict({str(stage.after_layer): Pooler(config, stage) for stage in stages})
+        self.poolers = nn.ModuleDict({str(stage.after_layer): encoder_pooler(config, stage) for stage in stages})
         self.final_norm = FinalNorm(config)
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
         self.trained_stages: tuple[PooledStage, ...] = ()

@@ -18,6 +18,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
+from transpooler.model.architecture import PoolingStage
 from transpooler.model.beams import SharedMemoryGeneration
 from transpooler.model.classification import TranspoolerForSequenceClassification
 from transpooler.model.config import TranspoolerConfig
@@ -180,6 +181,11 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             )
         shifted = F.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
         return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+
+    @property
+    def stages(self) -> tuple[PoolingStage, ...]:
+        """The pooling schedule."""
+        return self.config.architecture.pooling
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""

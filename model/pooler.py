@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.layers import FinalNorm
+from transpooler.model.layers.transformer import FinalNorm
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
@@ -50,28 +50,40 @@ def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
     return config.norm == "pre" and config.pooling_norm == "before" and stage.after_layer == config.encoder_layers
 
 
+def encoder_pooler(config: TranspoolerConfig, stage: PoolingStage) -> "Pooler":
+    """The pooler of a stage of the encoder-decoder."""
+    # Between pre-norm layers the residual stream has no fixed scale; the score should not depend on it.
+    norm = None if closes_stack(config, stage) else FinalNorm(config)
+    pools_normed = config.pooling_norm == "before"
+    return Pooler(stage, config.d_model, base=config.pooling_base, norm=norm, pools_normed=pools_normed)
+
+
 class Pooler(GradientCheckpointingLayer):
     """Pools the output of an encoder layer; a document's result depends on that document alone."""
 
-    def __init__(self, config: TranspoolerConfig, stage: PoolingStage) -> None:
+    def __init__(
+        self, stage: PoolingStage, dim: int, *, base: float, norm: nn.Module | None = None, pools_normed: bool = False
+    ) -> None:
+        """`norm` is what the scorer reads through (None: it reads the tokens themselves)."""
         super().__init__()
-        self.stage, self.base = stage, config.pooling_base
-        self.scorer = make_scorer(config.d_model) if OPERATORS[stage.operator].needs_scores else None
-        self.pools_normed = config.pooling_norm == "before"
-        # Between pre-norm layers the residual stream has no fixed scale; the score should not depend on it.
-        reads_normed = self.scorer is not None or self.pools_normed
-        self.score_norm = FinalNorm(config) if reads_normed and not closes_stack(config, stage) else None
+        self.stage, self.base, self.pools_normed = stage, base, pools_normed
+        self.scorer = make_scorer(dim) if OPERATORS[stage.operator].needs_scores else None
+        self.score_norm = norm if self.scorer is not None or pools_normed else None
 
-    def forward(self, x_BND: Tensor, mask_BN: Tensor) -> SoftTopK:
-        """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, as many as N tokens would fill."""
+    def forward(self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None) -> SoftTopK:
+        """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, as many as N tokens would fill.
+
+        carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E).
+        """
         normed_BND = x_BND if self.score_norm is None else self.score_norm(x_BND)
         scores_BN = None if self.scorer is None else score(self.scorer, normed_BND)
         # A document without tokens counts as one of one, of which nothing is real.
         k_B = self.stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
         settings: dict[str, Any] = {"stage": self.stage, "base": self.base, "training": self.training}
         operator = OPERATORS[self.stage.operator]
+        pooled = normed_BND if self.pools_normed else x_BND
         return operator.pool(
-            normed_BND if self.pools_normed else x_BND,
+            pooled if carried_BNE is None else torch.cat([pooled, carried_BNE], dim=-1),
             scores_BN,
             k_B,
             mask_BN=mask_BN,

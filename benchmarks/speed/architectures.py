@@ -110,7 +110,7 @@ def _config(found: Entry, vocab_size: int, overrides: tuple[str, ...]) -> Any:
 
     encoder_layers, decoder_layers = found.layers
     layers = (f"model.encoder_layers={encoder_layers}", f"model.decoder_layers={decoder_layers}")
-    architecture = load_config([found.source], [*layers, *found.overrides, *overrides]).model
+    architecture = load_config([found.source], [*layers, *found.overrides, *overrides]).seq2seq
     return TranspoolerConfig.from_architecture(architecture, vocab_size=vocab_size, **SPECIAL)
 
 

@@ -34,7 +34,7 @@ from transpooler.trainer.weights.models import require_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from transpooler.model import TranspoolerForConditionalGeneration
+    from transpooler.model import PoolingModel
     from transpooler.trainer.evaluation.generate import Summary
 
 OWN = "(default: the model's)"
@@ -104,7 +104,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 
 def _summarize_all(
-    model: "TranspoolerForConditionalGeneration",
+    model: "PoolingModel",
     tokenizer: "PreTrainedTokenizerFast",
     documents: Iterator[InputDocument],
     max_source_tokens: int | None,
@@ -146,7 +146,7 @@ def _write_all(
 
 
 def _highlight(
-    model: "TranspoolerForConditionalGeneration",
+    model: "PoolingModel",
     tokenizer: "PreTrainedTokenizerFast",
     document: InputDocument,
     summary: "Summary",

@@ -28,6 +28,9 @@ def resume_conflicts(before: Config, after: Config) -> list[str]:
     ]
     for section in ("model", "data"):
         old, new = getattr(before, section), getattr(after, section)
+        if type(old) is not type(new):
+            pairs.append((f"{section}.kind", old.kind, new.kind))
+            continue
         for entry in dataclasses.fields(old):
             pairs.append((f"{section}.{entry.name}", getattr(old, entry.name), getattr(new, entry.name)))
     return [key for key, old, new in pairs if old != new and key not in FREE_WHEN_RESUMING]

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.common import UserError, all_problems, atomic_write
+from transpooler.trainer.config.adopt import adopt_weights
 from transpooler.trainer.config.presets import find_config, preset_names
-from transpooler.trainer.config.root import Config
+from transpooler.trainer.config.root import Config, model_schema
 
 WITHOUT_EFFECT = (("engine", "partition_activations"),)
 """Keys of earlier versions that never had an effect: in files, such as an older run's config.yaml, they are dropped."""
@@ -29,7 +30,9 @@ def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one line per problem, each naming the key, its value and the remedy.
     """
-    return config_from_dict(_merge(parts, overrides))
+    values = _merge(parts, overrides)
+    adopt_weights(values)
+    return config_from_dict(values)
 
 
 def load_saved_config(path: Path) -> tuple[Config, list[str]]:
@@ -53,20 +56,30 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
     if unknown := [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]:
         raise UserError("\n".join(unknown))
-    try:
-        config = _type_checker().validate_python(values)
-    except ValidationError as error:
-        raise UserError("\n".join(_type_problem(item) for item in error.errors())) from None
+    found: list[str] = []
+
+    def validate(schema: Any, given: Any, prefix: tuple[str, ...] = ()) -> Any:
+        try:
+            return _type_checker(schema).validate_python(given)
+        except ValidationError as error:
+            found.extend(_type_problem(item, prefix) for item in error.errors())
+            return schema()
+
+    # A section of several kinds is built first: told apart by trying, its problems would be those of every kind.
+    model = validate(model_schema(values), values.get("model", {}), ("model",))
+    config = validate(Config, values | {"model": model})
+    if found:
+        raise UserError("\n".join(found))
     if problems := [f"{key} {message}" for key, message in all_problems(config)]:
         raise UserError("\n".join(problems))
     return config
 
 
 @cache
-def _type_checker() -> Any:
+def _type_checker(schema: type) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Config)
+    return TypeAdapter(schema)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -162,6 +175,8 @@ def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[_UnknownKey
     if not isinstance(values, dict):
         return
     hints = typing.get_type_hints(element)
+    if element is Config:
+        hints["model"] = model_schema(values)
     for key, value in values.items():
         if key in hints:
             yield from _unknown_keys(value, hints[key], f"{prefix}{key}.")
@@ -194,6 +209,6 @@ def _is_text(annotation: Any) -> bool:
     )
 
 
-def _type_problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+def _type_problem(item: Any, prefix: tuple[str, ...]) -> str:
+    key = ".".join(str(part) for part in (*prefix, *item["loc"]))
     return f"{key} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"

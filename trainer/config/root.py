@@ -1,17 +1,29 @@
 """The whole configuration as one tree of frozen dataclasses, a file a section, and the rules that span sections."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from transpooler.common import at_least
+from transpooler.common import UserError, at_least
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig
 from transpooler.model.architecture import Architecture
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.evaluation import EvaluationConfig, GenerationConfig
 from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
 from transpooler.trainer.config.train import GuardsConfig, TrainConfig
+
+MODEL_KINDS: dict[str, type] = {"seq2seq": Architecture, "compressor": CompressorArchitecture}
+"""What the `model:` section is, by its `kind`."""
+
+
+def model_schema(values: Mapping[str, Any]) -> type:
+    """The dataclass of the `model:` section of these values; that of seq2seq where its kind is unknown."""
+    section = values.get("model")
+    kind = section.get("kind", "seq2seq") if isinstance(section, Mapping) else "seq2seq"
+    return MODEL_KINDS.get(kind, Architecture) if isinstance(kind, str) else Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +36,7 @@ class Config:
     """Seeds weights, order of documents, denoising and dropout."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: Architecture = field(default_factory=Architecture)
+    model: Architecture | CompressorArchitecture = field(default_factory=Architecture)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -32,6 +44,13 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def seq2seq(self) -> Architecture:
+        """The `model:` section of an encoder-decoder; UserError for other kinds."""
+        if not isinstance(self.model, Architecture):
+            raise UserError(f"model.kind is {self.model.kind!r}; this needs seq2seq")
+        return self.model
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Rules that span sections."""
@@ -49,9 +68,10 @@ class Config:
         if train.generate_documents and not data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         for name in ("max_source_tokens", "max_target_tokens"):
-            tokens, rows = getattr(data, name), self.model.max_positions
-            if self.model.positions == "learned" and tokens > rows:
-                yield f"data.{name}", f"is {tokens}, above model.max_positions = {rows}"
+            if not isinstance(model := self.model, Architecture) or model.positions != "learned":
+                continue
+            if (tokens := getattr(data, name)) > model.max_positions:
+                yield f"data.{name}", f"is {tokens}, above model.max_positions = {model.max_positions}"
 
     def _optimizer_problems(self) -> Iterator[tuple[str, str]]:
         """The optimizer against ZeRO, offload and the run's length."""

@@ -14,7 +14,10 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     init_from: str | None = None
     """Folder of a model whose weights start the run: an export of ours, also with another pooling schedule, or a BART
-    of `transformers`. Weights without a counterpart are reported. null starts from random weights."""
+    of `transformers`; with model.kind=compressor any causal language model, which then reads the slots. Weights without
+    a counterpart are reported. null starts from random weights."""
+    init_encoder_from: str | None = None
+    """compressor: folder of the causal language model whose layers read the document; null = that of init_from."""
     resume: bool = True
     """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
     checkpoint_every_steps: int = at_least(1, 1000)

@@ -7,10 +7,12 @@ checkpointing computes again is not counted (Chowdhery et al. 2022, PaLM, append
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from transpooler.model.architecture import Architecture
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.ops.operators import OPERATORS
 
 PEAK_TFLOPS = {
@@ -38,8 +40,12 @@ class ForwardFlops:
         return self.encoder + self.decoder
 
 
-def forward_flops(model: Architecture, vocab_size: int, source_tokens: int, target_tokens: int) -> ForwardFlops:
+def forward_flops(
+    model: Architecture | CompressorArchitecture, vocab_size: int, source_tokens: int, target_tokens: int
+) -> ForwardFlops:
     """Count one document of `source_tokens` and its summary of `target_tokens`, </s> included in both."""
+    if isinstance(model, CompressorArchitecture):
+        return _compressor_flops(model, vocab_size, source_tokens, target_tokens)
     width, ffn = model.d_model, feed_forward_weights(model)
     stages = {stage.after_layer: stage for stage in model.pooling}
     length, encoder = source_tokens, 0.0
@@ -57,12 +63,44 @@ def forward_flops(model: Architecture, vocab_size: int, source_tokens: int, targ
     return ForwardFlops(encoder, decoder + 2 * tokens * width * vocab_size)
 
 
+def _compressor_flops(
+    model: CompressorArchitecture, vocab_size: int, source_tokens: int, target_tokens: int
+) -> ForwardFlops:
+    """The prompt's few tokens are not counted."""
+    width, out = model.encoder["hidden_size"], model.reader["hidden_size"]
+    weights, attention = _stock_layer(model.encoder)
+    stages = {stage.after_layer: stage for stage in model.pooling}
+    length, encoder = source_tokens, 0.0
+    for layer in range(model.num_layers + 1):
+        if layer:
+            encoder += 2 * length * weights + 4 * attention * _count_pairs(length, model.block_size)
+        if (stage := stages.get(layer)) is not None:
+            operator, slots = OPERATORS[stage.operator], stage.slots(length)
+            carried = width if model.carry_embeddings else 0
+            scorer = 2 * length * width if operator.needs_scores else 0
+            encoder += scorer + operator.flops(length, slots, width + carried)
+            length = slots
+    encoder += 2 * length * (width * out + out**2)
+    weights, attention = _stock_layer(model.reader)
+    tokens = length + target_tokens - 1
+    reader = model.reader["num_hidden_layers"] * (2 * tokens * weights + 4 * attention * tokens**2)
+    return ForwardFlops(encoder, reader + 2 * target_tokens * out * vocab_size)
+
+
+def _stock_layer(config: dict[str, Any]) -> tuple[int, int]:
+    """Weights of one layer of a causal language model with a gated feed-forward network, and its heads' whole width."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    keys = config.get("num_key_value_heads") or heads
+    return width * head * 2 * (heads + keys) + 3 * width * config["intermediate_size"], heads * head
+
+
 def feed_forward_weights(model: Architecture) -> int:
     """Weights of one layer's feed-forward network, biases left out."""
     return (3 if model.activation == "swiglu" else 2) * model.d_model * model.ffn_dim
 
 
-def batch_flops(model: Architecture, vocab_size: int, batch: dict[str, torch.Tensor]) -> float:
+def batch_flops(model: Architecture | CompressorArchitecture, vocab_size: int, batch: dict[str, torch.Tensor]) -> float:
     """Forward and backward pass of a micro batch, without padding."""
     sources, targets = batch["attention_mask"].sum(1).tolist(), (batch["labels"] >= 0).sum(1).tolist()
     forward = (

@@ -6,6 +6,7 @@ Parameters come from the model on the meta device. Model states of ZeRO 2 and 3 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,13 +17,13 @@ from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.order.corpus import batch_order, cut_lengths, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.tokenizer import load_tokenizer
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.model.architecture import Architecture
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.engine.engine import estimate_states
 from transpooler.trainer.estimate.flops import forward_flops
-from transpooler.trainer.weights.models import model_config
+from transpooler.trainer.weights.models import make_model
 
 GIB = 2**30
 RESERVE = 0.9
@@ -113,7 +114,11 @@ def model_states(
 
 
 def activation_bytes(
-    model: Architecture, vocab_size: int, engine: EngineConfig, source_tokens: int, target_tokens: int
+    model: Architecture | CompressorArchitecture,
+    vocab_size: int,
+    engine: EngineConfig,
+    source_tokens: int,
+    target_tokens: int,
 ) -> int:
     """Bytes that one micro batch of documents of these lengths keeps for its backward pass, with fused attention.
 
@@ -122,11 +127,31 @@ def activation_bytes(
     adds masks of one byte an element. With activation checkpointing a layer keeps only its input; the rest is kept for
     one layer at a time. The logits are kept twice, once in float32.
     """
-    width, size = model.d_model, 4 if engine.precision == "fp32" else 2
+    size = 4 if engine.precision == "fp32" else 2
+    if isinstance(model, CompressorArchitecture):
+        layers, width, dropout = *_compressor_layers(model, size, source_tokens, target_tokens), False
+    else:
+        layers, width, dropout = *_seq2seq_layers(model, size, source_tokens, target_tokens), model.dropout > 0
+    kept = sum(whole for whole, _ in layers)
+    if engine.activation_checkpointing != "none":
+        inputs = 0 if engine.checkpoint_in_cpu else sum(least for _, least in layers)
+        kept = inputs + max(whole for whole, _ in layers)
+    logits = target_tokens * vocab_size * (4 + size)
+    embeddings = (source_tokens + target_tokens) * width * (size + (1 if dropout else 0))
+    return engine.micro_batch_size * (kept + logits + embeddings)
+
+
+Layers = list[tuple[int, int]]
+"""(bytes that a layer keeps, bytes of its input alone)."""
+
+
+def _seq2seq_layers(model: Architecture, size: int, source_tokens: int, target_tokens: int) -> tuple[Layers, int]:
+    """The layers of the encoder-decoder, and its width; `size` is that of an element."""
+    width = model.d_model
     inner = model.ffn_dim * {"relu": 1, "gelu": 2, "swiglu": 4}[model.activation]
     masks = 2 * width if model.dropout else 0
     full = (8 * width + inner) * size + masks
-    layers: list[tuple[int, int]] = []
+    layers: Layers = []
     length = source_tokens
     stages = {stage.after_layer: stage for stage in model.pooling}
     for layer in range(1, model.encoder_layers + 1):
@@ -136,13 +161,29 @@ def activation_bytes(
             length = stage.slots(length)
     cross = (5 * width * size + (width if model.dropout else 0)) * target_tokens + 2 * width * size * length
     layers += [(target_tokens * full + cross, target_tokens * width * size)] * model.decoder_layers
-    kept = sum(whole for whole, _ in layers)
-    if engine.activation_checkpointing != "none":
-        inputs = 0 if engine.checkpoint_in_cpu else sum(least for _, least in layers)
-        kept = inputs + max(whole for whole, _ in layers)
-    logits = target_tokens * vocab_size * (4 + size)
-    embeddings = (source_tokens + target_tokens) * width * (size + (1 if model.dropout else 0))
-    return engine.micro_batch_size * (kept + logits + embeddings)
+    return layers, width
+
+
+def _compressor_layers(
+    model: CompressorArchitecture, size: int, source_tokens: int, target_tokens: int
+) -> tuple[Layers, int]:
+    """The layers of the hosted encoder and of the reader, and the encoder's width. Their networks have gates."""
+    layers: Layers = []
+    length = source_tokens
+    stages = {stage.after_layer: stage for stage in model.pooling}
+
+    def add(config: dict[str, Any], tokens: int) -> None:
+        inner = 8 * config["hidden_size"] + 4 * config["intermediate_size"]
+        layers.append((tokens * inner * size, tokens * config["hidden_size"] * size))
+
+    for layer in range(model.num_layers + 1):
+        if layer:
+            add(model.encoder, length)
+        if (stage := stages.get(layer)) is not None:
+            length = stage.slots(length)
+    for _ in range(model.reader["num_hidden_layers"]):
+        add(model.reader, length + target_tokens)
+    return layers, model.encoder["hidden_size"]
 
 
 def describe(estimate: RunEstimate, config: Config, world_size: int) -> str:
@@ -187,8 +228,9 @@ def _gib(size: float) -> str:
 def _count_parameters(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     """Parameters of the model and of its largest layer, on the meta device."""
     with torch.device("meta"):
-        model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
-    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+        model = make_model(config, tokenizer)
+    whole = {name for each in model.modules() for name in getattr(each, "_no_split_modules", None) or ()}
+    layers = [module for module in model.modules() if type(module).__name__ in whole]
     layers += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     return sum(parameter.numel() for parameter in model.parameters()), max(sizes)

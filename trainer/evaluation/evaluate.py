@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +18,6 @@ from transpooler.common import UserError, atomic_write, percent, print_table, pr
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.ranks import ALONE, Ranks
 from transpooler.trainer.evaluation.generate import batches, decode, generate, reference_text, source_ids
@@ -27,6 +26,9 @@ from transpooler.trainer.evaluation.losses import held_out_losses
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
 from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
@@ -101,9 +103,7 @@ def _join_ranks(config: Config) -> Ranks:
     return ranks
 
 
-def _load_model(
-    config: Config, folder: Path | None
-) -> tuple[TranspoolerForConditionalGeneration, PreTrainedTokenizerFast]:
+def _load_model(config: Config, folder: Path | None) -> tuple["PoolingModel", PreTrainedTokenizerFast]:
     from transpooler.trainer.weights.models import build_model, default_device, load_model
 
     if folder is not None:
@@ -139,7 +139,7 @@ def _mean_reference_words(config: Config, documents: Sequence[Document], tokeniz
 
 
 def _generate_rows(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[Document],
     lead_words: int,
@@ -171,7 +171,7 @@ def _generate_rows(
 
 
 def _highlight_documents(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[Document],
     config: Config,

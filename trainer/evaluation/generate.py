@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 Item = TypeVar("Item")
 
@@ -37,7 +39,7 @@ class Summary:
 
 
 def summarize(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     texts: Iterable[str | Head],
     generation: GenerationConfig,
@@ -61,7 +63,7 @@ def source_limit(tokenizer: PreTrainedTokenizerFast, max_source_tokens: int | No
 
 @torch.no_grad()
 def generate(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     sources: Sequence[Sequence[int]],
     generation: GenerationConfig,

@@ -1,20 +1,22 @@
 """Which parts of a document the poolers kept: pieces of text with the weight of each after every stage."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.model.architecture import PoolingStage
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 DIGITS = 3
 
 
 def highlight(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     ids: Sequence[int],
     num_tokens: int | None,
@@ -34,7 +36,7 @@ def highlight(
     return {
         "pieces": [text for text, _ in spans],
         "stages": [np.maximum.reduceat(row[:-1], starts).round(DIGITS).tolist() if starts else [] for row in stages],
-        "stage_names": stage_names(model.config.architecture.pooling, len(ids)),
+        "stage_names": stage_names(model.stages, len(ids)),
         "num_tokens": num_tokens,
         "num_read_tokens": len(ids) - 1,
     }

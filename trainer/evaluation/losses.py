@@ -1,6 +1,7 @@
 """Held-out loss of a model: with each document's own summary, and with another document's."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,15 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from transpooler.common import progress
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, pad
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.ranks import ALONE, Ranks
 from transpooler.trainer.evaluation.generate import batches, source_ids, target_ids
 
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
+
 
 @torch.no_grad()
 def held_out_losses(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[Document],
     config: Config,

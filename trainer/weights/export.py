@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import transformers
 
@@ -15,10 +16,14 @@ from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import build_model
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 OF_THIS_MACHINE = ("is_local", "local_files_only")
 """What transformers writes into tokenizer_config.json of how the tokenizer was loaded."""
@@ -35,7 +40,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
 
 
 def export_model(
-    model: TranspoolerForConditionalGeneration,
+    model: "PoolingModel",
     tokenizer: transformers.PreTrainedTokenizerFast,
     folder: Path,
     config: Config,
@@ -52,16 +57,21 @@ def export_model(
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
     shutil.rmtree(incomplete, ignore_errors=True)
     tokenizer.model_max_length = config.data.max_source_tokens
-    model.config.auto_map = dict(AUTO_MAP)
     set_generation(model.generation_config, config.generation)
+    folders = [incomplete]
     try:
-        model.save_pretrained(incomplete)
-        _save_tokenizer(tokenizer, incomplete)
-        write_code(incomplete)
+        if isinstance(model, TranspoolerForConditionalGeneration):
+            model.config.auto_map = dict(AUTO_MAP)
+            model.save_pretrained(incomplete)
+            write_code(incomplete)
+        else:
+            folders += save_compressor(model, incomplete)
+        for each in folders:
+            _save_tokenizer(tokenizer, each)
         (incomplete / "README.md").write_text(
             model_card(model, config, step, str(tokenizer.eos_token)), encoding="utf-8"
         )
-        for path in incomplete.iterdir():
+        for path in filter(Path.is_file, incomplete.rglob("*")):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,14 @@
 """The README.md of an export: what the model is, what it was trained on, how well it does."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transpooler.common import TESTED, percent
-from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.config import Config
 from transpooler.trainer.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from transpooler.model import PoolingModel
 
 CARD = """---
 library_name: transformers
@@ -44,7 +46,7 @@ kernels.
 """
 
 
-def model_card(model: TranspoolerForConditionalGeneration, config: Config, step: int, eos_token: str) -> str:
+def model_card(model: "PoolingModel", config: Config, step: int, eos_token: str) -> str:
     """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
     stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
     rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]

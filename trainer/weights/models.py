@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transpooler.common import UserError, read_json
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.weights.compressor import compressor_config, load_compressor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from transpooler.model import PoolingModel, TranspoolerConfig
 
 
 def build_model(
     config: Config, tokenizer: "PreTrainedTokenizerFast", sharded: AbstractContextManager | None = None
-) -> "TranspoolerForConditionalGeneration":
+) -> "PoolingModel":
     """A model of `config.model` over the tokenizer's vocabulary, weights seeded by `config.seed`.
 
     Each module's weights depend only on the seed and its name, so they are the same for any number of ranks, whether or
@@ -28,22 +31,51 @@ def build_model(
     import torch
     from transformers.initialization import no_init_weights
 
-    from transpooler.model import TranspoolerForConditionalGeneration
     from transpooler.trainer.engine.engine import gather_weights
 
     with torch.random.fork_rng():
         with no_init_weights(), sharded or nullcontext():
-            model = TranspoolerForConditionalGeneration(model_config(config, tokenizer))
+            model = make_model(config, tokenizer)
         model.tie_weights()
         done: set[int] = set()
-        for name, module in model.named_modules():
+        for name, module, owner in with_owners(model):
             parameters = [item for item in module.parameters(recurse=False) if id(item) not in done]
             if parameters:
                 done.update(map(id, parameters))
                 torch.manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
                 with gather_weights(parameters):
-                    model._init_weights(module)
+                    owner._init_weights(module)
         return model.train()
+
+
+def make_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "PoolingModel":
+    """The model of a run, its weights as `transformers` happens to make them."""
+    if isinstance(config.model, CompressorArchitecture):
+        from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
+
+        return CompressorForConditionalGeneration(compressor_config(config, tokenizer))
+    from transpooler.model import TranspoolerForConditionalGeneration
+
+    return TranspoolerForConditionalGeneration(model_config(config, tokenizer))
+
+
+def with_owners(model: "PreTrainedModel") -> Iterator[tuple[str, "nn.Module", "PreTrainedModel"]]:
+    """(name, module, owner) of all modules; the owner is the innermost model of `transformers` that holds it."""
+    from transformers import PreTrainedModel
+
+    owners: dict[str, PreTrainedModel] = {"": model}
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            owners[name] = module
+        yield name, module, next(owners[part] for part in _prefixes(name) if part in owners)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """A dotted name, then its prefixes, the longest first; the empty one last."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
 
 
 def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "TranspoolerConfig":
@@ -51,7 +83,7 @@ def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "Trans
     from transpooler.model import TranspoolerConfig
 
     return TranspoolerConfig.from_architecture(
-        config.model,
+        config.seq2seq,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -59,9 +91,13 @@ def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "Trans
     )
 
 
+MODEL_TYPES = ("transpooler", "transpooler_compressor")
+"""`model_type` of what is exported."""
+
+
 def require_model(folder: Path) -> None:
     """UserError unless `folder` looks like an exported model of ours; reads config.json alone."""
-    if (kind := read_model_config(folder).get("model_type")) != "transpooler":
+    if (kind := read_model_config(folder).get("model_type")) not in MODEL_TYPES:
         raise UserError(f"{folder}: holds a {kind!r} model, not one of transpooler; give a folder that it exported")
 
 
@@ -75,7 +111,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def load_model(folder: Path) -> tuple["TranspoolerForConditionalGeneration", "PreTrainedTokenizerFast"]:
+def load_model(folder: Path) -> tuple["PoolingModel", "PreTrainedTokenizerFast"]:
     """Load model and tokenizer of an exported folder, in evaluation mode, onto the GPU where there is one.
 
     Raises UserError unless all weights are there and fit.
@@ -92,9 +128,12 @@ def load_model(folder: Path) -> tuple["TranspoolerForConditionalGeneration", "Pr
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # weights that do not fit are reported below, in one line
     try:
-        loaded: Any = TranspoolerForConditionalGeneration.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        if read_model_config(folder)["model_type"] == MODEL_TYPES[1]:
+            loaded: Any = load_compressor(folder)
+        else:
+            loaded = TranspoolerForConditionalGeneration.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot load the model: {str(error).splitlines()[0]}; export it again") from error
     finally:
@@ -103,7 +142,7 @@ def load_model(folder: Path) -> tuple["TranspoolerForConditionalGeneration", "Pr
     if problems := list(_loading_problems(found)):
         raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > model.config.vocab_size:
+    if len(tokenizer) > model.config.vocab_size and isinstance(model, TranspoolerForConditionalGeneration):
         counts = f"its tokenizer has {len(tokenizer):,} tokens, its model {model.config.vocab_size:,}"
         raise UserError(f"{folder}: {counts}; export it again")
     return model.eval().to(default_device()), tokenizer

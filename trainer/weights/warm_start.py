@@ -5,8 +5,8 @@ Every tensor without a counterpart is reported.
 """
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from transpooler.common import UserError, say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.model import TranspoolerConfig
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.differences import FREE_WHEN_STARTING
 from transpooler.trainer.engine.engine import gather_weights
 from transpooler.trainer.weights import bart
+from transpooler.trainer.weights.compressor import stock_names
 from transpooler.trainer.weights.models import read_model_config
 
 
@@ -46,10 +48,15 @@ def _check_export(values: dict[str, Any], config: Config, folder: Path) -> None:
 
 FAMILIES = {"transpooler": Family(_check_export), "bart": Family(bart.check_bart, bart.our_name, bart.rows_to_skip)}
 """By the `model_type` of config.json."""
+TABLES = ("shared", "embedder.positions", "embed_tokens", "lm_head")
+"""Parts of the names of tables, which may differ in their number of rows."""
 
 
 def start_from(model: nn.Module, folder: Path, config: Config, tokenizer: PreTrainedTokenizerFast) -> None:
     """Copy what fits from the model in `folder`; UserError if its tokenizer or architecture is not this run's."""
+    if isinstance(config.model, CompressorArchitecture):
+        _start_compressor(model, config)
+        return
     values = read_model_config(folder)
     kind = values.get("model_type")
     if fingerprint(load_tokenizer(folder)) != fingerprint(tokenizer):
@@ -61,14 +68,42 @@ def start_from(model: nn.Module, folder: Path, config: Config, tokenizer: PreTra
         raise UserError(f"train.init_from {folder}: holds a {kind!r} model; give one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     family.check(values, config, folder)
+    with _naming(folder), ExitStack() as stack:
+        stored = _open_tensors(folder, family, stack)
+        names = {family.our_name(name): name for name in stored}
+        _report(folder, *copy_weights(model, stored, names))
+
+
+def _start_compressor(model: nn.Module, config: Config) -> None:
+    """Copy the reader's and the encoder's weights from folders of stock models, or from an export of ours."""
+    assert isinstance(config.model, CompressorArchitecture)
+    assert config.train.init_from is not None
+    whole = Path(config.train.init_from)
+    sources = {"reader": whole, "encoder": Path(config.train.init_encoder_from or whole)}
+    for part, folder in sources.items():
+        exported = (folder / part / "config.json").is_file()
+        with _naming(folder), ExitStack() as stack:
+            stored = _open_tensors(folder / part if exported else folder, None, stack)
+            if exported:
+                names = {f"{part}.{name}": name for name in stored}
+            else:
+                names = dict(stock_names(stored, config.model.num_layers, part))
+            missing, _ = copy_weights(model, stored, names)
+        lacking = [name for name in missing if name.startswith(("reader.", "encoder.stock.")) and name.startswith(part)]
+        if lacking:
+            shown = f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}"
+            raise UserError(f"{folder}: lacks weights of the {part}: {shown}; download or save it again")
+    say(f"train.init_from {whole}: every tensor of the reader and of {config.model.num_layers} encoder layers is there")
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name the folder in whatever a broken file makes safetensors say."""
     try:
-        with ExitStack() as stack:
-            stored = _open_tensors(folder, family, stack)
-            names = {family.our_name(name): name for name in stored}
-            _report(folder, *copy_weights(model, stored, names))
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever a broken file makes safetensors say
+    except Exception as error:
         raise UserError(f"{folder}: cannot load the model: {str(error).splitlines()[0]}; export it again") from error
 
 
@@ -95,7 +130,7 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
 
 def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
     """Copy, and return what was left unfilled, or None. UserError if shapes differ in more than the rows of a table."""
-    table = "shared" in name or "embedder.positions" in name
+    table = any(part in name for part in TABLES)
     if tensor.shape[1:] != parameter.shape[1:] or (tensor.shape != parameter.shape and not table):
         raise UserError(f"train.init_from: {name} is {tuple(parameter.shape)} here and {tuple(tensor.shape)} there")
     rows = min(len(tensor), len(parameter))
@@ -109,7 +144,7 @@ def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
     return None
 
 
-def _open_tensors(folder: Path, family: Family, stack: ExitStack) -> dict[str, Any]:
+def _open_tensors(folder: Path, family: Family | None, stack: ExitStack) -> dict[str, Any]:
     """Name -> a function that reads the tensor, over all safetensors files of a folder, which stay open in `stack`."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -118,7 +153,7 @@ def _open_tensors(folder: Path, family: Family, stack: ExitStack) -> dict[str, A
     for path in files:
         file: Any = stack.enter_context(safe_open(path, framework="pt"))
         for name in file.keys():  # noqa: SIM118 (not a mapping)
-            found[name] = _reader(file, name, family.rows_to_skip(name))
+            found[name] = _reader(file, name, family.rows_to_skip(name) if family else 0)
     return found
 
 

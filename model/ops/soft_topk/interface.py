@@ -70,17 +70,15 @@ def soft_topk(
         ValueError: names the argument, its value and what was expected.
         NotImplementedError: in forward-mode differentiation, for which the operators have no formula.
     """
-    given_mask_BN = mask_BN
     scores_BN, k_B, bound, mask_BN = settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
     check_backend(backend, k, base, embeddings_BND, scores_BN)
     if values_are_checked(scores_BN) if validate is None else validate:
-        check_values(scores_BN.detach(), k, slots, given_mask_BN)
+        check_values(scores_BN.detach(), k, slots, mask_BN)
         check_rounds(rounds, k_B, mask_BN)
     num_tokens = scores_BN.shape[1]
     if isinstance(k, int):
         if num_tokens <= k:
-            pooled = _identity(embeddings_BND, scores_BN, mask_BN)
-            return pooled if keep_order else sort_best_first(pooled)
+            return _identity(embeddings_BND, scores_BN, mask_BN, keep_order)
         if backend == "reference":  # with one k for all: check_backend
             return SoftTopK(*reference_soft_topk(embeddings_BND, scores_BN, k, mask_BN, base, keep_order))
     check_forward_mode(embeddings_BND, scores_BN)  # the reference, made of plain operations, has one
@@ -107,12 +105,12 @@ def sort_best_first(pooled: SoftTopK) -> SoftTopK:
     )
 
 
-def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> SoftTopK:
+def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor, keep_order: bool) -> SoftTopK:
     """N <= k: nothing to choose, so that real tokens move to the front, and empty slots are zero."""
     order_BS = (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices
     filled_BS = mask_BN.gather(1, order_BS)
     embeddings_BSD = embeddings_BND.gather(1, order_BS[..., None].expand_as(embeddings_BND))
-    return SoftTopK(
+    pooled = SoftTopK(
         embeddings=torch.where(filled_BS[..., None], embeddings_BSD, 0),
         mask=filled_BS,
         scores=torch.where(filled_BS, scores_BN.gather(1, order_BS), 0),
@@ -120,3 +118,4 @@ def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor) -> Sof
         groups=torch.where(mask_BN, mask_BN.cumsum(1) - 1, -1),
         weights=mask_BN.to(scores_BN.dtype),
     )
+    return pooled if keep_order else sort_best_first(pooled)

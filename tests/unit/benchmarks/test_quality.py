@@ -116,7 +116,7 @@ def test_studies_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: 
     study_file = tmp_path / "mine" / "study.yaml"
     study_file.write_text(yaml.safe_dump({**STUDY, "settings": {}, "configs": ["pyramidion", "blockwise.yaml"]}))
     study = load_study("mine/study.yaml")
-    architecture = resolve_config(study, "blockwise", []).model
+    architecture = resolve_config(study, "blockwise", []).seq2seq
     assert (architecture.d_model, len(architecture.pooling)) == (64, len(load_config(["pyramidion"]).model.pooling))
     with pytest.raises(
         UserError, match=r"studies/neddles: cannot read the study: .*; studies by name: .*studies/needles"

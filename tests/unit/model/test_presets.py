@@ -51,7 +51,7 @@ TABLE = {
 @pytest.mark.parametrize("names", TABLE, ids="+".join)
 def test_a_preset_is_what_the_paper_says(names):
     num_layers, block, schedule, parameters, kept = TABLE[names]
-    architecture = load_config([CONFIGS / f"{name}.yaml" for name in names]).model
+    architecture = load_config([CONFIGS / f"{name}.yaml" for name in names]).seq2seq
     assert (architecture.encoder_layers, architecture.decoder_layers) == (num_layers, num_layers)
     assert architecture.block_size == block
     assert [(stage.after_layer, stage.length) for stage in architecture.pooling] == schedule

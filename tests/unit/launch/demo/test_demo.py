@@ -80,7 +80,7 @@ def test_presets_load_and_share_data_and_model(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)  # found from anywhere
     shared, pretrain, finetune = demo.PRESETS
     first, second = load_config([shared, pretrain]), load_config([shared, finetune])
-    assert replace(first.model, dropout=second.model.dropout) == second.model
+    assert replace(first.seq2seq, dropout=second.seq2seq.dropout) == second.model
     assert first.prepare == second.prepare
     assert (first.data.objective, second.data.objective) == ("gap_sentences", "summarize")
     assert first.engine.zero_stage == 1

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transpooler.model.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
 from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layers.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
 from transpooler.model.layout import Layout
 
 

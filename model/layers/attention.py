@@ -12,8 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from transpooler.model.beams import beams_as_queries, queries_as_beams
 from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layers.positions import rotate
 from transpooler.model.layout import Layout
-from transpooler.model.positions import rotate
 
 CosSin = tuple[Tensor, Tensor]
 Attended = tuple[Tensor, Tensor | None]

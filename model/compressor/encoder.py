@@ -1,0 +1,136 @@
+"""The encoder of a compressor: stock layers over blocks, poolers between them, an adapter into the reader's width.
+
+B batch, N source tokens, D the encoder's width, E the reader's, P packed tokens (see `layout`), S slots.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, initialization
+
+from transpooler.model.compressor.config import CompressorConfig
+from transpooler.model.compressor.hosted import host, run_layers
+from transpooler.model.input_checks import check_mask
+from transpooler.model.layout import Layout
+from transpooler.model.ops.soft_topk import SoftTopK
+from transpooler.model.outputs import EncoderOutput, PooledStage
+from transpooler.model.pooler import Pooler, is_scorer
+
+
+class CompressorPreTrainedModel(PreTrainedModel):
+    """What the encoder and the whole compressor share as `transformers` models."""
+
+    config: CompressorConfig
+    config_class = CompressorConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = [Pooler.__name__]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if is_scorer(module) and self.config.scorer_init_std is not None:
+            initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
+        if getattr(module, "starts_at_zero", False):
+            initialization.zeros_(cast(Tensor, module.weight))
+
+
+class Adapter(nn.Module):
+    """Norm, linear, GELU, linear: from the encoder's width to the reader's (End-to-End Context Compression, 2026).
+
+    Where embeddings are carried the last map starts at zero, so that the slots start as mixtures of embeddings.
+    """
+
+    def __init__(self, dim: int, out_dim: int, starts_at_zero: bool) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.fc_in, self.fc_out = nn.Linear(dim, out_dim), nn.Linear(out_dim, out_dim)
+        self.fc_out.starts_at_zero = starts_at_zero  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., E)."""
+        return self.fc_out(F.gelu(self.fc_in(self.norm(x))))
+
+
+class CompressorEncoder(CompressorPreTrainedModel):
+    """Turns documents into a few embeddings that a causal language model reads in place of their tokens."""
+
+    def __init__(self, config: CompressorConfig) -> None:
+        super().__init__(config)
+        stock = config.encoder
+        self.stock = host(stock, config.causal)
+        self.poolers = nn.ModuleDict(
+            {
+                str(stage.after_layer): Pooler(
+                    stage, stock.hidden_size, base=config.pooling_base, norm=nn.RMSNorm(stock.hidden_size)
+                )
+                for stage in config.stages
+            }
+        )
+        self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
+        self.trained_stages: tuple[PooledStage, ...] = ()
+        """What the stages did in the last forward pass in training, for statistics alone."""
+        self.post_init()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trained_stages": ()}  # copies and pickles carry no batch
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stock.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.stock.set_input_embeddings(value)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_pooling: bool = False
+    ) -> EncoderOutput:
+        """input_ids int64 (B, N), attention_mask (B, N), 0 = padding -> slots (B, S, E), filled ones first.
+
+        output_pooling adds what each stage did.
+        """
+        check_mask("attention_mask", attention_mask, input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        layout, at_P = Layout.from_mask(mask.bool(), self.config.block_size)
+        ids_P = input_ids.flatten().index_select(0, at_P)
+        positions_P = layout.documents.to_tokens(
+            torch.arange(layout.longest, device=input_ids.device).repeat(len(input_ids), 1)
+        )
+        x = carried = self.get_input_embeddings()(ids_P)
+        done, stages = 0, []
+        for stage in self.config.stages:
+            x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
+            done = stage.after_layer
+            x, carried, layout, positions_P, pooled = self._pool(done, x, carried, layout, positions_P)
+            stages.append(pooled)
+        if self.training:
+            self.trained_stages = tuple(stages)
+        x = run_layers(self.stock, done + 1, self.stock.config.num_hidden_layers, x, layout)
+        slots = self.adapter(cast(nn.Module, self.stock.norm)(x))
+        if self.config.carry_embeddings:
+            slots = carried + slots
+        slots = layout.documents.to_rows(slots)
+        if not layout.all_real:
+            slots = slots.masked_fill(~layout.document_mask[..., None], 0)
+        return EncoderOutput(
+            last_hidden_state=slots,
+            attention_mask=layout.document_mask.long(),
+            positions=layout.documents.to_rows(positions_P),
+            pooled_stages=tuple(stages) if output_pooling else None,
+        )
+
+    def _pool(
+        self, number: int, x_PD: Tensor, carried_PD: Tensor, layout: Layout, positions_P: Tensor
+    ) -> tuple[Tensor, Tensor, Layout, Tensor, PooledStage]:
+        pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
+        carried_BND = layout.documents.to_rows(carried_PD) if self.config.carry_embeddings else None
+        pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN, carried_BND))
+        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
+        lengths = [pooler.stage.slots(length) for length in layout.lengths]
+        after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
+        positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
+        parts = after.documents.to_tokens(pooled.embeddings).split(x_PD.shape[-1], dim=-1)
+        return parts[0], parts[-1], after, after.documents.to_tokens(positions_BS), stage

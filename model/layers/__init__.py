@@ -1,0 +1,1 @@
+"""The parts of the encoder-decoder: attention within blocks, to slots and causal; layers; positions."""
