@@ -15,16 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transpooler.common import UserError
+from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
 from transpooler.data_pipeline.tokenizer import Head, head_of
 
 STDIN = "-"
 _LOOKED_AT_BYTES = 1 << 20
 """How much of a text is checked before anything is generated; more is read if the model takes more."""
-_PAGE_BREAK = "\f"
-_HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\n(?=[a-zß-öø-ÿ])")
-_LONGEST_WORD = 80
 _JSON = re.compile(r'\s*\[?\s*\{\s*"[^"\n]*"\s*:')
 
 
@@ -94,21 +91,6 @@ def read_documents(inputs: Sequence[InputFile], column: str | None) -> Iterator[
             yield _read_text(entry)
 
 
-def join_hyphenated(text: str) -> str:
-    """Clean text from pdftotext, whose pages end in form feeds: join words hyphenated over lines, drop page breaks.
-
-    A word that holds another hyphen (state-of-the-art) keeps the one at the line's end.
-    """
-    text = text.replace(_PAGE_BREAK, "\n")
-
-    def hyphen(match: re.Match[str]) -> str:
-        before = text[max(0, match.start() - _LONGEST_WORD) : match.start()].split()[-1]
-        after = text[match.end() : match.end() + _LONGEST_WORD].split()[0]
-        return "-" if "-" in before or "-" in after[:-1] else ""
-
-    return _HYPHENATED.sub(hyphen, text)
-
-
 def _is_stream(path: str) -> bool:
     """Whether this can be read only once: standard input, a pipe, a device."""
     try:
@@ -138,7 +120,7 @@ def _read_rows(entry: InputFile, column: str | None) -> Iterator[InputDocument]:
 
     columns = Columns.choose(column, None, require_target=False)
     number = 0
-    for _, number, data in read_lines(entry.path):
+    for _, number, data in read_lines(entry.path, entry.name):
         where = f"{entry.name}:{number}"
         value = _parse_object(where, data)
         row = parse((entry.path, number, value), columns)
@@ -203,4 +185,4 @@ def _read_head(entry: InputFile, num_characters: int) -> str:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=len(data) == size)
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.name}: not UTF-8 at byte {error.start}; convert it first (iconv -t UTF-8)") from None
-    return join_hyphenated(text) if _PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text
+    return join_hyphenated(text) if PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text

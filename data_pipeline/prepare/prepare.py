@@ -36,14 +36,16 @@ from transpooler.data_pipeline.prepare.output import (
     wait_for_others,
     workspace,
 )
-from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, Context, save_held_out
+from transpooler.data_pipeline.prepare.tasks import Context, save_held_out
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
-from transpooler.data_pipeline.sources.locations import resolve_paths
+from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 
 HELD_OUT_SPLITS = ("validation", "test")
-_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
+_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources", "on_bad_file")
+_PARTS_FORMAT = 2
+"""Rises when parts of the same input and settings come to hold something else."""
 
 
 def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -124,9 +126,9 @@ class _Preparation:
         if self.config.clean.held_out_overlap is not None and first:
             parts = [part for split in first for group in done[split] for part in group.parts]
             path = self.work / "parts" / f"held-out-{_hash([str(part.relative_to(self.work)) for part in parts])}.npz"
-            if not path.is_file():
+            if parts and not path.is_file():
                 save_held_out(parts, path)
-            held_out = str(path)
+            held_out = str(path) if parts else None
         for split in self.splits:
             if split not in first:
                 done[split] = self._do_split(split, held_out, array_task)
@@ -135,6 +137,9 @@ class _Preparation:
     def finish(self) -> dict[str, Any]:
         """Do the tasks that are left, write the shards, the card and, at the end, the report."""
         done = self.do_tasks(None)
+        for item in (item for items in self.inputs.values() for item in items if "sha256" in item):
+            if not is_unchanged(item, item["path"]):
+                raise UserError(f"{item['path']}: has changed while it was read; run the same command again")
         indexes = {
             split: assemble(self.work / split, split, done[split], self.config, self.executor, **self.tokenizer)
             for split in self.splits
@@ -173,7 +178,7 @@ class _Preparation:
         inputs = {item["path"]: item for item in self.inputs[split]}
         groups = []
         for locations in group_locations(self.splits[split]):
-            key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+            key = _hash(_PARTS_FORMAT, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
             key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
             groups.append(InputGroup(locations, (self.work / "parts" / split / key).absolute()))
         with progress(f"prepare {split} (tasks)") as bar:
@@ -205,7 +210,9 @@ def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
 def _read_training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
     """Yield documents of train and pretrain in turn."""
     streams = (
-        read_documents(splits[split], config.source_column, config.target_column, split != "pretrain")
+        read_documents(
+            splits[split], config.source_column, config.target_column, split != "pretrain", config.on_bad_file == "skip"
+        )
         for split in ("train", "pretrain")
         if split in splits
     )
