@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
+from transpooler.common import PAGE_BREAK, UserError, join_hyphenated
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
 from transpooler.data_pipeline.tokenizer import Head, head_of
 

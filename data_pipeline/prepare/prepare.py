@@ -22,6 +22,7 @@ from transpooler.common import UserError, progress, read_json, say, write_json
 from transpooler.data_pipeline.config import SPLITS, PrepareConfig
 from transpooler.data_pipeline.prepare.assemble import assemble
 from transpooler.data_pipeline.prepare.card import write_card
+from transpooler.data_pipeline.prepare.clean import clean_text
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup, group_locations, make_parts
 from transpooler.data_pipeline.prepare.output import (
@@ -40,7 +41,8 @@ from transpooler.data_pipeline.prepare.tasks import Context, save_held_out
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
 
 HELD_OUT_SPLITS = ("validation", "test")
 _NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources", "on_bad_file")
@@ -92,6 +94,7 @@ class _Preparation:
     settings: dict[str, Any]
     splits: Splits
     inputs: dict[str, list[dict[str, Any]]]
+    special_ids: tuple[int, ...]
     tokenizer: dict[str, Any]
     executor: Executor
 
@@ -102,19 +105,21 @@ class _Preparation:
         with wait_for_others(work):
             # Before they are read, so that the next run notices a file that changes meanwhile.
             inputs = describe_inputs(splits, work / "inputs.incomplete")
-            key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
+            key = _hash(settings["tokenizer"], settings["clean"], inputs if config.tokenizer.path is None else None)
             note = work / "tokenizer" / "note.incomplete"
             if not note.is_file() or json.loads(note.read_text())["key"] != key:
                 shutil.rmtree(work / "tokenizer", ignore_errors=True)
                 tokenizer = _make_tokenizer(config, splits)
-                tokenizer.save_pretrained(work / "tokenizer")
+                bind_cleaning(tokenizer, config.clean.unicode_form, config.clean.control_characters)
+                save_tokenizer(tokenizer, work / "tokenizer")
                 facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
-                write_json(note, {"key": key, **facts})
+                special = sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
+                write_json(note, {"key": key, "special_ids": special, **facts})
             elif any(work.glob("parts/*/*/*.npz")):
                 say(f"{work}: going on with what an earlier run left")
             facts = read_json(note)
             del facts["key"]
-            return cls(work, config, settings, splits, inputs, facts, executor)
+            return cls(work, config, settings, splits, inputs, tuple(facts.pop("special_ids")), facts, executor)
 
     def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[InputGroup]]:
         """Do the tasks of held-out splits, then those (or a share) of the others; returns each split's groups."""
@@ -172,6 +177,7 @@ class _Preparation:
             columns,
             str((self.work / "tokenizer" / "tokenizer.json").absolute()),
             self.tokenizer["vocab_size"],
+            self.special_ids,
             held_out if held_out is None else str(Path(held_out).absolute()),
             sketch=split in HELD_OUT_SPLITS and config.clean.held_out_overlap is not None,
         )
@@ -199,9 +205,7 @@ def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
 
         def texts() -> Iterator[str]:
             for document in documents:
-                yield document.source
-                if document.target is not None:
-                    yield document.target
+                yield from (clean_text(text, config.clean) for text in (document.source, document.target) if text)
                 bar.advance()
 
         return train_tokenizer(texts(), config.tokenizer.vocab_size, config.tokenizer.algorithm)

@@ -13,7 +13,7 @@ def read_rows(file: IO[bytes], sources: Collection[str], others: Collection[str]
     """Yield each row's columns of these names: texts as bytes, whole numbers, (nested) lists of both.
 
     A value of any other type is True: it is there, but no text. Without a column of `sources` a single row that names
-    all columns is yielded, which suffices for the error. Raises what pyarrow raises for damage, ArrowException or OSError.
+    all columns is yielded, which suffices for the error. Damage raises what pyarrow raises: ArrowException or OSError.
     """
     import pyarrow.parquet
 

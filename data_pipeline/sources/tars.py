@@ -1,4 +1,4 @@
-"""Samples of WebDataset tars. The module `tarfile` takes a damaged header for the archive's end; here it is an error."""
+"""Samples of WebDataset tars. The module `tarfile` takes a damaged header for the end; here it is an error."""
 
 import json
 import tarfile

@@ -15,7 +15,8 @@ from transpooler.data_pipeline.objectives.sentences import SentenceEnds, permute
 from transpooler.data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
-TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "Ċ", "Ġ(", *[f"Ġw{i}" for i in range(191)]]
+NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "\n", " (", *[f" w{i}" for i in range(191)]]
+TOKENS = [name.encode() for name in NAMES]
 
 
 def refill(corrupted: np.ndarray, blank: int, spans: list[list[int]]) -> list[int]:
@@ -83,7 +84,7 @@ def test_sentences_end_at_newlines_and_at_full_stops_before_a_space():
     word, dot, newline, glued = 20, 6, 7, 8
     source = np.array([word] * 7 + [dot] + [word] * 7 + [newline] + [9] * 8)
     assert SentenceEnds(TOKENS).find(source).tolist() == [8, 16]
-    tokens = [*TOKENS[:8], "x", *TOKENS[9:]]
+    tokens = [*TOKENS[:8], b"x", *TOKENS[9:]]
     assert SentenceEnds(tokens).find(np.array([word, dot, glued, word])).tolist() == []
 
 
