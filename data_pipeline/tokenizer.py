@@ -207,7 +207,7 @@ def encode_long(tokenizer: Any, text: str, size: int) -> list[list[int]]:
     while True:
         piece = text[start : start + size]
         whole = start + size >= len(text)
-        parts = [piece] if whole else piece.rsplit(maxsplit=1)
+        parts = [piece] if whole else piece.rsplit(maxsplit=1) or [piece]
         encoded = tokenizer.encode(parts[0], add_special_tokens=False)
         ids, words, offsets = encoded.ids, encoded.word_ids, encoded.offsets
         starts = [i for i, (before, word) in enumerate(pairwise([None, *words])) if word != before]

@@ -12,7 +12,9 @@ MIN_UNIT_TOKENS = 6
 
 
 _QUOTES = r"""(?:["')\]]|”|’|»|」|』|）)*"""
-_ENDS = re.compile(rf"\n|[.!?]{_QUOTES}(?=\s)|(?:。|！|？|｡|．){_QUOTES}".encode())
+# Each alternative begins with a literal byte, for which the module `re` searches four times as fast.
+_STOPS = [*(rf"\{stop}{_QUOTES}(?=[^\S\n])" for stop in ".!?"), *(f"{stop}{_QUOTES}" for stop in "。！？｡．")]
+_ENDS = re.compile("|".join(["\n", *_STOPS]).encode())
 
 
 class SentenceEnds:
@@ -20,7 +22,7 @@ class SentenceEnds:
     alike: one that splits a character into tokens, one that spells bytes, one that takes words without their spaces.
 
     A sentence ends after the token that holds a newline (so each line of code is a unit), after one that ends in . ! or
-    ? if white space follows, and after the full stops of Chinese and Japanese; closing quotes belong to it.
+    ? if a space follows, and after the full stops of Chinese and Japanese; closing quotes belong to it.
     """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:

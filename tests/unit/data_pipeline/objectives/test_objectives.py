@@ -58,6 +58,16 @@ def test_spans_of_long_documents_fit_and_refill_the_source(length, limit, fracti
     assert refill(corrupted, SPECIAL.mask, [span[1:] for span in spans]) == source.tolist()
 
 
+@pytest.mark.parametrize("fraction", [0.75, 0.8, 0.9, 0.99])
+@pytest.mark.parametrize("mean", [1, 3, 10])
+def test_a_mask_fraction_near_one_masks_what_is_asked(fraction, mean):
+    source = np.arange(6, 8006)
+    corrupted, _ = infill(source, fraction=fraction, mean=mean)
+    kept = corrupted[corrupted != SPECIAL.mask]
+    assert len(kept) == len(source) - round(fraction * len(source))
+    assert (np.diff(kept) > 0).all()
+
+
 def test_spans_of_long_documents_cover_all_of_it():
     _, target = infill(np.arange(6, 8006), limit=256)
     assert 200 < len(target) <= 256

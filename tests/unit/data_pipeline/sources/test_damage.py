@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -45,7 +46,7 @@ def write(path: Path) -> bytes:
         parts = [frame.compress(LINES[: LINES.index(b"paper-20") - 8]), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
         path.write_bytes(b"".join([*parts, frame.compress(LINES[LINES.index(b"paper-20") - 8 :]), frame.flush()]))
     else:
-        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+        pack: Any = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
         path.write_bytes(pack(LINES))
     return path.read_bytes()
 
@@ -195,7 +196,7 @@ def test_remote_names_with_brackets_and_connections_that_end(monkeypatch: pytest
     memory = fsspec.filesystem("memory")
     memory.pipe("/brackets/br[1].jsonl", LINES)
     memory.pipe("/brackets/cut.jsonl.gz", gzip.compress(LINES)[:-30])
-    assert len(read(*resolve_paths(["memory://brackets/br[1].jsonl"]))) == len(ROWS)
+    assert len(read(resolve_paths(["memory://brackets/br[1].jsonl"])[0])) == len(ROWS)
     with pytest.raises(DamagedFileError, match=r"memory://brackets/cut.jsonl.gz:\d+: broken gzip"):
         read("memory://brackets/cut.jsonl.gz")
 
