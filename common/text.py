@@ -8,6 +8,7 @@ PAGE_BREAK = "\f"
 _HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\r?\n(?=[a-zß-öø-ÿ])")
 _LONGEST_WORD = 80
 _WHITE_SPACE = re.compile(r"\s")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
@@ -27,13 +28,8 @@ def is_blank(text: str) -> bool:
 
 
 def show_controls(text: str) -> str:
-    """The text with control and format characters (but line feeds) as escapes: a name must not steer the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        f"\\u{ord(char):04x}" if char != "\n" and unicodedata.category(char) in ("Cc", "Cf", "Cs") else char
-        for char in text
-    )
+    """The text with control characters (but tabs and line feeds) as escapes: a name must not steer the terminal."""
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def cut_at_white_space(text: str, size: int) -> Iterator[str]:
