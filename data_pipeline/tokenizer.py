@@ -33,7 +33,6 @@ _UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
 _COMPARED_TOKENS = 64
 """Tokens on which two pieces of a long text, cut from it with an overlap, must agree."""
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
@@ -139,18 +138,6 @@ def _load_file(file: Path) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **_PLAIN)
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Write it into a folder. Raises OSError with the system's number, which the tokenizers library leaves out."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:
-        if found := _OS_ERROR.search(str(error)):
-            raise OSError(int(found[1]), str(error), str(folder)) from error
-        raise
-
-
 def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -162,7 +149,7 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{name}: has no fast tokenizer (tokenizer.json); choose another")
     with TemporaryDirectory() as folder:  # its class may have rules of its own: what counts is its tokenizer.json
-        save_tokenizer(tokenizer, Path(folder))
+        tokenizer.save_pretrained(folder)
         return load_tokenizer(folder)
 
 

@@ -39,12 +39,7 @@ def assemble(
     rows, owners, numbers = _gather(parts)
     keep, dropped, examples = _find_duplicates(parts, rows, owners, numbers, config)
     sources = _count_sources(groups, parts, rows, owners, keep)
-    for location, reason in (item for group in groups for item in group.left_out.items()):
-        dropped[reason] += 1
-        examples.append((reason, location, 0))
-    for info in map(read_part_info, parts):
-        dropped.update(info["dropped"])
-        examples += [tuple(item) for item in info["examples"]]
+    _add_drops(dropped, examples, groups)
     named = _name_drops(examples, dropped)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
     if not keep.any():
@@ -181,6 +176,16 @@ def _count_sources(
         )
         start = end
     return statistics[:MAX_LISTED_SOURCES]
+
+
+def _add_drops(dropped: Counter[str], examples: list[Any], groups: Sequence[InputGroup]) -> None:
+    """Add what the reading of the inputs has dropped: files, and records of the others."""
+    for group in groups:
+        dropped.update(group.left_out.values())
+        examples += [(reason, location, 0) for location, reason in group.left_out.items()]
+        for info in map(read_part_info, group.parts):
+            dropped.update(info["dropped"])
+            examples += [tuple(item) for item in info["examples"]]
 
 
 def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[str]]:

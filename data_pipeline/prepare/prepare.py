@@ -41,7 +41,7 @@ from transpooler.data_pipeline.prepare.tasks import Context, save_held_out
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
 
 HELD_OUT_SPLITS = ("validation", "test")
@@ -111,7 +111,7 @@ class _Preparation:
                 shutil.rmtree(work / "tokenizer", ignore_errors=True)
                 tokenizer = _make_tokenizer(config, splits)
                 bind_cleaning(tokenizer, config.clean.unicode_form, config.clean.control_characters)
-                save_tokenizer(tokenizer, work / "tokenizer")
+                tokenizer.save_pretrained(work / "tokenizer")
                 facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
                 special = sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
                 write_json(note, {"key": key, "special_ids": special, **facts})

@@ -13,8 +13,8 @@ class _StrictMember(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictMember":
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            while block := archive.fileobj.read(1 << 20):  # type: ignore[union-attr]
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            while block := archive.fileobj.read(1 << 20):
                 if block.count(0) < len(block):
                     raise tarfile.ReadError("more data follows its end") from None
             raise

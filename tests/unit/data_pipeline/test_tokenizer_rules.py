@@ -1,6 +1,5 @@
 """What a tokenizer carries with it: the cleaning of texts, special tokens as letters, ids without holes."""
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from tests.unit.data_pipeline.test_leading_ids import TOKENIZERS, make, text_of
 from transpooler.common import UserError
@@ -19,7 +18,6 @@ from transpooler.data_pipeline.tokenizer import (
     encode_long,
     fingerprint,
     load_tokenizer,
-    save_tokenizer,
     special_ids,
     train_tokenizer,
 )
@@ -59,7 +57,7 @@ def test_the_tokenizer_cleans_as_prepare_does(form: str | None, controls: bool) 
 def test_every_user_of_transformers_gets_the_rules(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(iter(TEXTS), 120, "unigram")
     bind_cleaning(tokenizer, "NFC", True)
-    save_tokenizer(tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     ids = tokenizer(f"{NASTY} </s> <mask>").input_ids
     for loaded in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
         assert loaded(f"{NASTY} </s> <mask>").input_ids == ids
@@ -140,7 +138,7 @@ def test_added_tokens_come_after_all_ids_of_a_trimmed_vocabulary(tmp_path: Path,
     assert len({special.pad, special.eos, special.mask, special.gap}) == 4
     assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
     assert tokenizer.decode(tokenizer(TEXTS[3]).input_ids) == TEXTS[3]
-    save_tokenizer(tokenizer, tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
     assert fingerprint(load_tokenizer(tmp_path / "again")) == fingerprint(tokenizer)
 
 
@@ -162,7 +160,7 @@ def test_a_long_text_in_pieces_has_the_ids_of_the_whole(kind: str) -> None:
     assert (len(encode_long(backend, text_of(1), 2000)) > 1) == (kind not in ("whole_text", "added_tokens"))
 
 
-def test_the_library_s_own_errors_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_s_own_errors_are_told_in_one_line() -> None:
     with pytest.raises(UserError, match=r"prepare.tokenizer.vocab_size: is 20, too few .*algorithm=bpe"):
         train_tokenizer(iter([chr(i) for i in range(0x4E00, 0x4F00)]), 20, "unigram")
 
@@ -172,17 +170,3 @@ def test_the_library_s_own_errors_are_told_in_one_line(monkeypatch: pytest.Monke
 
     with pytest.raises(UserError, match="of the texts"):
         train_tokenizer(lost(), 300)
-    tokenizer = train_tokenizer(iter(TEXTS), 300)
-    with pytest.raises(OSError, match="No space") as caught:
-        save_tokenizer(_Full(tokenizer), Path("/nowhere"))  # type: ignore[arg-type]
-    assert caught.value.errno == errno.ENOSPC
-
-
-class _Full:
-    """Saves onto a device that is always full, through the tokenizers library itself."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.backend: Any = tokenizer.backend_tokenizer
-
-    def save_pretrained(self, folder: Path) -> None:
-        self.backend.save("/dev/full")

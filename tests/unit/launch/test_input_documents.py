@@ -192,8 +192,8 @@ def test_what_is_no_text_is_named_with_what_makes_text_of_it(tmp_path: Path, sta
 
 
 def test_ids_are_json_whatever_python_reads(tmp_path: Path) -> None:
-    lines = '{"id": NaN, "text": "a"}\n{"id": [1, -Infinity], "text": "b"}\n{"id": 1e999, "text": "c"}\n{"id": 2.5, "text": "d"}'
-    (tmp_path / "a.jsonl").write_text(lines)
+    ids = ("NaN", "[1, -Infinity]", "1e999", "2.5")
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {name}, "text": "a"}}\n' for name in ids))
     assert [document.id for document in documents(tmp_path / "a.jsonl")] == ["nan", "[1, -inf]", "inf", 2.5]
     (tmp_path / "a.jsonl").write_text('{"text": "\\u0000\\u200b"}')
     with pytest.raises(UserError, match="'text' is empty"):

@@ -132,7 +132,7 @@ def test_a_special_token_of_one_character_drops_the_document(config: PrepareConf
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({"?": 0, "#": 1, "a": 2, "b": 3}, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     (tmp_path / "tk").mkdir()
     backend.save(str(tmp_path / "tk/tokenizer.json"))
     (tmp_path / "tk/tokenizer_config.json").write_text(
