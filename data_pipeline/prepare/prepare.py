@@ -37,7 +37,7 @@ from transpooler.data_pipeline.prepare.output import (
     wait_for_others,
     workspace,
 )
-from transpooler.data_pipeline.prepare.tasks import Context, save_held_out
+from transpooler.data_pipeline.prepare.tasks import Context, read_array, save_held_out
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
@@ -142,6 +142,7 @@ class _Preparation:
     def finish(self) -> dict[str, Any]:
         """Do the tasks that are left, write the shards, the card and, at the end, the report."""
         done = self.do_tasks(None)
+        _tell_common_documents({split: done[split] for split in HELD_OUT_SPLITS if split in done})
         for item in (item for items in self.inputs.values() for item in items if "sha256" in item):
             if not is_unchanged(item, item["path"]):
                 raise UserError(f"{item['path']}: has changed while it was read; run the same command again")
@@ -190,6 +191,16 @@ class _Preparation:
         with progress(f"prepare {split} (tasks)") as bar:
             make_parts(groups, context, self.executor, array_task, bar)
         return groups
+
+
+def _tell_common_documents(groups: dict[str, list[InputGroup]]) -> None:
+    """Say so if held-out splits hold the same documents, which is seldom meant."""
+    hashes = [
+        {row.tobytes() for group in each for part in group.parts for row in read_array(part, "hashes")}
+        for each in groups.values()
+    ]
+    if len(hashes) == 2 and (number := len(hashes[0] & hashes[1])):
+        say(f"WARNING: {number} documents are in {' and in '.join(groups)}; train's are checked against both")
 
 
 def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:

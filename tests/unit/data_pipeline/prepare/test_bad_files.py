@@ -85,6 +85,14 @@ def test_skipping_goes_on_with_what_was_done_and_gives_the_same_bytes(config: Pr
     assert tree(Path(named.output)) == tree(tmp_path / "again")
 
 
+def test_held_out_splits_with_the_same_documents_are_told(config: PrepareConfig, tmp_path: Path, capsys) -> None:
+    (tmp_path / "f.jsonl").write_bytes(b"".join(LINES[31:33]))
+    names = {"train": "a", "validation": "e", "test": "f"}
+    sources = SourcesConfig(**{split: (str(tmp_path / f"{name}.jsonl"),) for split, name in names.items()})
+    prepare(replace(config, sources=sources))
+    assert "WARNING: 1 documents are in validation and in test" in capsys.readouterr().err
+
+
 def test_nothing_left_is_refused_with_the_counts(config: PrepareConfig, tmp_path: Path) -> None:
     sources = SourcesConfig(train=(str(tmp_path / "a.jsonl"),), test=(str(tmp_path / "d.jsonl"), str(tmp_path / "b*")))
     with pytest.raises(UserError, match=r"prepare.sources.test: no document .* dropped: bad_file 1, empty_file 1"):
