@@ -11,10 +11,11 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
@@ -182,29 +183,29 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
         size *= 2
 
 
-def encode_long(tokenizer: Any, text: str, size: int) -> list[list[int]]:
+def encode_long(tokenizer: Any, text: str, size: int) -> list[np.ndarray]:
     """Encode a text in pieces of about `size` characters, because memory grows with a piece (125 bytes a character).
 
     `tokenizer` is of the tokenizers library. Pieces are cut at white space and overlap by some words, of which the ids
-    must agree; together they are the whole text's ids. Where nothing separates words, the text is one piece.
+    must agree; together they are the whole text's ids (uint32). Where nothing separates words, there is one piece.
     """
-    pieces: list[list[int]] = []
+    pieces: list[np.ndarray] = []
     start = joint = 0  # of the piece, and of the first word that is taken from it, in characters of the text
-    expected: list[int] = []
+    expected = np.zeros(0, np.uint32)
     while True:
         piece = text[start : start + size]
         whole = start + size >= len(text)
         parts = [piece] if whole else piece.rsplit(maxsplit=1) or [piece]
         encoded = tokenizer.encode(parts[0], add_special_tokens=False)
-        ids, words, offsets = encoded.ids, encoded.word_ids, encoded.offsets
-        starts = [i for i, (before, word) in enumerate(pairwise([None, *words])) if word != before]
-        place = {start + offsets[i][0]: i for i in starts}
-        first = place.get(joint) if joint else 0
-        agrees = first is not None and ids[first : first + len(expected)] == expected
+        ids, offsets = np.array(encoded.ids, np.uint32), encoded.offsets
+        words = np.array([-1 if word is None else word for word in encoded.word_ids])
+        starts = np.flatnonzero(np.diff(words, prepend=-2)).tolist()
+        first = next((i for i in starts if start + offsets[i][0] == joint), None) if joint else 0
+        agrees = first is not None and np.array_equal(ids[first : first + len(expected)], expected)
         if agrees and whole:
             return [*pieces, ids[first:]]
         if not agrees or len(starts) < 4 * _UNSETTLED_WORDS or len(parts) == 1:
-            return [tokenizer.encode(text, add_special_tokens=False).ids]
+            return [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)]
         end = starts[-2 * _UNSETTLED_WORDS]
         pieces.append(ids[first:end])
         joint, expected = start + offsets[end][0], ids[end : starts[-_UNSETTLED_WORDS]][:_COMPARED_TOKENS]

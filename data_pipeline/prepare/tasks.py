@@ -134,19 +134,16 @@ class _PartMaker:
         texts = [document.source for document in batch] + targets
         short = [text for text in texts if len(text) <= _ENCODE_CHARACTERS]
         encodings = iter(self.backend.encode_batch_fast(short, add_special_tokens=False))
+        dtype = token_dtype(self.context.vocab_size)
         ids = [
-            self.to_array([next(encodings).ids])
+            np.array(next(encodings).ids, dtype)
             if len(text) <= _ENCODE_CHARACTERS
-            else self.to_array(encode_long(self.backend, text, _ENCODE_CHARACTERS))
+            else np.concatenate(encode_long(self.backend, text, _ENCODE_CHARACTERS)).astype(dtype)
             for text in texts
         ]
         rest = iter(ids[len(batch) :])
         for document, source in zip(batch, ids, strict=False):
             self.add(document, source, next(rest) if document.target is not None else None)
-
-    def to_array(self, pieces: list[list[int]]) -> np.ndarray:
-        """Return the ids of a text as they are stored."""
-        return np.concatenate([np.array(ids, token_dtype(self.context.vocab_size)) for ids in pieces])
 
     def add(self, document: RawDocument, source: np.ndarray, target: np.ndarray | None) -> None:
         """Add one tokenized document, unless a filter of tokens or of held-out documents drops it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data_pipeline.sources.test_damage import KINDS, write
@@ -145,6 +145,7 @@ def test_the_checkpoint_reader(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "state": {"step": 3}}))
     whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
+    @example(tmp_path / "random_rank0.pt", [(0.0, 10**9, b".")])  # a pickle that takes from an empty stack
     @given(st.sampled_from(sorted(whole)), EDITS)
     @fuzz
     def check(path: Path, edits: list[tuple[float, int, bytes]]) -> None:
