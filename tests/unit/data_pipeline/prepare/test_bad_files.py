@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from transpooler.common import UserError, read_json
-from transpooler.data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
+from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import ShardDataset
-from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.data_pipeline.tokenizer import load_tokenizer, train_tokenizer
 
 ROWS = [{"article": f"The document {i} has some words. " * 8, "abstract": f"About {i}."} for i in range(40)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
@@ -97,6 +97,18 @@ def test_nothing_left_is_refused_with_the_counts(config: PrepareConfig, tmp_path
     sources = SourcesConfig(train=(str(tmp_path / "a.jsonl"),), test=(str(tmp_path / "d.jsonl"), str(tmp_path / "b*")))
     with pytest.raises(UserError, match=r"prepare.sources.test: no document .* dropped: bad_file 1, empty_file 1"):
         prepare(replace(config, sources=sources, on_bad_file="skip"))
+
+
+def test_what_was_skipped_once_stops_a_run_that_does_not_skip(config: PrepareConfig, tmp_path: Path) -> None:
+    train, clean = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")), CleanConfig(held_out_overlap=None)
+    train_tokenizer(iter(["some words"]), 262).save_pretrained(tmp_path / "tk")
+    config = replace(config, tokenizer=TokenizerConfig(path=str(tmp_path / "tk")), clean=clean)
+    config = replace(config, sources=SourcesConfig(train=train, test=(str(tmp_path / "d.jsonl"),)))
+    with pytest.raises(UserError, match=r"prepare\.sources\.test: no document"):  # after train was read
+        prepare(replace(config, on_bad_file="skip"))
+    config = replace(config, sources=SourcesConfig(train=train, test=(str(tmp_path / "e.jsonl"),)))
+    with pytest.raises(UserError, match="broken gzip"):
+        prepare(config)
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(config: PrepareConfig, tmp_path: Path, monkeypatch) -> None:
