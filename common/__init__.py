@@ -20,5 +20,13 @@ from transpooler.common.net import free_port, is_free
 from transpooler.common.processes import die_when, die_with_parent, peak_resident_mib, resident_mib, start_of
 from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
-from transpooler.common.text import percent, split_list
+from transpooler.common.text import (
+    PAGE_BREAK,
+    cut_at_white_space,
+    is_blank,
+    join_hyphenated,
+    percent,
+    show_controls,
+    split_list,
+)
 from transpooler.common.versions import TESTED, check_version

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transpooler.common.text import show_controls
+
 PLAIN_LINE_EVERY_S = 10.0
 FORMAT, TIME_FORMAT = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
 
@@ -50,7 +52,7 @@ def is_quiet() -> bool:
 def say(message: str) -> None:
     """Log one line for the user."""
     _set_up()
-    logger.info("%s", message)
+    logger.info("%s", show_controls(message))
 
 
 class Progress:

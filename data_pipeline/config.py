@@ -10,6 +10,7 @@ SPLITS = ("train", "validation", "test", "pretrain")
 ALGORITHMS = ("bpe", "unigram")
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 EXECUTORS = ("processes", "ray")
+BAD_FILE_CHOICES = ("stop", "skip")
 GAP_SELECTIONS = ("ind_orig", "ind_uniq", "seq_orig", "seq_uniq", "lead", "random")
 MAX_CORPORA = 256
 LEAST_MIB = 2**-10
@@ -104,6 +105,9 @@ class PrepareConfig:
     target_column: str | None = None
     """Key of the summary; null recognises abstract, summary, highlights."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    on_bad_file: str = one_of(BAD_FILE_CHOICES, "stop")
+    """What a damaged file (cut short, not what its name says, most records broken) does: stop ends the run and names
+    it; skip leaves it out whole and counts it. Files without records are counted, whatever is set here."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     min_source_tokens: int = at_least(1, 16)
     """Shorter documents are dropped (and counted as source_too_short)."""

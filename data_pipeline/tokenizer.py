@@ -1,19 +1,24 @@
 """Tokenizers: train a byte-level BPE or a unigram model, or load any fast one and add the special tokens it lacks.
 
 These tokenizers add no special tokens to a text: shards hold raw ids, and the loader appends </s>. A text that contains
-the characters of a special token (such as "<mask>" in source code) is encoded as those characters.
+the characters of a special token (such as "<mask>" in source code) is encoded as those characters (tokenizer_rules.py).
 """
 
 import hashlib
 import json
 import re
+import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from transpooler.common import UserError
+from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,7 +32,10 @@ _CHARACTERS_A_TOKEN = 8
 """Most texts have fewer characters a token, so that one attempt suffices."""
 _UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
+_COMPARED_TOKENS = 64
+"""Tokens on which two pieces of a long text, cut from it with an overlap, must agree."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
@@ -50,17 +58,19 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, algorithm: str = "bpe
     bpe is byte-level, without a prefix space: decode(encode(text)) == text for every text, and the same texts give the
     same tokenizer. unigram (Kudo 2018) works on text in NFKC with single spaces, as SentencePiece does, and unknown
     characters become <unk>. The library trains it in a random order: for reproducible bytes train once, and name the
-    tokenizer's folder from then on.
+    tokenizer's folder from then on. UserError: the vocabulary cannot hold the texts' characters.
     """
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_train_backend(texts, vocab_size, algorithm),
         additional_special_tokens=[GAP_TOKEN],
         model_input_names=["input_ids", "attention_mask"],
         **dict(zip(_ROLES, SPECIAL_TOKENS, strict=False)),
         **_PLAIN,
     )
+    shield_special_tokens(tokenizer)
+    return tokenizer
 
 
 def _train_backend(texts: Iterator[str], vocab_size: int, algorithm: str) -> Any:
@@ -80,7 +90,13 @@ def _train_backend(texts: Iterator[str], vocab_size: int, algorithm: str) -> Any
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), **settings)
-    backend.train_from_iterator(texts, trainer)
+    try:
+        backend.train_from_iterator(texts, trainer)
+    except Exception as error:
+        if type(error) is not Exception:  # of the texts; the library raises bare Exception
+            raise
+        remedy = "raise it, or choose prepare.tokenizer.algorithm=bpe"
+        raise UserError(f"prepare.tokenizer.vocab_size: is {vocab_size}, too few ({error}); {remedy}") from error
     return backend
 
 
@@ -89,8 +105,6 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
 
     Raises UserError where there is none or it cannot be read.
     """
-    from transformers import PreTrainedTokenizerFast
-
     path = Path(folder).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and _HUB_ID.fullmatch(str(folder)):
@@ -98,14 +112,31 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     if not file.is_file():
         raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
     try:
-        if (file.parent / "tokenizer_config.json").is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **_PLAIN)
-        else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **_PLAIN)
+        tokenizer = _load_file(file)
+        if has_holes(tokenizer):
+            with TemporaryDirectory() as folder:
+                filled = Path(folder) / "tokenizer.json"
+                if (config := file.with_name("tokenizer_config.json")).is_file():
+                    shutil.copy(config, folder)
+                state = json.loads(file.read_text(encoding="utf-8"))
+                fill_holes(state, str(file))
+                filled.write_text(json.dumps(state), encoding="utf-8")
+                tokenizer = _load_file(filled)
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception for a file that it cannot parse
         raise UserError(f"{file}: cannot load the tokenizer: {str(error).splitlines()[0]}") from error
     _add_missing_tokens(tokenizer)
+    shield_special_tokens(tokenizer)
     return tokenizer
+
+
+def _load_file(file: Path) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    if file.with_name("tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True, **_PLAIN)
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **_PLAIN)
 
 
 def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
@@ -118,8 +149,9 @@ def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
         raise UserError(f"{name}: no such folder, and the hub gives no tokenizer ({reason})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{name}: has no fast tokenizer (tokenizer.json); choose another")
-    _add_missing_tokens(tokenizer)
-    return tokenizer
+    with TemporaryDirectory() as folder:  # its class may have rules of its own: what counts is its tokenizer.json
+        tokenizer.save_pretrained(folder)
+        return load_tokenizer(folder)
 
 
 def head_of(text: str) -> Head:
@@ -151,10 +183,60 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
         size *= 2
 
 
+def encode_long(tokenizer: Any, text: str, size: int) -> list[np.ndarray]:
+    """Encode a text in pieces of about `size` characters, because memory grows with a piece (125 bytes a character).
+
+    `tokenizer` is of the tokenizers library. Pieces are cut at white space and overlap by some words, of which the ids
+    must agree; together they are the whole text's ids (uint32). Where nothing separates words, there is one piece.
+    """
+    pieces: list[np.ndarray] = []
+    start = joint = 0  # of the piece, and of the first word that is taken from it, in characters of the text
+    expected = np.zeros(0, np.uint32)
+    while True:
+        piece = text[start : start + size]
+        whole = start + size >= len(text)
+        parts = [piece] if whole else piece.rsplit(maxsplit=1) or [piece]
+        encoded = tokenizer.encode(parts[0], add_special_tokens=False)
+        ids, offsets = np.array(encoded.ids, np.uint32), encoded.offsets
+        words = np.array([-1 if word is None else word for word in encoded.word_ids])
+        starts = np.flatnonzero(np.diff(words, prepend=-2)).tolist()
+        first = next((i for i in starts if start + offsets[i][0] == joint), None) if joint else 0
+        agrees = first is not None and np.array_equal(ids[first : first + len(expected)], expected)
+        if agrees and whole:
+            return [*pieces, ids[first:]]
+        if not agrees or len(starts) < 4 * _UNSETTLED_WORDS or len(parts) == 1:
+            return [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)]
+        end = starts[-2 * _UNSETTLED_WORDS]
+        pieces.append(ids[first:end])
+        joint, expected = start + offsets[end][0], ids[end : starts[-_UNSETTLED_WORDS]][:_COMPARED_TOKENS]
+        start += offsets[starts[-3 * _UNSETTLED_WORDS]][0]
+
+
+def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes]:
+    """Return for each id the UTF-8 bytes that it adds to a decoded text; a token that begins a word has its space."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
+    kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))}
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    if "ByteLevel" in kinds:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        byte_of = {char: bytes([byte]) for byte, char in bytes_to_unicode().items()}
+        return [b"".join(byte_of.get(char) or char.encode() for char in token) for token in tokens]
+    if kinds & {"Metaspace", "ByteFallback", "Replace"}:
+        found = [_BYTE_TOKEN.fullmatch(token) for token in tokens]
+        return [
+            bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+            for token, byte in zip(tokens, found, strict=True)
+        ]
+    prefix = decoder.get("prefix", "##")
+    return [(token.removeprefix(prefix) if token.startswith(prefix) else f" {token}").encode() for token in tokens]
+
+
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return the SHA-256 (hex) of all that decides ids: the serialised tokenizer without padding and truncation.
 
-    Nor does what adds special tokens count: documents are encoded without, and an export's tokenizer adds </s>.
+    Nor do the rules of tokenizer_rules.py count, nor what adds special tokens: documents are encoded without, and an
+    export's tokenizer adds </s>.
     """
     return _hash(tokenizer, post_processor=None)
 
@@ -165,7 +247,7 @@ def has_fingerprint(tokenizer: "PreTrainedTokenizerFast", recorded: str) -> bool
 
 
 def _hash(tokenizer: "PreTrainedTokenizerFast", **changes: Any) -> str:
-    state = json.loads(tokenizer.backend_tokenizer.to_str()) | changes
+    state = without_rules(json.loads(tokenizer.backend_tokenizer.to_str())) | changes
     state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from transpooler.common import (
     die_when,
     disk_problem,
     exit_on_stop_signals,
+    show_controls,
 )
 
 WAITING_ENGINES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
@@ -73,5 +74,5 @@ def _print_unless_disk(arguments: threading.ExceptHookArgs) -> None:
 
 def print_user_error(error: UserError) -> None:
     """Print each line of the message as `transpooler: error: ...` on standard error."""
-    for line in str(error).splitlines():
-        print(f"transpooler: error: {line}", file=sys.stderr, flush=True)
+    for line in str(error).split("\n"):
+        print(f"transpooler: error: {show_controls(line)}", file=sys.stderr, flush=True)

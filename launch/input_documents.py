@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
@@ -15,16 +16,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transpooler.common import UserError
+from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
 from transpooler.data_pipeline.tokenizer import Head, head_of
 
 STDIN = "-"
 _LOOKED_AT_BYTES = 1 << 20
 """How much of a text is checked before anything is generated; more is read if the model takes more."""
-_PAGE_BREAK = "\f"
-_HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\n(?=[a-zß-öø-ÿ])")
-_LONGEST_WORD = 80
+_NO_TEXTS = {
+    b"%PDF-": ("a PDF", "pdftotext {} -"),
+    b"PK\3\4": ("a Word document (.docx), .odt, .epub or other zip archive", "pandoc -t plain {}"),
+    b"\xd0\xcf\x11\xe0": ("a Word document (.doc)", "antiword {}"),
+    b"{\\rtf": ("rich text (.rtf)", "pandoc -t plain {}"),
+    b"\x1f\x8b": ("compressed by gzip", "gunzip -c {}"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstdcat {}"),
+    b"BZh": ("compressed by bzip2", "bzcat {}"),
+    b"\xfd7zXZ\0": ("compressed by xz", "xzcat {}"),
+}
+"""How files begin that are no text, what they are, and what makes text of them."""
 _JSON = re.compile(r'\s*\[?\s*\{\s*"[^"\n]*"\s*:')
 
 
@@ -44,7 +53,7 @@ class InputDocument:
     name: str
     head: Head
     id: Any = None
-    """The row's own id, unchanged; None for texts."""
+    """The row's own id, unchanged if it is JSON; None for texts."""
 
 
 def find_inputs(files: Sequence[str], json_input: bool) -> list[InputFile]:
@@ -94,21 +103,6 @@ def read_documents(inputs: Sequence[InputFile], column: str | None) -> Iterator[
             yield _read_text(entry)
 
 
-def join_hyphenated(text: str) -> str:
-    """Clean text from pdftotext, whose pages end in form feeds: join words hyphenated over lines, drop page breaks.
-
-    A word that holds another hyphen (state-of-the-art) keeps the one at the line's end.
-    """
-    text = text.replace(_PAGE_BREAK, "\n")
-
-    def hyphen(match: re.Match[str]) -> str:
-        before = text[max(0, match.start() - _LONGEST_WORD) : match.start()].split()[-1]
-        after = text[match.end() : match.end() + _LONGEST_WORD].split()[0]
-        return "-" if "-" in before or "-" in after[:-1] else ""
-
-    return _HYPHENATED.sub(hyphen, text)
-
-
 def _is_stream(path: str) -> bool:
     """Whether this can be read only once: standard input, a pipe, a device."""
     try:
@@ -138,16 +132,25 @@ def _read_rows(entry: InputFile, column: str | None) -> Iterator[InputDocument]:
 
     columns = Columns.choose(column, None, require_target=False)
     number = 0
-    for _, number, data in read_lines(entry.path):
+    for _, number, data in read_lines(entry.path, entry.name):
         where = f"{entry.name}:{number}"
         value = _parse_object(where, data)
         row = parse((entry.path, number, value), columns)
         if isinstance(row, Dropped):
             raise UserError(f"{where}: {_explain(row.reason, value, columns.sources)}")
         name = next((value[key] for key in ID_KEYS if value.get(key) is not None), None)
-        yield InputDocument(name=where, head=head_of(row.source), id=name)
+        yield InputDocument(name=where, head=head_of(row.source), id=_json_value(name))
     if not number:
         raise UserError(f"{entry.name}: holds no documents, only blank lines")
+
+
+def _json_value(value: Any) -> Any:
+    """The value; as text if it holds what Python reads in JSON, and writes, but JSON does not know: NaN, Infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return str(value)
+    return value
 
 
 def _parse_object(where: str, data: bytes) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def _read_text(entry: InputFile) -> InputDocument:
     start = _read_head(entry, 0)
     if _JSON.match(start):
         raise UserError(f"{entry.name}: looks like JSON, not text; --json-input takes one document from every line")
-    if not start.strip() and not _read_head(entry, os.path.getsize(entry.path)).strip():
+    if is_blank(start) and is_blank(_read_head(entry, os.path.getsize(entry.path))):
         raise UserError(f"{entry.name}: empty document; nothing to summarize")
     return InputDocument(name=entry.name, head=partial(_read_head, entry))
 
@@ -196,11 +199,12 @@ def _read_head(entry: InputFile, num_characters: int) -> str:
             data = file.read(min(wanted, size))
     except OSError as error:
         raise UserError(f"{entry.name}: cannot read: {error.strerror}") from None
-    if data.startswith(b"%PDF-"):
-        remedy = f"pdftotext {entry.name} - | transpooler summarize - ..."
-        raise UserError(f"{entry.name}: a PDF, not text; extract it first: {remedy}")
+    for magic, (kind, command) in _NO_TEXTS.items():
+        if data.startswith(magic):
+            remedy = command.format(shlex.quote(entry.name))
+            raise UserError(f"{entry.name}: {kind}, not text; extract it first: {remedy} | transpooler summarize - ...")
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=len(data) == size)
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.name}: not UTF-8 at byte {error.start}; convert it first (iconv -t UTF-8)") from None
-    return join_hyphenated(text) if _PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text
+    return join_hyphenated(text) if PAGE_BREAK in text[: _LOOKED_AT_BYTES // 4] else text

@@ -8,6 +8,7 @@ import numpy as np
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives import OBJECTIVES
+from transpooler.data_pipeline.objectives.sentences import count_forced_cuts
 from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
 from transpooler.data_pipeline.shards.dataset import Document
 
@@ -27,6 +28,10 @@ class ExampleMaker:
         self._make_pair = self.objective.make_pair
         self._vocabulary = Vocabulary(tokenizer)
         self.special = self._vocabulary.special
+
+    def count_forced_cuts(self, document: Document) -> tuple[int, int]:
+        """Return how many sentences of a document are only cuts at the greatest length, and how many it has."""
+        return count_forced_cuts(document.source, self._vocabulary.sentence_ends)
 
     def example(self, document: Document, key: str, epoch: int) -> Example:
         """Make the example of one document; source and target are cut to their limits."""

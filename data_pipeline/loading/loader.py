@@ -11,24 +11,27 @@ instead of raising it: the trainer asks all ranks before any of them leaves, so 
 
 import itertools
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from transpooler.common import UserError, say
+from transpooler.common import UserError, percent, say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
+from transpooler.data_pipeline.objectives.sentences import MAX_UNIT_TOKENS
 from transpooler.data_pipeline.order.corpus import batch_order, list_keys, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.order.mixture import Chunk
 from transpooler.data_pipeline.shards.dataset import DamagedShardError
 from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
 
 __all__ = ["IGNORED_LABEL", "Loader", "Step"]
+_LOOKED_AT_DOCUMENTS = 16
 EVALUATION_EPOCH = 0  # noise of evaluation; training epoch e draws from e + 1
 
 Item = tuple[int, int, int]
@@ -84,6 +87,8 @@ class Loader:
         self.special = self._examples.special
         self._dummy: Example = np.array([self.special.eos]), np.array([IGNORED_LABEL])
         """Just </s> and no loss, for a rank without documents: it must take part in every collective."""
+        if rank == 0 and (config.objective == "gap_sentences" or config.permute_sentences):
+            self._tell_forced_cuts(split)
         self._order = batch_order(config, self.corpora, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self.num_micro_batches = config.num_micro_batches(world_size, micro_batch_size)
@@ -92,6 +97,17 @@ class Loader:
         self._looked_ahead = -1
         self.damaged_documents = 0
         """Documents left out so far. Training sets it to the run's count over all ranks before each step."""
+
+    def _tell_forced_cuts(self, split: str) -> None:
+        """Say so if many sentences of the first documents are only stretches of the greatest length."""
+        cuts = total = 0
+        for number in range(min(_LOOKED_AT_DOCUMENTS, len(self.dataset))):
+            with suppress(DamagedShardError):  # counted when a batch reads it
+                found = self._examples.count_forced_cuts(self.dataset.read(number))
+                cuts, total = cuts + found[0], total + found[1]
+        if cuts * 10 > total:
+            where = f"of the {total:,} sentences of the first documents of {split}, {percent(cuts / total)} %"
+            say(f"{where} have no end and are cut at {MAX_UNIT_TOKENS} tokens")
 
     def steps(self, start: int) -> Generator[Step, None, None]:
         """Yield the steps of the run from `start` on, without end, read ahead. Close the iterator to stop reading."""

@@ -41,20 +41,18 @@ def _draw_lengths(rng: np.random.Generator, mean: float, budget: int, *, cost: i
 def _mask_spans(
     source: np.ndarray, lengths: np.ndarray, mask: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Place spans of the given lengths at random such that no two touch.
+    """Place spans of the given lengths at random, such that no two touch as long as there are gaps enough.
 
     Returns the source with a mask in place of each span, and the spans with a mask before each. The spans go into
-    distinct gaps between the tokens that stay, so every placement is equally likely.
+    distinct gaps between the tokens that stay, so every placement is equally likely. Where more spans than gaps are
+    asked for (a `mask_fraction` near 1), gaps are drawn with repetition, and spans touch.
     """
-    num_kept = len(source) - int(lengths.sum())
-    lengths = lengths[: num_kept + 1]
-    num_kept = len(source) - int(lengths.sum())
-    gaps = np.sort(rng.choice(num_kept + 1, size=len(lengths), replace=False))
+    num_gaps = len(source) - int(lengths.sum()) + 1
+    gaps = np.sort(rng.choice(num_gaps, size=len(lengths), replace=len(lengths) > num_gaps))
     before = np.cumsum(lengths) - lengths  # masked tokens before each span
-    border = np.zeros(len(source) + 1, np.int8)  # no two spans start at the same token, and no two end there
-    border[gaps + before] += 1
-    border[gaps + before + lengths] -= 1
-    masked = np.cumsum(border[:-1], dtype=np.int8).view(bool)
+    starts, size = gaps + before, len(source) + 1
+    border = np.bincount(starts, minlength=size) - np.bincount(starts + lengths, minlength=size)
+    masked = np.cumsum(border[:-1]) > 0
     return _insert(source[~masked], gaps, mask), _insert(source[masked], before, mask)
 
 

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
-from transpooler.data_pipeline.tokenizer import special_ids
+from transpooler.data_pipeline.tokenizer import special_ids, token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,5 +20,4 @@ class Vocabulary:
     @cached_property
     def sentence_ends(self) -> SentenceEnds:
         """Where sentences end."""
-        tokens = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
-        return SentenceEnds([token or "" for token in tokens])
+        return SentenceEnds(token_bytes(self._tokenizer))

@@ -14,7 +14,7 @@ from transpooler.common import UserError, atomic_write, progress, say, write_jso
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup
-from transpooler.data_pipeline.prepare.tasks import SHOWN_DROPS, read_array, read_part_info
+from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, read_array, read_part_info
 from transpooler.data_pipeline.shards.dataset import DOCUMENTS_NAME, FORMAT, INDEX_NAME, token_dtype
 from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_shard
 
@@ -39,9 +39,7 @@ def assemble(
     rows, owners, numbers = _gather(parts)
     keep, dropped, examples = _find_duplicates(parts, rows, owners, numbers, config)
     sources = _count_sources(groups, parts, rows, owners, keep)
-    for info in map(read_part_info, parts):
-        dropped.update(info["dropped"])
-        examples += [tuple(item) for item in info["examples"]]
+    _add_drops(dropped, examples, groups)
     named = _name_drops(examples, dropped)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
     if not keep.any():
@@ -110,8 +108,8 @@ def summarize_lengths(lengths: np.ndarray) -> dict[str, Any]:
 
 def _gather(parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows of all documents, the number of each document's part (int32), and its row in the part (int32)."""
-    rows = [read_array(part, "rows") for part in parts]
-    owners = np.repeat(np.arange(len(parts), dtype=np.int32), [len(each) for each in rows])
+    rows = [np.zeros(0, ROW_DTYPE), *(read_array(part, "rows") for part in parts)]
+    owners = np.repeat(np.arange(-1, len(parts), dtype=np.int32), [len(each) for each in rows])
     numbers = np.concatenate([np.arange(len(each), dtype=np.int32) for each in rows])
     return np.concatenate(rows), owners, numbers
 
@@ -180,17 +178,27 @@ def _count_sources(
     return statistics[:MAX_LISTED_SOURCES]
 
 
+def _add_drops(dropped: Counter[str], examples: list[Any], groups: Sequence[InputGroup]) -> None:
+    """Add what the reading of the inputs has dropped: files, and records of the others."""
+    for group in groups:
+        dropped.update(group.left_out.values())
+        examples += [(reason, location, 0) for location, reason in group.left_out.items()]
+        for info in map(read_part_info, group.parts):
+            dropped.update(info["dropped"])
+            examples += [tuple(item) for item in info["examples"]]
+
+
 def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[str]]:
-    """Log the first drops of each reason; returns them as FILE:LINE."""
+    """Log the first drops of each reason; returns them as FILE:LINE, or FILE if a whole file is left out."""
     named: dict[str, list[str]] = {}
     for reason, path, line in examples:
         places = named.setdefault(reason, [])
         if len(places) < SHOWN_DROPS:
-            places.append(f"{path}:{line}")
-            say(f"{path}:{line}: dropped: {reason}")
+            places.append(f"{path}:{line}" if line else path)
+            say(f"{places[-1]}: dropped: {reason}")
     for reason, places in named.items():
         if dropped[reason] > len(places):
-            say(f"{dropped[reason] - len(places)} more records are dropped as {reason}")
+            say(f"{dropped[reason] - len(places)} more are dropped as {reason}")
     return dict(sorted(named.items()))
 
 

@@ -9,24 +9,30 @@ import re
 import unicodedata
 from collections import Counter
 
+from transpooler.common import cut_at_white_space, is_blank
 from transpooler.data_pipeline.config import CleanConfig
+from transpooler.data_pipeline.tokenizer_rules import CARRIAGE_RETURNS, CONTROL_CHARACTERS
 
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
-_CARRIAGE_RETURNS = re.compile("\r\n?")
+_CONTROLS = re.compile(CONTROL_CHARACTERS)
+_CARRIAGE_RETURNS = re.compile(CARRIAGE_RETURNS)
 _MARKS_AND_DIGITS = re.compile(r"[\W\d_]")
+_HASHED_CHARACTERS = 1 << 20
 _NOT_SPACE = re.compile(r"\S+")
 
 
 def clean_text(text: str, config: CleanConfig) -> str:
-    """Return the text in its normal form, without control characters (tabs and line feeds stay)."""
-    form = config.unicode_form
-    if form and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
-        text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+    """Return the text without control characters (tabs and line feeds stay), in its normal form.
+
+    A tokenizer that `bind_cleaning` was given does the same to every text. Cleaning twice changes nothing.
+    """
     if config.control_characters and not text.isprintable():
         if "\r" in text:
             text = _CARRIAGE_RETURNS.sub("\n", text)
         if _CONTROLS.search(text):
             text = _CONTROLS.sub("", text)
+    form = config.unicode_form
+    if form and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
+        text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     return text
 
 
@@ -36,8 +42,8 @@ def find_length_problem(source: str, target: str | None, config: CleanConfig) ->
         if text is None:
             continue
         low, high = getattr(config, f"min_{name}_characters"), getattr(config, f"max_{name}_characters")
-        if len(text) < low or not text.strip():
-            return f"{name}_too_few_characters" if text.strip() else f"empty_{name}"
+        if len(text) < low or is_blank(text):
+            return f"empty_{name}" if is_blank(text) else f"{name}_too_few_characters"
         if high is not None and len(text) > high:
             return f"{name}_too_many_characters"
     ratio = config.max_target_source_ratio
@@ -66,7 +72,12 @@ def find_quality_problem(text: str, config: CleanConfig) -> str | None:
 
 def hash_content(text: str) -> bytes:
     """Return 16 bytes that are equal for texts that differ only in spacing and case."""
-    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+    digest, first = hashlib.blake2b(digest_size=16), True
+    for part in cut_at_white_space(text, _HASHED_CHARACTERS):  # the words of a whole book would take a gigabyte
+        if words := part.lower().split():
+            digest.update(("" if first else " ").encode() + " ".join(words).encode())
+            first = False
+    return digest.digest()
 
 
 def _count_repeated(parts: list[str]) -> int:

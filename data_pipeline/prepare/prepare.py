@@ -22,6 +22,7 @@ from transpooler.common import UserError, progress, read_json, say, write_json
 from transpooler.data_pipeline.config import SPLITS, PrepareConfig
 from transpooler.data_pipeline.prepare.assemble import assemble
 from transpooler.data_pipeline.prepare.card import write_card
+from transpooler.data_pipeline.prepare.clean import clean_text
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup, group_locations, make_parts
 from transpooler.data_pipeline.prepare.output import (
@@ -36,14 +37,17 @@ from transpooler.data_pipeline.prepare.output import (
     wait_for_others,
     workspace,
 )
-from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, Context, save_held_out
+from transpooler.data_pipeline.prepare.tasks import Context, read_array, save_held_out
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
-from transpooler.data_pipeline.sources.locations import resolve_paths
+from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
 
 HELD_OUT_SPLITS = ("validation", "test")
-_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources")
+_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources", "on_bad_file")
+_PARTS_FORMAT = 2
+"""Rises when parts of the same input and settings come to hold something else."""
 
 
 def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -90,6 +94,7 @@ class _Preparation:
     settings: dict[str, Any]
     splits: Splits
     inputs: dict[str, list[dict[str, Any]]]
+    special_ids: tuple[int, ...]
     tokenizer: dict[str, Any]
     executor: Executor
 
@@ -100,19 +105,21 @@ class _Preparation:
         with wait_for_others(work):
             # Before they are read, so that the next run notices a file that changes meanwhile.
             inputs = describe_inputs(splits, work / "inputs.incomplete")
-            key = _hash(settings["tokenizer"], inputs if config.tokenizer.path is None else None)
+            key = _hash(settings["tokenizer"], settings["clean"], inputs if config.tokenizer.path is None else None)
             note = work / "tokenizer" / "note.incomplete"
             if not note.is_file() or json.loads(note.read_text())["key"] != key:
                 shutil.rmtree(work / "tokenizer", ignore_errors=True)
                 tokenizer = _make_tokenizer(config, splits)
+                bind_cleaning(tokenizer, config.clean.unicode_form, config.clean.control_characters)
                 tokenizer.save_pretrained(work / "tokenizer")
                 facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
-                write_json(note, {"key": key, **facts})
+                special = sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
+                write_json(note, {"key": key, "special_ids": special, **facts})
             elif any(work.glob("parts/*/*/*.npz")):
                 say(f"{work}: going on with what an earlier run left")
             facts = read_json(note)
             del facts["key"]
-            return cls(work, config, settings, splits, inputs, facts, executor)
+            return cls(work, config, settings, splits, inputs, tuple(facts.pop("special_ids")), facts, executor)
 
     def do_tasks(self, array_task: tuple[int, int] | None) -> dict[str, list[InputGroup]]:
         """Do the tasks of held-out splits, then those (or a share) of the others; returns each split's groups."""
@@ -124,9 +131,9 @@ class _Preparation:
         if self.config.clean.held_out_overlap is not None and first:
             parts = [part for split in first for group in done[split] for part in group.parts]
             path = self.work / "parts" / f"held-out-{_hash([str(part.relative_to(self.work)) for part in parts])}.npz"
-            if not path.is_file():
+            if parts and not path.is_file():
                 save_held_out(parts, path)
-            held_out = str(path)
+            held_out = str(path) if parts else None
         for split in self.splits:
             if split not in first:
                 done[split] = self._do_split(split, held_out, array_task)
@@ -135,6 +142,10 @@ class _Preparation:
     def finish(self) -> dict[str, Any]:
         """Do the tasks that are left, write the shards, the card and, at the end, the report."""
         done = self.do_tasks(None)
+        _tell_common_documents({split: done[split] for split in HELD_OUT_SPLITS if split in done})
+        for item in (item for items in self.inputs.values() for item in items if "sha256" in item):
+            if not is_unchanged(item, item["path"]):
+                raise UserError(f"{item['path']}: has changed while it was read; run the same command again")
         indexes = {
             split: assemble(self.work / split, split, done[split], self.config, self.executor, **self.tokenizer)
             for split in self.splits
@@ -167,18 +178,29 @@ class _Preparation:
             columns,
             str((self.work / "tokenizer" / "tokenizer.json").absolute()),
             self.tokenizer["vocab_size"],
+            self.special_ids,
             held_out if held_out is None else str(Path(held_out).absolute()),
             sketch=split in HELD_OUT_SPLITS and config.clean.held_out_overlap is not None,
         )
         inputs = {item["path"]: item for item in self.inputs[split]}
         groups = []
         for locations in group_locations(self.splits[split]):
-            key = _hash(ROW_DTYPE.descr, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
+            key = _hash(_PARTS_FORMAT, self.settings, self.tokenizer, held_out and Path(held_out).name, split)
             key = _hash(key, [{k: v for k, v in inputs[name].items() if k != "mtime_ns"} for name in locations])
             groups.append(InputGroup(locations, (self.work / "parts" / split / key).absolute()))
         with progress(f"prepare {split} (tasks)") as bar:
             make_parts(groups, context, self.executor, array_task, bar)
         return groups
+
+
+def _tell_common_documents(groups: dict[str, list[InputGroup]]) -> None:
+    """Say so if held-out splits hold the same documents, which is seldom meant."""
+    hashes = [
+        {row.tobytes() for group in each for part in group.parts for row in read_array(part, "hashes")}
+        for each in groups.values()
+    ]
+    if len(hashes) == 2 and (number := len(hashes[0] & hashes[1])):
+        say(f"WARNING: {number} documents are in {' and in '.join(groups)}; train's are checked against both")
 
 
 def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
@@ -194,9 +216,7 @@ def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
 
         def texts() -> Iterator[str]:
             for document in documents:
-                yield document.source
-                if document.target is not None:
-                    yield document.target
+                yield from (clean_text(text, config.clean) for text in (document.source, document.target) if text)
                 bar.advance()
 
         return train_tokenizer(texts(), config.tokenizer.vocab_size, config.tokenizer.algorithm)
@@ -205,7 +225,9 @@ def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
 def _read_training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
     """Yield documents of train and pretrain in turn."""
     streams = (
-        read_documents(splits[split], config.source_column, config.target_column, split != "pretrain")
+        read_documents(
+            splits[split], config.source_column, config.target_column, split != "pretrain", config.on_bad_file == "skip"
+        )
         for split in ("train", "pretrain")
         if split in splits
     )

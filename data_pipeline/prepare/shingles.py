@@ -18,7 +18,7 @@ MIN_SAMPLED, MAX_SAMPLED = 8, 256
 """Held-out documents with fewer sampled shingles are compared as a whole only; of longer ones MAX_SAMPLED are used."""
 
 _TABLE = bytes(
-    byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or byte >= 128 else 32 for byte in range(256)
+    byte + 32 if 65 <= byte <= 90 else byte if chr(byte).isalnum() or byte >= 128 else 32 for byte in range(256)
 )
 _BASE = np.uint64(GOLDEN)  # odd, so that powers have inverses modulo 2^64
 _INVERSE = np.uint64(pow(GOLDEN, -1, 1 << 64))
@@ -27,8 +27,8 @@ _powers = np.ones((2, 1), np.uint64)
 
 
 def hash_words(text: str) -> np.ndarray:
-    """Return the hash of each word, in order, uint64. ASCII case, digits and punctuation do not count; a character of
-    three or four UTF-8 bytes (Chinese, Japanese, ...) is a word of its own."""
+    """Return the hash of each word, in order, uint64. ASCII case and punctuation do not count; a character of three or
+    four UTF-8 bytes (Chinese, Japanese, ...) is a word of its own."""
     data, parts = text.encode().translate(_TABLE), []
     while data:
         cut = len(data) if len(data) <= _BLOCK else data.find(b" ", _BLOCK)

@@ -20,6 +20,8 @@ from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compu
 from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
 from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
 from transpooler.data_pipeline.sources.records import Columns, Record, read_records
+from transpooler.data_pipeline.tokenizer import encode_long
+from transpooler.data_pipeline.tokenizer_rules import without_cleaning
 
 SHOWN_DROPS = 5
 """Drops that are named for each reason; the rest is only counted."""
@@ -40,6 +42,8 @@ class Context:
     columns: Columns
     tokenizer_file: str
     vocab_size: int
+    special_ids: tuple[int, ...]
+    """Ids that no text may have: special tokens but <unk>, which stands for unknown characters."""
     held_out: str | None
     """File with the sketch of the held-out documents; None keeps all training documents."""
     sketch: bool
@@ -128,9 +132,15 @@ class _PartMaker:
         """Tokenize documents and add them."""
         targets = [document.target for document in batch if document.target is not None]
         texts = [document.source for document in batch] + targets
-        encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        short = [text for text in texts if len(text) <= _ENCODE_CHARACTERS]
+        encodings = iter(self.backend.encode_batch_fast(short, add_special_tokens=False))
         dtype = token_dtype(self.context.vocab_size)
-        ids = [np.array(encoding.ids, dtype) for encoding in encodings]
+        ids = [
+            np.array(next(encodings).ids, dtype)
+            if len(text) <= _ENCODE_CHARACTERS
+            else np.concatenate(encode_long(self.backend, text, _ENCODE_CHARACTERS)).astype(dtype)
+            for text in texts
+        ]
         rest = iter(ids[len(batch) :])
         for document, source in zip(batch, ids, strict=False):
             self.add(document, source, next(rest) if document.target is not None else None)
@@ -139,6 +149,8 @@ class _PartMaker:
         """Add one tokenized document, unless a filter of tokens or of held-out documents drops it."""
         clean, digest = self.config.clean, hash_content(document.source)
         problem = _find_token_problem(self.config, source, target)
+        if any(tokens is not None and np.isin(tokens, self.context.special_ids).any() for tokens in (source, target)):
+            problem = "holds_special_token"  # of one character, which no rule can make a letter
         words = None
         if self.held_out or self.context.sketch or clean.near_duplicates:
             words = hash_words(document.source)
@@ -161,7 +173,8 @@ class _PartMaker:
         self.metas.append(data)
         self.hashes.append(digest)
         if clean.near_duplicates and words is not None:
-            self.bands.append(compute_bands(words))
+            # A text without words resembles only its equals.
+            self.bands.append(compute_bands(words if len(words) else np.frombuffer(digest, np.uint64)))
         if self.context.sketch and words is not None:
             self.samples.append(sample_shingles(words))
 
@@ -253,6 +266,7 @@ def _load_backend(path: str) -> Any:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(path)
+    backend.normalizer = without_cleaning(backend)  # texts come cleaned, and cleaning again takes a fifth of the time
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # "<mask>" in a document is six characters, not the special token

@@ -6,17 +6,17 @@ keys, or most records are broken) is a `UserError`. One process reads records; a
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transpooler.common import UserError
+from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
-from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, Record, read_records
+from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, DamagedFileError, Record, read_records
 
-BROKEN = ("bad_json", "not_utf8", "wrong_type")
+BROKEN = ("bad_json", "not_utf8", "wrong_type", "duplicate_member")
 """Reasons that count as broken: a file is refused if more than half of its records are."""
 
 _SENTENCE_MARKS = re.compile(r"^\s*<S>\s?|\s?</S>\s*$")
@@ -61,46 +61,66 @@ class FileVerdict:
         self.counts[reason] += 1
 
     def judge(self, location: str, columns: Columns) -> None:
-        """Raise UserError if the records show that the file is empty, broken or of other keys."""
+        """Raise DamagedFileError if the records show that the file is broken; UserError if its keys are others."""
         total, broken = self.counts.total(), sum(self.counts[reason] for reason in BROKEN)
-        if total == 0:
-            raise UserError(f"{location}: holds no records, only blank lines")
         if self.first_bad == f"{location}:1: not_utf8" and location.endswith(JSON_SUFFIXES):
-            raise UserError(f"{location}:1: not UTF-8; convert the file, for example with iconv")
+            raise DamagedFileError(f"{location}:1: not UTF-8; convert the file, for example with iconv")
         if broken * 2 > total and not location.endswith(".txt"):
-            raise UserError(f"{self.first_bad}: {broken} of {total} records of this file are broken; mend or remove it")
+            counts = f"{broken} of {total} records of this file are broken"
+            raise DamagedFileError(f"{self.first_bad}: {counts}; mend or remove it")
         sides = (("source", columns.sources, "source_column"), ("target", columns.targets, "target_column"))
         for name, keys, option in sides:
             if self.counts[f"missing_{name}"] and self.counts[f"missing_{name}"] + broken == total:
                 what = f"key {keys[0]!r}" if len(keys) == 1 else f"any of the keys {', '.join(keys)}"
                 have = ", ".join(self.keys) or "none"
-                raise UserError(f"{location}: no record has {what}; its keys are: {have}; set prepare.{option}")
+                lacks = "a value for " if set(keys) & set(self.keys) else ""
+                raise UserError(f"{location}: no record has {lacks}{what}; its keys are: {have}; set prepare.{option}")
 
 
 def read_documents(
-    locations: Iterable[str | Path], source_column: str | None, target_column: str | None, require_target: bool
+    locations: Iterable[str | Path],
+    source_column: str | None,
+    target_column: str | None,
+    require_target: bool,
+    skip_damaged: bool = False,
 ) -> Iterator[RawDocument | Dropped]:
     """Yield a document or a `Dropped` for each record of the files, in order.
 
     A column of None stands for SOURCE_KEYS or TARGET_KEYS, of which the first that a record has is used. Without
     `require_target` summaries are not read, and `target` is None. Raises UserError, with file and line, if a whole
-    file is bad.
+    file is bad; `skip_damaged` leaves damaged files out whole, and for that reads each file twice.
     """
     columns = Columns.choose(source_column, target_column, require_target)
     for location in map(str, locations):
-        verdict = FileVerdict()
-        for record in read_records(location, columns):
-            result = parse(record, columns)
-            verdict.add(record, result)
-            if verdict.counts["not_utf8"] == verdict.counts.total() == 1:
-                verdict.judge(location, columns)
-            yield result
-        verdict.judge(location, columns)
+        if not (skip_damaged and find_damage(location, columns)):
+            yield from _read_file(location, columns)
+
+
+def find_damage(location: str, columns: Columns) -> DamagedFileError | None:
+    """Read a file to its end, and return what is wrong with it as a whole."""
+    try:
+        deque(_read_file(location, columns), maxlen=0)
+    except DamagedFileError as error:
+        return error
+    return None
+
+
+def _read_file(location: str, columns: Columns) -> Iterator[RawDocument | Dropped]:
+    verdict = FileVerdict()
+    for record in read_records(location, columns):
+        result = parse(record, columns)
+        verdict.add(record, result)
+        if verdict.counts["not_utf8"] == verdict.counts.total() == 1:
+            verdict.judge(location, columns)
+        yield result
+    verdict.judge(location, columns)
 
 
 def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
     """Return the document of one record, or the reason why it is none."""
     location, line, value = record
+    if isinstance(value, str):
+        return Dropped(value, location, line)
     if isinstance(value, bytes):
         try:
             value = json.loads(value.decode("utf-8"))
@@ -115,9 +135,12 @@ def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
         text, problem = _find_text(value, keys, name) if keys else (None, None)
         if problem:
             return Dropped(problem, location, line)
+        if text and PAGE_BREAK in text and location.endswith((".txt", ".tar")):
+            text = join_hyphenated(text)  # as `summarize` does with files of text
         texts.append(text)
     fallback = f"{PurePosixPath(location).name}:{line}"
-    name = next((str(value[key]) for key in ID_KEYS if isinstance(value.get(key), str | int)), fallback)
+    found = next((value[key] for key in ID_KEYS if isinstance(value.get(key), str | int | bytes)), fallback)
+    name = found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
     return RawDocument(name if _encodable(name) else fallback, texts[0] or "", texts[1], location, line)
 
 
@@ -126,21 +149,21 @@ def _find_text(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple
     content = next((value[key] for key in keys if value.get(key) is not None), None)
     if content is None:
         return None, f"missing_{name}"
-    if isinstance(content, bytes):
-        try:
-            content = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return None, "not_utf8"
-    text = _join_text(content)
+    try:
+        text = _join_text(content)
+    except UnicodeDecodeError:
+        return None, "not_utf8"
     if text is None:
         return None, "wrong_type"
-    if not text.strip():
+    if is_blank(text):
         return None, f"empty_{name}"
     return (text, None) if _encodable(text) else (None, "not_utf8")
 
 
 def _join_text(value: Any) -> str | None:
     """Return a string as it is, and join (nested) lists of sentences, as in `scientific_papers`; None for the rest."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8-sig")
     if isinstance(value, str):
         return value
     if isinstance(value, list):

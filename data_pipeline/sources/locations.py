@@ -7,7 +7,6 @@ with config= and revision= if needed.
 
 import glob
 import hashlib
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from transpooler.common import UserError, sha256_of
+from transpooler.data_pipeline.sources.zstd import open_zstd
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".tar", ".txt")
@@ -28,7 +28,7 @@ def is_remote(location: str | Path) -> bool:
 
 
 def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
-    """Expand paths, globs and URLs to files, each once; UserError if one is missing, unreadable, empty or unknown.
+    """Expand paths, globs and URLs to files, each once; UserError if one is missing, unreadable or unknown.
 
     The patterns keep their order, the matches of a glob are sorted. `key` names the setting in errors ("": none).
     """
@@ -52,10 +52,7 @@ def open_location(location: str) -> Iterator[IO[bytes]]:
             with gzip.open(raw) as file:
                 yield file  # type: ignore[misc]
         elif location.endswith(".zst"):
-            import zstandard
-
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            with io.BufferedReader(reader, 1 << 20) as file:
+            with open_zstd(raw) as file:
                 yield file
         else:
             yield raw
@@ -132,8 +129,6 @@ def _match_local(pattern: str, prefix: str) -> list[str]:
         if path.is_dir():
             raise UserError(f"{prefix}{path}: is a folder; name its files, such as {path}/*.jsonl.gz")
         _check_suffix(str(path), prefix)
-        if path.stat().st_size == 0:
-            raise UserError(f"{prefix}{path}: is empty")
         if not os.access(path, os.R_OK):
             raise UserError(f"{prefix}{path}: no permission to read it")
     return [str(path) for path in matches]
@@ -142,7 +137,7 @@ def _match_local(pattern: str, prefix: str) -> list[str]:
 def _match_remote(pattern: str, prefix: str) -> list[str]:
     system, path = file_system(pattern)
     try:
-        names = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
+        names = [path] if system.exists(path) else sorted(system.glob(path)) if glob.has_magic(path) else []
     except Exception as error:  # each file system has its own: no credentials, no network, no bucket
         raise UserError(f"{prefix}{pattern}: cannot list it: {error}; check address and credentials") from error
     if not names:

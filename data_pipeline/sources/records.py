@@ -1,10 +1,11 @@
 """Input files to records, unparsed: JSON Lines (plain, .gz, .zst), Parquet, WebDataset tars, text, `datasets`.
 
-Reads record by record, so memory does not grow with the corpus. A file that cannot be read, or is cut short, is a
-`UserError` that names it and the place.
+Reads record by record, so memory does not grow with the corpus. A file that cannot be read is a `UserError` that names
+it and the place; one that is damaged or cut short is a `DamagedFileError`.
 """
 
 import json
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.sources.locations import DATASETS, dataset_options, open_location
+from transpooler.data_pipeline.sources.locations import DATASETS, dataset_options, is_remote, open_location
+from transpooler.data_pipeline.sources.parquet import read_rows
+from transpooler.data_pipeline.sources.tars import read_samples
 
 SOURCE_KEYS = ("article", "document", "text", "article_text", "sections", "txt")
 TARGET_KEYS = ("abstract", "summary", "highlights", "abstract_text")
 ID_KEYS = ("id", "article_id", "__key__")
-_PARQUET_ROWS = 256
 
 Record = tuple[str, int, Any]
-"""Location, line (or number, 1-based), and what stands there: bytes of JSON, or a mapping."""
+"""Location, line (or number, 1-based), and what stands there: bytes of JSON, a mapping, or why it cannot be read."""
+
+
+class DamagedFileError(UserError):
+    """The content of an input file is damaged, which reading it again does not mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,47 +44,86 @@ class Columns:
 
 
 def read_records(location: str, columns: Columns) -> Iterator[Record]:
-    """Yield the records of one file, without parsing them."""
-    try:
-        if location.startswith(DATASETS):
-            yield from _read_dataset(location)
-        elif location.endswith(".parquet"):
-            yield from _read_parquet(location, columns)
-        elif location.endswith(".tar"):
-            yield from _read_tar(location)
-        elif location.endswith(".txt") and not _holds_json(location):
-            yield from _read_text(location, columns)
-        else:
-            yield from read_lines(location)
-    except OSError as error:
-        raise UserError(f"{location}: cannot read: {error.strerror or error}") from error
+    """Yield the records of one file, without parsing them. Raises DamagedFileError; UserError if it cannot be read."""
+    yield from _name_problems(location, _read_any(location, columns))
 
 
-def read_lines(location: str) -> Iterator[Record]:
-    """Yield the lines that are not blank, with their numbers, 1-based."""
-    line = 0
-    try:
+def read_lines(location: str, name: str | None = None) -> Iterator[Record]:
+    """Yield the lines that are not blank, with their numbers, 1-based; errors call the file `name`. Raises as above."""
+    yield from _name_problems(name or location, _read_lines(location))
+
+
+def _read_any(location: str, columns: Columns) -> Iterator[Record]:
+    if location.startswith(DATASETS):
+        yield from _read_dataset(location)
+    elif location.endswith(".parquet"):
         with open_location(location) as file:
-            for data in file:
-                line += 1
-                if line == 1:
-                    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON forbids
-                if data.strip():
-                    yield location, line, data
-    except OSError as error:
-        if location.endswith(".gz") and error.errno is None:  # gzip.BadGzipFile
-            raise _broken_file(location, line, "gzip", error) from error
-        raise UserError(f"{location}:{line + 1}: cannot read: {error.strerror or error}") from error
-    except (EOFError, zlib.error) as error:
-        raise _broken_file(location, line, "gzip", error) from error
-    except Exception as error:
-        if type(error).__name__ == "ZstdError":
-            raise _broken_file(location, line, "zstd", error) from error
+            rows = read_rows(file, columns.sources, (*columns.targets, *ID_KEYS))
+            yield from ((location, number, row) for number, row in enumerate(rows, start=1))
+    elif location.endswith(".tar"):
+        with open_location(location) as file:
+            yield from ((location, number, sample) for number, sample in enumerate(read_samples(file), start=1))
+    elif location.endswith(".txt") and not _holds_json(location):
+        yield from _read_text(location, columns)
+    else:
+        yield from _read_lines(location)
+
+
+def _name_problems(name: str, records: Iterator[Record]) -> Iterator[Record]:
+    """Turn the exceptions of all the libraries that read inputs into one line that names file and place."""
+    number = 0
+    try:
+        for record in records:
+            number = record[1]
+            yield record
+    except UserError:
         raise
+    except Exception as error:
+        where, text = f"{name}:{number + 1}", (str(error) or type(error).__name__).splitlines()[0]
+        if _is_damage(error, name):
+            kind = next((kind for suffix, kind in _KINDS.items() if name.endswith(suffix)), "JSON Lines")
+            remedy = "download or compress it again" if kind in ("gzip", "zstd") else "download it again"
+            raise DamagedFileError(f"{where}: broken {kind} file ({text}); {remedy}") from error
+        text = getattr(error, "strerror", None) or text
+        remedy = "; check network and credentials, and run the same command again" if is_remote(name) else ""
+        raise UserError(f"{where if number else name}: cannot read: {text}{remedy}") from error
 
 
-def _broken_file(location: str, line: int, kind: str, error: Exception) -> UserError:
-    return UserError(f"{location}:{line + 1}: broken {kind} file ({error}); download or compress it again")
+def _is_damage(error: Exception, name: str) -> bool:
+    """Whether the file is to blame, and not the disk, the network or a permission."""
+    if isinstance(error, EOFError | zlib.error | tarfile.TarError) or type(error).__name__ == "ZstdError":
+        return True
+    if isinstance(error, OSError):  # those of gzip and of pyarrow's files have no number; those of networks may not
+        return error.errno is None and (type(error).__name__ == "BadGzipFile" or not is_remote(name))
+    return type(error).__module__.partition(".")[0] == "pyarrow"
+
+
+_KINDS = {".gz": "gzip", ".zst": "zstd", ".parquet": "Parquet", ".tar": "tar"}
+
+
+def _read_lines(location: str) -> Iterator[Record]:
+    with open_location(location) as file:
+        for line, data in enumerate(file, start=1):
+            if line == 1:
+                data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON forbids
+            if not data.endswith(b"\n") and _is_cut(data):
+                raise EOFError("its last line ends inside a record")
+            if data.strip():
+                yield location, line, data
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether this is the beginning of a JSON object, or zeros that a download left."""
+    line = line.strip()
+    if not line.startswith(b"{"):
+        return bool(line) and not line.strip(b"\0")
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return not line.endswith(b"}") or error.pos >= len(line.decode())
+    except (ValueError, RecursionError):
+        return not line.endswith(b"}")
+    return False
 
 
 def _holds_json(location: str) -> bool:
@@ -97,75 +142,24 @@ def _read_text(location: str, columns: Columns) -> Iterator[Record]:
         yield location, 1, {columns.sources[0]: file.read(), "id": PurePosixPath(location).stem}
 
 
-def _read_parquet(location: str, columns: Columns) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with open_location(location) as file, pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            wanted = [name for name in names if name in (*columns.sources, *columns.targets, *ID_KEYS)]
-            if not set(wanted) & set(columns.sources):
-                wanted = names[:1]  # no column is known: one record of all keys suffices for the error
-                number += 1
-                yield location, number, dict.fromkeys(names)
-                return
-            for batch in table.iter_batches(_PARQUET_ROWS, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield location, number, row
-    except pyarrow.ArrowException as error:
-        text = str(error).splitlines()[0]
-        raise UserError(f"{location}: broken Parquet file near row {number + 1} ({text}); download it again") from error
-
-
-def _read_tar(location: str) -> Iterator[Record]:
-    """Yield the samples of a WebDataset tar: the keys of KEY.json, and other members under their extension."""
-    import tarfile
-
-    number, key = 0, None
-    sample: dict[str, Any] = {}
-    try:
-        with open_location(location) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if key != (folder, stem):
-                    if sample:
-                        number += 1
-                        yield location, number, sample
-                    key, sample = (folder, stem), {"__key__": stem}
-                data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                if extension == "json":
-                    sample.update(_parse_json_member(data))
-                else:
-                    sample[extension.removesuffix(".txt")] = data
-            if sample:
-                yield location, number + 1, sample
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{location}: broken tar after sample {number} ({error}); download it again") from error
-
-
-def _parse_json_member(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _read_dataset(location: str) -> Iterator[Record]:
     import datasets
 
     name, options = dataset_options(location)
     split = options.get("split", "train")
     try:
-        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+        if (Path(name) / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(name)
+            if split not in splits:
+                raise UserError(f"{location}: has no split {split!r}; it has {', '.join(splits)}")
+            rows = splits[split]
+        elif (Path(name) / "state.json").is_file():
+            if not json.loads((Path(name) / "state.json").read_text())["_data_files"]:
+                return  # saved without rows, which the library cannot load
             rows = datasets.load_from_disk(name)
-            rows = rows[split] if isinstance(rows, datasets.DatasetDict) else rows
+            if "split" in options and str(rows.split) != split:
+                holds = f"the split {rows.split}" if rows.split else "no splits"
+                raise UserError(f"{location}: is one saved dataset and holds {holds}; leave ?split= out to read it")
         else:
             revision = options.get("revision")
             rows = datasets.load_dataset(name, options.get("config"), split=split, revision=revision, streaming=True)

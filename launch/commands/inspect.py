@@ -7,6 +7,7 @@ examples:
 
 import argparse
 
+from transpooler.common import show_controls
 from transpooler.launch.arguments import add_shards
 
 
@@ -22,4 +23,4 @@ def run(parsed: argparse.Namespace) -> None:
     from transpooler.data_pipeline.shards.inspect import describe_shards
 
     for line in describe_shards(parsed.shards, max(parsed.samples, 0), parsed.seed):
-        print(line)
+        print(show_controls(line))

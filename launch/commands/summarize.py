@@ -19,7 +19,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import INCOMPLETE_SUFFIX, Progress, UserError, all_problems, atomic_write, progress, say
+from transpooler.common import (
+    INCOMPLETE_SUFFIX,
+    Progress,
+    UserError,
+    all_problems,
+    atomic_write,
+    progress,
+    say,
+    show_controls,
+)
 from transpooler.launch.arguments import finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -138,7 +147,7 @@ def _write_all(
             values = {"document": document.name, "id": document.id, **summary.as_dict()}
             write(json.dumps(values, ensure_ascii=False))
         else:
-            heading = f"{chr(10) if number else ''}== {document.name} ==\n" if total > 1 else ""
+            heading = f"{chr(10) if number else ''}== {show_controls(document.name)} ==\n" if total > 1 else ""
             write(f"{heading}{summary.text}")
         yield document, summary
         if bar is not None:

@@ -27,7 +27,7 @@ FLOORS = {
         {"train"},
     ),
     "data_pipeline": (
-        {"config", "limits", "objectives", "tokenizer", "sources"},
+        {"config", "limits", "objectives", "tokenizer", "tokenizer_rules", "sources"},
         {"shards"},
         {"prepare", "order"},
         {"loading"},

@@ -9,6 +9,7 @@ runs.
 import glob
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ import torch
 
 from transpooler.common import UserError
 
+_DAMAGE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError)
+_DAMAGE += (ArithmeticError, AssertionError, AttributeError, struct.error)
+"""What torch's unpickler raises for files that are damaged, besides UnpicklingError."""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: torch.load then ignores weights_only=False of its callers."""
 
@@ -40,7 +44,7 @@ def weights_only(path: Path) -> Iterator[None]:
             f"{path}: refused, nothing of it was run: it holds more than tensors and plain values "
             f"({_reason(error)}); it is damaged or not a checkpoint of ours"
         ) from None
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path}: cannot be read as a checkpoint of ours ({_reason(error)}); choose another") from error
     finally:
         os.environ.pop(FORCE)

@@ -172,3 +172,29 @@ def test_documents_are_read_one_at_a_time(tmp_path: Path) -> None:
     assert [next(found).head(9), next(found).head(9)] == ["good", "fine"]
     with pytest.raises(UserError, match=r"a.jsonl:3: not valid JSON \(Expecting ':' delimiter at column 8\)"):
         next(found)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"PK\x03\x04\x14", "Word document.*pandoc -t plain "),
+        (b"\x1f\x8b\x08", "compressed by gzip.*gunzip -c "),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd.*zstdcat "),
+        (b"%PDF-1.7", "a PDF.*pdftotext .* - |"),
+        (b"\0" * 50, "empty document"),
+        ("\u200b \u2060".encode(), "empty document"),
+    ],
+)
+def test_what_is_no_text_is_named_with_what_makes_text_of_it(tmp_path: Path, start: bytes, message: str) -> None:
+    (tmp_path / "a.txt").write_bytes(start)
+    with pytest.raises(UserError, match=message):
+        documents(tmp_path / "a.txt")
+
+
+def test_ids_are_json_whatever_python_reads(tmp_path: Path) -> None:
+    ids = ("NaN", "[1, -Infinity]", "1e999", "2.5")
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {name}, "text": "a"}}\n' for name in ids))
+    assert [document.id for document in documents(tmp_path / "a.jsonl")] == ["nan", "[1, -inf]", "inf", 2.5]
+    (tmp_path / "a.jsonl").write_text('{"text": "\\u0000\\u200b"}')
+    with pytest.raises(UserError, match="'text' is empty"):
+        documents(tmp_path / "a.jsonl")

@@ -15,7 +15,8 @@ from transpooler.data_pipeline.objectives.sentences import SentenceEnds, permute
 from transpooler.data_pipeline.tokenizer import SpecialIds
 
 SPECIAL = SpecialIds(0, 1, 2, 3, 4, 5)
-TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "Ċ", "Ġ(", *[f"Ġw{i}" for i in range(191)]]
+NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>", ".", "\n", " (", *[f" w{i}" for i in range(191)]]
+TOKENS = [name.encode() for name in NAMES]
 
 
 def refill(corrupted: np.ndarray, blank: int, spans: list[list[int]]) -> list[int]:
@@ -57,6 +58,16 @@ def test_spans_of_long_documents_fit_and_refill_the_source(length, limit, fracti
     assert refill(corrupted, SPECIAL.mask, [span[1:] for span in spans]) == source.tolist()
 
 
+@pytest.mark.parametrize("fraction", [0.75, 0.8, 0.9, 0.99])
+@pytest.mark.parametrize("mean", [1, 3, 10])
+def test_a_mask_fraction_near_one_masks_what_is_asked(fraction, mean):
+    source = np.arange(6, 8006)
+    corrupted, _ = infill(source, fraction=fraction, mean=mean)
+    kept = corrupted[corrupted != SPECIAL.mask]
+    assert len(kept) == len(source) - round(fraction * len(source))
+    assert (np.diff(kept) > 0).all()
+
+
 def test_spans_of_long_documents_cover_all_of_it():
     _, target = infill(np.arange(6, 8006), limit=256)
     assert 200 < len(target) <= 256
@@ -83,7 +94,7 @@ def test_sentences_end_at_newlines_and_at_full_stops_before_a_space():
     word, dot, newline, glued = 20, 6, 7, 8
     source = np.array([word] * 7 + [dot] + [word] * 7 + [newline] + [9] * 8)
     assert SentenceEnds(TOKENS).find(source).tolist() == [8, 16]
-    tokens = [*TOKENS[:8], "x", *TOKENS[9:]]
+    tokens = [*TOKENS[:8], b"x", *TOKENS[9:]]
     assert SentenceEnds(tokens).find(np.array([word, dot, glued, word])).tolist() == []
 
 

@@ -1,6 +1,7 @@
 """Cleaning and filters: each setting alone, at its border, and as `prepare` applies and counts it."""
 
 import json
+import random
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,34 @@ def test_quality_limits_mean_what_they_say(values, text, problem):
 def test_equal_content_is_equal_up_to_case_and_spacing():
     assert hash_content("Some  text\n here") == hash_content("some TEXT here ")
     assert hash_content("some text here") != hash_content("some text there")
+
+
+def test_equal_content_of_long_texts_is_found_in_pieces(monkeypatch):
+    text = " \n".join(["Some  TEXT here", "a\u03a3 \u03a3", "end "] * 7)
+    whole = hash_content(text)
+    monkeypatch.setattr("transpooler.data_pipeline.prepare.clean._HASHED_CHARACTERS", 3)
+    assert hash_content(text) == whole == hash_content(" ".join(text.split()))
+
+
+def test_documents_that_differ_in_numbers_are_no_copies(tmp_path):
+    draw = random.Random(0)
+    invoice = (
+        "Invoice {} of {} for {} pieces at {} each, to be paid by {} into account {} under number {} in total {}. " * 3
+    )
+    rows = [" ".join(str(draw.randrange(10**6)) for _ in range(60)) for _ in range(20)]
+    rows += [invoice.format(*(draw.randrange(10**4) for _ in range(24))) for _ in range(20)]
+    rows += ["*** --- ### " * 9, "+++ === ??? " * 9, "!! " * 30]  # no words at all
+    rows += [rows[0], rows[25]]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    report = prepare(
+        PrepareConfig(
+            output=str(tmp_path / "out"),
+            sources=SourcesConfig(pretrain=(str(tmp_path / "in.jsonl"),)),
+            tokenizer=TokenizerConfig(vocab_size=300),
+            clean=CleanConfig(near_duplicates=True, exact_duplicates=False),
+        )
+    )
+    assert report["splits"]["pretrain"]["dropped"] == {"near_duplicate": 2}
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""Small things done to text: names cannot steer a terminal, blank is what cannot be seen, pieces are the whole."""
+
+import pytest
+
+from transpooler.common import cut_at_white_space, is_blank, show_controls
+from transpooler.common.log import say
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"), [("", True), (" \n\0\u200b\ufeff\u00a0", True), ("\u200b.", False), ("漢", False)]
+)
+def test_what_cannot_be_seen_is_blank(text: str, blank: bool) -> None:
+    assert is_blank(text) is blank
+
+
+def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        show_controls("a\x1b[2J\x9b1m\r\u202eb\udcff\tc\nd é") == "a\\u001b[2J\\u009b1m\\u000d\\u202eb\\udcff\tc\nd é"
+    )
+    say("dropped: a\x1b[2J.jsonl")
+    assert "dropped: a\\u001b[2J.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "  a  bc def\n\nghi " * 9, "x" * 50, " " * 50])
+def test_pieces_are_cut_before_white_space(text: str) -> None:
+    pieces = list(cut_at_white_space(text, 7))
+    assert "".join(pieces) == text
+    assert all(piece[0].isspace() for piece in pieces[1:])

@@ -1,0 +1,63 @@
+"""Sentences are found whatever the tokenizer makes of a text."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from transpooler.data_pipeline.objectives.sentences import SentenceEnds, count_forced_cuts
+from transpooler.data_pipeline.tokenizer import token_bytes, train_tokenizer
+
+PROSE = 'The first one is here. He said "stop here now!" and left. Is 3.5 a number?\nYes it is, of course.'
+CHINESE = "我们今天去学校。他说：“你好吗？”然后走了！完"
+
+
+def make(kind: str) -> Any:
+    if kind in ("bpe", "unigram"):
+        return train_tokenizer(iter([PROSE, CHINESE, PROSE.lower()]), 270 if kind == "bpe" else 100, kind)
+    letters = sorted({*PROSE, *CHINESE} - {" ", "\n"})
+    backend: Any
+    if kind == "wordpiece":
+        vocab = {token: i for i, token in enumerate(["[UNK]", *letters, *(f"##{letter}" for letter in letters)])}
+        backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    else:  # as in Llama 2: a newline, and whatever is not in the vocabulary, is spelt in bytes
+        vocab = {
+            token: i for i, token in enumerate(["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcdefgh."])
+        }
+        backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "bytes"])
+def test_sentences_end_where_they_end_in_the_text(kind: str) -> None:
+    tokenizer = make(kind)
+    ends = SentenceEnds(token_bytes(tokenizer))
+
+    def sentences(text: str) -> list[str]:
+        ids = np.array(tokenizer(text, add_special_tokens=False).input_ids)
+        parts = np.split(ids, ends.find(ids))
+        return ["".join(tokenizer.decode(part).split()) for part in parts]
+
+    expected = ["Thefirstoneishere.", 'Hesaid"stopherenow!"', "andleft.", "Is3.5anumber?", "Yesitis,ofcourse."]
+    if kind == "unigram":  # its normalizer makes spaces of newlines
+        expected[0] = sentences(PROSE)[0]
+    if kind == "wordpiece":  # which cuts numbers at the point, and does not say where a quote belongs
+        expected[1:4] = ['Hesaid"stopherenow!', '"andleft.', "Is3.", "5anumber?"]
+    assert sentences(PROSE) == expected
+    if kind != "unigram":
+        quote = ["他说：“你好吗？", "”然后走了！"] if kind == "wordpiece" else ["他说：“你好吗？”", "然后走了！"]
+        assert sentences(CHINESE) == ["我们今天去学校。", *quote, "完"]
+
+
+def test_cuts_that_are_no_ends_are_counted() -> None:
+    tokenizer = make("bpe")
+    ends = SentenceEnds(token_bytes(tokenizer))
+    for text, cuts in (("word " * 400, True), (PROSE * 5, False)):
+        ids = np.array(tokenizer(text).input_ids)
+        found, total = count_forced_cuts(ids, ends)
+        assert (found == total - 1 > 2) if cuts else (found == 0 < total)
