@@ -74,7 +74,7 @@ def test_what_lies_in_the_scratch_folder_stays(config, scratch, tmp_path, broken
     bad.write_bytes(b"\x1f\x8b\x08bad")
     config = replace(config, scratch=str(scratch))
     if broken:
-        with pytest.raises(UserError, match="bad.jsonl.gz"):
+        with pytest.raises(UserError, match=r"bad\.jsonl\.gz"):
             prepare(replace(config, sources=SourcesConfig(train=(str(bad),))))
     else:
         prepare(config)
@@ -196,7 +196,7 @@ def test_only_the_splits_of_this_run_are_published(config, tmp_path):
     tiny.write_text('{"article": "tiny", "abstract": "short"}\n')
     held = write_source(tmp_path / "held.jsonl", range(30, 35))
     first = SourcesConfig(train=config.sources.train, validation=(held,), test=(str(tiny),))
-    with pytest.raises(UserError, match="prepare.sources.test: no document"):
+    with pytest.raises(UserError, match=r"prepare\.sources\.test: no document"):
         prepare(replace(config, sources=first))
     assert (tmp_path / "home/out.incomplete/output/validation/index.json").is_file()
     prepare(replace(config, sources=SourcesConfig(train=(*config.sources.train, held))))
@@ -245,7 +245,7 @@ def test_each_preparation_of_a_process_uses_its_own_tokenizer(config, tmp_path):
     write_source(tmp_path / "train.jsonl", range(40, 80))
     prepare(replace(config, tokenizer=TokenizerConfig(vocab_size=280)))
     dataset, tokenizer = ShardDataset(Path(config.output) / "train"), load_tokenizer(Path(config.output) / "tokenizer")
-    assert tokenizer.decode(dataset.read(0).target) == "About 40."
+    assert tokenizer.decode(dataset.read(0).target) == "About 40."  # type: ignore[arg-type]
 
 
 class Growing(Executor):

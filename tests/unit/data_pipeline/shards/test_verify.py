@@ -117,7 +117,7 @@ def test_a_damaged_row_is_a_damaged_document(out, field, bit):
         return
     flip(ROWS, field, bit)(out)
     dataset = ShardDataset(out / "train")
-    with pytest.raises(DamagedShardError, match="damaged.*document 2"):
+    with pytest.raises(DamagedShardError, match=r"damaged.*document 2"):
         dataset.read(2)
     assert dataset.read(3).key == "train-00000003"
 
