@@ -96,9 +96,10 @@ class PrepareConfig:
     """`transpooler prepare`: documents to tokenized WebDataset shards."""
 
     output: str = "shards"
-    """Folder or URL that receives tokenizer/, one folder of shards per split, README.md and report.json."""
+    """New or empty folder or URL that receives tokenizer/, a folder of shards per split, README.md and report.json."""
     scratch: str | None = None
-    """Folder for unfinished work; null: OUTPUT.incomplete (of a URL: its last part, in the working folder)."""
+    """Folder in which NAME.incomplete, named like the output, holds unfinished work; nothing else in it is touched.
+    null: the folder of the output (of a URL: the working folder)."""
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     source_column: str | None = None
     """Key of the document; null recognises article, document, text (first present wins)."""

@@ -49,9 +49,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """Add the folder of shards that a command reads."""
-    parser.add_argument(
-        "shards", type=Path, metavar="SHARDS", help="folder that `transpooler prepare` wrote, or a split"
-    )
+    parser.add_argument("shards", metavar="SHARDS", help="folder or URL that `transpooler prepare` wrote, or a split")
 
 
 def positive(text: str) -> int:

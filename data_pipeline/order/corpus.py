@@ -13,10 +13,8 @@ from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
 from transpooler.data_pipeline.order.order import CorpusOrder, Cut
 from transpooler.data_pipeline.order.permutation import key_of
 from transpooler.data_pipeline.shards.dataset import INDEX_NAME, ShardDataset
-from transpooler.data_pipeline.shards.remote import Cache, fetch_folder, join
+from transpooler.data_pipeline.shards.remote import Cache, fetch_tokenizer, join
 from transpooler.data_pipeline.sources.locations import is_remote
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ def make_cache(config: DataConfig) -> Cache:
 
 def tokenizer_folder(config: DataConfig) -> Path:
     """Return the local folder of the shards' tokenizer; fetches it first if the shards are remote."""
-    folder = join(config.shards, "tokenizer")
-    return fetch_folder(str(folder), make_cache(config), TOKENIZER_FILES) if is_remote(folder) else Path(folder)
+    return fetch_tokenizer(config.shards, make_cache(config))
 
 
 def open_dataset(config: DataConfig, shards: str, split: str) -> ShardDataset:

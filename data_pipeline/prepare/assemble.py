@@ -15,6 +15,7 @@ from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup
 from transpooler.data_pipeline.prepare.tasks import ROW_DTYPE, SHOWN_DROPS, read_array, read_part_info
+from transpooler.data_pipeline.prepare.workspace import MADE
 from transpooler.data_pipeline.shards.dataset import DOCUMENTS_NAME, FORMAT, INDEX_NAME, token_dtype
 from transpooler.data_pipeline.shards.writer import ShardJob, plan_shards, write_shard
 
@@ -25,7 +26,7 @@ LENGTH_EDGES = (0, *(2**i for i in range(4, 21)))
 
 
 def assemble(
-    folder: Path,
+    work: Path,
     split: str,
     groups: Sequence[InputGroup],
     config: PrepareConfig,
@@ -35,6 +36,7 @@ def assemble(
     vocab_size: int,
 ) -> dict[str, Any]:
     """Write the shards, documents.npy and index.json of a split; returns the index. Shards that exist are kept."""
+    folder = work / MADE / split
     parts = [part for group in groups for part in group.parts]
     rows, owners, numbers = _gather(parts)
     keep, dropped, examples = _find_duplicates(parts, rows, owners, numbers, config)
@@ -48,7 +50,7 @@ def assemble(
     dtype = token_dtype(vocab_size)
     documents, cuts = plan_shards(rows[keep], dtype.itemsize, int(config.shard_size_mib * 2**20))
     plan = documents.tobytes() + json.dumps([str(part) for part in parts]).encode()
-    _clear_unless(folder, hashlib.sha256(plan).hexdigest())
+    _clear_unless(folder, work / f"{split}.plan", hashlib.sha256(plan).hexdigest())
     jobs: list[ShardJob] = []
     for first, end, size in cuts:
         part_rows = _select_part_rows(parts, owners, numbers, keep, first, end)
@@ -202,13 +204,20 @@ def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[st
     return dict(sorted(named.items()))
 
 
-def _clear_unless(folder: Path, plan: str) -> None:
+def _clear_unless(folder: Path, note: Path, plan: str) -> None:
     """Remove the shards of another plan, and note this one."""
-    note = folder / "plan.incomplete"
     if folder.exists() and (not note.is_file() or note.read_text() != plan):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(plan)
+
+
+def count_shared(parts: Sequence[Path], others: Sequence[Path]) -> int:
+    """Count the different documents of `parts` (by their text, ignoring case and spacing) that `others` hold, too."""
+    one, other = (
+        np.unique(np.concatenate([read_array(part, "hashes") for part in each]), axis=0) for each in (parts, others)
+    )
+    return len(one) + len(other) - len(np.unique(np.concatenate([one, other]), axis=0))
 
 
 def _list_names(names: list[str]) -> str:

@@ -1,14 +1,9 @@
-"""The output of a preparation: complete or absent, recognised when finished, never overwritten; local or remote.
+"""The output of a preparation: complete or absent, recognised when finished, never overwritten; local or remote."""
 
-Unfinished work lies in a scratch folder beside it, is kept when a run ends early, and is taken up by the next one.
-"""
-
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +17,10 @@ from transpooler.common import (
     read_json,
     write_json,
 )
-from transpooler.data_pipeline.config import PrepareConfig
-from transpooler.data_pipeline.sources.locations import describe_input, file_system, is_remote, is_unchanged, stamp
-
-REPORT_NAME = "report.json"
-REPORT_FORMAT = 1
+from transpooler.data_pipeline.prepare.workspace import MADE
+from transpooler.data_pipeline.shards.manifest import REPORT_FORMAT, REPORT_NAME, UPLOAD_NAME, read_report
+from transpooler.data_pipeline.shards.store import FileStore
+from transpooler.data_pipeline.sources.locations import describe_input, is_remote, is_unchanged, stamp
 
 Splits = dict[str, list[str]]
 
@@ -50,86 +44,83 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
     return inputs
 
 
-def read_finished_report(output: str, settings: dict[str, Any], splits: Splits) -> dict[str, Any] | None:
-    """Read the report of a finished output; None without output. UserError: its settings or inputs were others."""
-    report = _read_remote_report(output) if is_remote(output) else _read_local_report(Path(output).expanduser())
-    if report is None:
-        return None
-    remedy = "choose another prepare.output or remove this folder"
-    changed = [name for name, value in settings.items() if report.get("settings", {}).get(name) != value]
+def open_output(output: str) -> FileStore:
+    """Return the place of an output: a URL, or the real folder behind links. UserError: it names no folder."""
+    text = output.removeprefix("file://")
+    if is_remote(text):
+        if not text.split("://", 1)[1].strip("/"):
+            raise UserError(f"prepare.output: {output!r} names no bucket or folder; for example s3://bucket/shards")
+        return FileStore(text)
+    path = Path(text).expanduser()
+    if not text or not path.resolve().name:
+        raise UserError(f"prepare.output: {output!r} names no folder that could be made; for example shards")
+    return FileStore(path.resolve() if path.is_symlink() or ".." in path.parts else path.absolute())
+
+
+def find_difference(report: dict[str, Any], settings: dict[str, Any], splits: Splits) -> str | None:
+    """Return what an output was prepared from instead of these settings and inputs; None if it was from these."""
+    recorded = report.get("settings", {})
+    changed = [name for name, value in settings.items() if recorded.get(name) != value]
     if report.get("format") != REPORT_FORMAT or changed:
-        raise UserError(f"{output}: was prepared with other settings ({', '.join(changed) or 'format'}); {remedy}")
-    if not _same_inputs(report["inputs"], splits):
-        raise UserError(f"{output}: was prepared from other input files, or they have changed; {remedy}")
+        return f"with other settings ({', '.join(changed) or 'format'})"
+    return None if _same_inputs(report.get("inputs", {}), splits) else "from other input files, or they have changed"
+
+
+def read_finished_report(output: FileStore, settings: dict[str, Any], splits: Splits) -> dict[str, Any] | None:
+    """Read the report of a finished output; None without output.
+
+    UserError: its settings or inputs were others, or it holds files that preparation did not write.
+    """
+    if output.folder is not None and output.folder.exists() and not output.folder.is_dir():
+        raise UserError(f"{output.location}: is a file; choose another prepare.output")
+    report = read_report(output)
+    if report is None:
+        _refuse_foreign_files(output)
+    elif difference := find_difference(report, settings, splits):
+        raise UserError(f"{output.location}: was prepared {difference}; choose another prepare.output or remove it")
     return report
 
 
-def scratch_folder(config: PrepareConfig) -> Path:
-    """Return the folder of unfinished work; absolute, since processes on other machines use the same paths."""
-    if config.scratch is not None:
-        folder = Path(config.scratch).expanduser()
-    elif is_remote(config.output):
-        folder = Path(config.output.rstrip("/").rsplit("/", 1)[1] + INCOMPLETE_SUFFIX)
-    else:
-        output = Path(config.output).expanduser()
-        folder = output.with_name(output.name + INCOMPLETE_SUFFIX)
-    return folder.absolute()
-
-
-@contextmanager
-def workspace(folder: Path, output: str, *, shared: bool) -> Iterator[Path]:
-    """Lock the scratch folder: for one run alone, or for the tasks of an array together (`shared`).
-
-    If the run fails, its work is kept for the next run, unless no part is finished yet.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Lock a file that is open for writing: NFS cannot lock folders, nor lock files open for reading exclusively.
-    lock = os.open(folder / f"running{INCOMPLETE_SUFFIX}", os.O_RDWR | os.O_CREAT)
-    try:
+def check_writable(output: FileStore) -> None:
+    """Raise UserError if the output could not be written: before the work, rather than after it."""
+    if output.folder is None:
+        before = output.read(UPLOAD_NAME)
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another `transpooler prepare` is writing it; wait for it to end") from None
-        try:
-            yield folder
-        except BaseException:
-            if not shared and not any(folder.glob("parts/*/*/*.npz")):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def wait_for_others(folder: Path) -> Iterator[None]:
-    """Run the block while no other task of the array is in such a block."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def publish(work: Path, output: str) -> None:
-    """Move finished work to the output: by one rename, or by an upload whose last object is the report."""
-    for leftover in [work / "parts", *work.rglob("*" + INCOMPLETE_SUFFIX), work / "lock"]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    if is_remote(output):
-        _upload(work, output)
-        shutil.rmtree(work)
+            output.write(UPLOAD_NAME, before or b"{}")
+        except FileNotFoundError as error:
+            raise UserError(f"{output.location}: cannot write: {error}; make the bucket, or mend the name") from error
+        if before is None:
+            with suppress(UserError):  # where nothing may be removed, it is overwritten later
+                output.remove(UPLOAD_NAME)
         return
-    target = Path(output).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.stat(work).st_dev == os.stat(target.parent).st_dev:
-        os.replace(work, target)
-    else:  # scratch on another disk: copy beside the target first
-        near = target.with_name(target.name + INCOMPLETE_SUFFIX)
-        shutil.rmtree(near, ignore_errors=True)
-        shutil.copytree(work, near)
-        os.replace(near, target)
-        shutil.rmtree(work)
-    fsync_folder(target.parent)
+    parent = output.folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{output.location}: cannot write into {parent}; choose another prepare.output")
+
+
+def publish(work: Path, output: FileStore) -> None:
+    """Move finished work to the output: by one rename, or file by file, the report last.
+
+    UserError: it failed, and the work is kept; the next run publishes what is missing.
+    """
+    _refuse_foreign_files(output)
+    made, target = work / MADE, output.folder
+    try:
+        if target is not None and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # another file system
+                os.replace(made, target)
+        if made.exists():
+            _fill(made, output)
+        elif target is not None:
+            fsync_folder(target.parent)
+    except (OSError, UserError) as error:
+        raise UserError(
+            f"{output.location}: cannot publish: {error}; mend that and run the same command again: it continues with "
+            f"the finished work in {work}"
+        ) from error
 
 
 @contextmanager
@@ -143,48 +134,37 @@ def user_errors(output: str, scratch: Path) -> Iterator[None]:
                 f"{scratch}: the disk is full; free space and run the same command again: it continues "
                 f"(or choose another prepare.output or prepare.scratch)"
             ) from error
-        raise UserError(f"{output}: cannot write: {error}; choose another prepare.output") from error
+        raise UserError(f"{output}: cannot write: {error}; choose another prepare.output or prepare.scratch") from error
 
 
-def _read_local_report(output: Path) -> dict[str, Any] | None:
-    if not output.exists():
-        return None
-    if not output.is_dir():
-        raise UserError(f"{output}: is a file; choose another prepare.output")
-    if not any(output.iterdir()):
-        return None
-    if not (output / REPORT_NAME).is_file():
-        raise UserError(
-            f"{output}: holds files that `transpooler prepare` did not write; choose another prepare.output or remove "
-            f"this folder"
-        )
-    return read_json(output / REPORT_NAME)
+def _refuse_foreign_files(output: FileStore) -> None:
+    """UserError: the output holds files that no earlier attempt to publish it has noted as its own."""
+    own = {UPLOAD_NAME, *(read_report(output, UPLOAD_NAME) or {}).get("files", {})}
+    for name in sorted(output.list_files()):
+        if name not in own and name.removesuffix(INCOMPLETE_SUFFIX) not in own:
+            raise UserError(
+                f"{output.location}: holds files that `transpooler prepare` did not write, such as {name}; choose "
+                "another prepare.output or remove this folder"
+            )
 
 
-def _read_remote_report(output: str) -> dict[str, Any] | None:
-    system, path = file_system(output)
-    try:
-        return json.loads(system.cat_file(f"{path.rstrip('/')}/{REPORT_NAME}"))
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # each file system has its own: no credentials, no network, no bucket
-        raise UserError(f"{output}: cannot read it: {error}; check address and credentials") from error
-
-
-def _upload(work: Path, output: str) -> None:
-    """Copy all files, the report last. Files of an earlier attempt are overwritten by the same bytes."""
-    system, root = file_system(output)
-    files = sorted((path for path in work.rglob("*") if path.is_file()), key=lambda p: (p.name == REPORT_NAME, p))
-    with progress(f"upload to {output} (files)", len(files)) as bar:
-        for path in files:
-            target = f"{root.rstrip('/')}/{path.relative_to(work).as_posix()}"
-            try:
-                system.put_file(str(path), target)
-            except Exception as error:  # each file system has its own
-                raise UserError(
-                    f"{target}: cannot upload: {error}; check access and run the same command again: it continues"
-                ) from error
+def _fill(made: Path, output: FileStore) -> None:
+    """Put the files that are missing, then the report. What another attempt left that made other files is removed."""
+    content = (made / REPORT_NAME).read_bytes()
+    files, there = json.loads(content)["files"], output.list_files()
+    if output.read(UPLOAD_NAME) != content:
+        for name in there.keys() - {UPLOAD_NAME}:
+            output.remove(name)
+        output.write(UPLOAD_NAME, content)
+        there = {}
+    missing = [name for name, entry in files.items() if there.get(name) != entry["size_bytes"]]
+    with progress(f"publish to {output.location} (files)", len(missing)) as bar:
+        for name in sorted(missing, key=lambda name: (not name.endswith(".tar"), name)):  # no index without its shards
+            output.put(made / name, name)
             bar.advance()
+    output.put(made / REPORT_NAME, REPORT_NAME)
+    with suppress(UserError, OSError):  # the output is complete; nobody looks at it any more
+        output.remove(UPLOAD_NAME)
 
 
 def _same_inputs(recorded: dict[str, list[dict[str, Any]]], splits: Splits) -> bool:

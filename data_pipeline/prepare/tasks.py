@@ -41,6 +41,8 @@ class Context:
     config: PrepareConfig
     columns: Columns
     tokenizer_file: str
+    tokenizer_fingerprint: str
+    """Of its content: another preparation in this process may have had another tokenizer in the same place."""
     vocab_size: int
     special_ids: tuple[int, ...]
     """Ids that no text may have: special tokens but <unk>, which stands for unknown characters."""
@@ -97,7 +99,7 @@ class _PartMaker:
 
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
-        self.backend = _load_backend(context.tokenizer_file)
+        self.backend = _load_backend(context.tokenizer_file, context.tokenizer_fingerprint)
         self.held_out = load_held_out(context.held_out) if context.held_out else None
         self.verdict = FileVerdict()
         self.dropped: dict[str, int] = {}
@@ -262,7 +264,7 @@ def _measure(value: Any) -> int:
 
 
 @cache
-def _load_backend(path: str) -> Any:
+def _load_backend(path: str, fingerprint: str) -> Any:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(path)

@@ -39,6 +39,13 @@ summary both target fields are 0. crc32: see `checksum`; earlier versions wrote 
 TAR_BLOCK = 512
 NPY_HEADER_BYTES = 128  # of a one-dimensional array in .npy format 1.0
 MAX_EVICTIONS = 10
+_INDEX_TYPES = {
+    **dict.fromkeys(("split", "tokenizer_fingerprint"), str),
+    **dict.fromkeys(("vocab_size", "num_documents", "num_source_tokens", "num_target_tokens"), int),
+    "shards": list,
+    "dropped": dict,
+}
+_SHARD_TYPES = {"name": str, "size_bytes": int, "sha256": str, "num_documents": int}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +96,21 @@ class ShardDataset:
             self.folder = self._local = Path(split_folder).expanduser()
         if not (self._local / INDEX_NAME).is_file():
             raise UserError(f"{self.folder}: no shards here (no {INDEX_NAME}); run `transpooler prepare` first")
-        self.index: dict[str, Any] = read_json(self._local / INDEX_NAME)
-        if self.index.get("format") != FORMAT:
-            raise UserError(
-                f"{join(self.folder, INDEX_NAME)}: format {self.index.get('format')}, not {FORMAT}; prepare again"
-            )
+        self.index = _read_index(self._local, self.folder)
         self._shards: list[dict[str, Any]] = self.index["shards"]
         if check_sizes and self._remote is None:
             self._check_sizes()
-        rows = open_rows(self._local, self.index)
-        if isinstance(rows, str):
-            raise UserError(f"{rows}; prepare again")
-        self._rows = rows
-        self._has_checksums = "crc32" in (self._rows.dtype.names or ())
+        self.rows = _open_rows(self._local, self.index)
+        """documents.npy on disk: DOCUMENT_DTYPE, or the same without crc32."""
+        self._has_checksums = "crc32" in (self.rows.dtype.names or ())
         self._dtype = np.dtype(self.index["token_dtype"]).newbyteorder("<")
-        self.source_lengths = self._rows["source_tokens"]
+        self.source_lengths = self.rows["source_tokens"]
         """Tokens of each source, uint32: a view of documents.npy on disk."""
-        self.target_lengths = self._rows["target_tokens"]
+        self.target_lengths = self.rows["target_tokens"]
         """Tokens of each summary, uint32; 0 = no summary. A view, too."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "cache": self._remote.cache if self._remote else None}
@@ -133,12 +134,18 @@ class ShardDataset:
 
     def fetch_ahead(self, number: int) -> None:
         """Start to fetch the shard of a document, if it is remote."""
-        if self._remote is not None:
-            self._remote.fetch_ahead(self._shards[int(self._rows[number]["shard"])])
+        shard = int(self.rows[number]["shard"])
+        if self._remote is not None and shard < len(self._shards):
+            self._remote.fetch_ahead(self._shards[shard])
 
     def read(self, number: int) -> Document:
         """Read one document; DamagedShardError if its shard is missing or differs from the index."""
-        row = self._rows[number]
+        row = self.rows[number]
+        if int(row["shard"]) >= len(self._shards):
+            raise DamagedShardError(
+                f"{join(self.folder, DOCUMENTS_NAME)}: damaged: document {number} is in shard {row['shard']} of "
+                f"{len(self._shards)}; restore it or prepare again"
+            )
         entry = self._shards[int(row["shard"])]
         try:
             payload, start = self._read_members(entry, row)
@@ -166,6 +173,8 @@ class ShardDataset:
                 num_bytes = NPY_HEADER_BYTES + int(row[f"{side}_tokens"]) * self._dtype.itemsize
                 ends.append(int(row[f"{side}_offset"]) + num_bytes)
         start = min(int(row["meta_offset"]), int(row["source_offset"]))
+        if max(ends) > entry["size_bytes"]:
+            raise ValueError(f"{DOCUMENTS_NAME} places it behind the end of the shard")
         descriptor = self._open(entry)
         try:
             payload = os.pread(descriptor, max(ends) - start, start)
@@ -174,6 +183,11 @@ class ShardDataset:
         if len(payload) < max(ends) - start:
             raise ValueError("the shard ends too early")
         return payload, start
+
+    def fetch(self, number: int) -> Path:
+        """Return the local path of a shard, by its number; fetches it first if it is remote."""
+        entry = self._shards[number]
+        return self._local / entry["name"] if self._remote is None else self._remote.shard(entry)
 
     def _open(self, entry: dict[str, Any]) -> int:
         if self._remote is None:
@@ -200,15 +214,33 @@ class ShardDataset:
                 raise DamagedShardError(f"{path}: damaged shard ({state}); restore it or prepare again")
 
 
-def open_rows(folder: Path, index: dict[str, Any]) -> np.ndarray | str:
-    """Map documents.npy of a split folder (DOCUMENT_DTYPE, or the same without crc32), or say what is wrong with it."""
+def _read_index(local: Path, folder: str | Path) -> dict[str, Any]:
+    """Read the index of a split. UserError: it is of another format, or what a reader needs is not in it."""
+    index, path = read_json(local / INDEX_NAME, "restore it or prepare again"), join(folder, INDEX_NAME)
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise UserError(f"{path}: is not of format {FORMAT}; prepare again")
+    wrong = [name for name, kind in _INDEX_TYPES.items() if not isinstance(index.get(name), kind)]
+    shards = index["shards"] if "shards" not in wrong else []
+    if any(not isinstance(entry.get(name), kind) for entry in shards for name, kind in _SHARD_TYPES.items()):
+        wrong.append("shards")
+    elif not wrong and sum(entry["num_documents"] for entry in shards) != index["num_documents"]:
+        wrong.append("num_documents")
+    if index.get("token_dtype") not in ("uint16", "uint32"):
+        wrong.append("token_dtype")
+    if wrong:
+        raise DamagedShardError(f"{path}: damaged index ({', '.join(wrong)}); restore it or prepare again")
+    return index
+
+
+def _open_rows(folder: Path, index: dict[str, Any]) -> np.ndarray:
     path = folder / DOCUMENTS_NAME
     try:
         rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        return f"{path}: cannot read: {error}"
-    if rows.dtype not in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1])) or len(rows) != index["num_documents"]:
-        return f"{path}: does not belong to {INDEX_NAME} beside it"
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedShardError(f"{path}: cannot read: {error}; restore it or prepare again") from error
+    is_table = rows.dtype in (DOCUMENT_DTYPE, np.dtype(DOCUMENT_DTYPE.descr[:-1])) and rows.ndim == 1
+    if not is_table or len(rows) != index["num_documents"]:
+        raise DamagedShardError(f"{path}: does not belong to {INDEX_NAME} beside it; restore it or prepare again")
     return rows
 
 

@@ -5,29 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.data_pipeline.shards.dataset import ShardDataset
-from transpooler.data_pipeline.shards.verify import find_split_folders
+from transpooler.data_pipeline.shards.remote import fetch_tokenizer
+from transpooler.data_pipeline.shards.verify import open_shards
 
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 400
 
 
-def describe_shards(shards: Path, samples: int, seed: int = 0) -> Iterator[str]:
+def describe_shards(shards: str | Path, samples: int, seed: int = 0) -> Iterator[str]:
     """Yield lines with each split's counts, drops and histograms of lengths, and `samples` random documents decoded."""
-    for folder in find_split_folders(shards):
-        dataset = ShardDataset(folder)
-        index = dataset.index
-        size = sum(shard["size_bytes"] for shard in index["shards"])
-        yield f"{folder}: {len(dataset):,} documents in {len(index['shards'])} shards, {size / 2**20:.1f} MiB"
-        counts = f"{index['num_source_tokens']:,} source, {index['num_target_tokens']:,} target"
-        yield f"  tokens: {counts}, as {index['token_dtype']}"
-        yield f"  tokenizer: {index['vocab_size']:,} entries, {index['tokenizer_fingerprint'][:16]}"
-        for reason, count in index["dropped"].items():
-            yield f"  dropped: {reason} {count:,}"
-        for item in index.get("sources", ())[:20]:
-            yield f"  from {item['file']}: {item['num_documents']:,} of {item['num_records']:,} records"
-        for side in ("source", "target"):
-            yield from _draw_histogram(side, index.get(f"{side}_lengths", {"count": 0}))
-        yield from _decode_samples(dataset, folder, samples, seed)
+    with open_shards(shards) as output:
+        for split in output.splits:
+            dataset = output.open(split)
+            yield from _describe_split(dataset)
+            if samples:
+                yield from _decode_samples(dataset, fetch_tokenizer(output.store.location, output.cache), samples, seed)
+
+
+def _describe_split(dataset: ShardDataset) -> Iterator[str]:
+    index = dataset.index
+    size = sum(shard["size_bytes"] for shard in index["shards"])
+    yield f"{dataset.folder}: {len(dataset):,} documents in {len(index['shards'])} shards, {size / 2**20:.1f} MiB"
+    counts = f"{index['num_source_tokens']:,} source, {index['num_target_tokens']:,} target"
+    yield f"  tokens: {counts}, as {index['token_dtype']}"
+    yield f"  tokenizer: {index['vocab_size']:,} entries, {index['tokenizer_fingerprint'][:16]}"
+    for reason, count in index["dropped"].items():
+        yield f"  dropped: {reason} {count:,}"
+    for item in index.get("sources", ())[:20]:
+        yield f"  from {item['file']}: {item['num_documents']:,} of {item['num_records']:,} records"
+    for side in ("source", "target"):
+        yield from _draw_histogram(side, index.get(f"{side}_lengths", {"count": 0}))
 
 
 def _draw_histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
@@ -41,14 +48,12 @@ def _draw_histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
             yield f"  {edge:>10,}+ {'#' * max(1, round(_BAR_WIDTH * count / highest))} {count:,}"
 
 
-def _decode_samples(dataset: ShardDataset, folder: Path, samples: int, seed: int) -> Iterator[str]:
-    if not samples:
-        return
+def _decode_samples(dataset: ShardDataset, tokenizer_folder: Path, samples: int, seed: int) -> Iterator[str]:
     import random
 
     from transpooler.data_pipeline.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(folder.parent / "tokenizer")
+    tokenizer = load_tokenizer(tokenizer_folder)
     for number in sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset)))):
         document = dataset.read(number)
         yield f"  {document.key} ({document.meta['id']}, {document.meta['file']}:{document.meta['line']})"

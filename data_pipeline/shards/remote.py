@@ -21,6 +21,7 @@ from typing import IO, Any
 from transpooler.common import UserError, atomic_write, is_disk_full
 from transpooler.data_pipeline.sources.locations import file_system, is_remote
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FETCH_THREADS = 2
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
@@ -43,9 +44,10 @@ class Cache:
 
     def fetch_files(self, url: str, names: tuple[str, ...]) -> Path:
         """Fetch files of a split, of which the first is the index; returns their folder, a new one for a new index."""
+        self.make_folder()
         index: bytes = self._with_retries(f"{url}/{names[0]}", lambda files, path: files.cat_file(path))
         local = self.folder / hashlib.sha256(url.encode() + b"\n" + index).hexdigest()[:24]
-        local.mkdir(exist_ok=True)
+        self.make_folder(local)
         for name in names[1:]:
             if not (local / name).is_file():
                 with atomic_write(local / name, "wb", unique=True) as file:
@@ -53,6 +55,13 @@ class Cache:
         with atomic_write(local / names[0], "wb", unique=True) as file:
             file.write(index)
         return local
+
+    def make_folder(self, folder: Path | None = None) -> None:
+        """Make the cache's folder, or one in it."""
+        try:
+            (folder or self.folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot make this folder: {error.strerror}; set data.cache") from error
 
     def exists(self, url: str) -> bool:
         """Whether the file exists."""
@@ -63,6 +72,7 @@ class Cache:
         with suppress(FileNotFoundError):
             os.utime(path)  # the time of the last use decides what is evicted
             return path
+        self.make_folder(path.parent)  # what cleans temporary folders may have taken it
         with _lock_part_file(path) as part:
             if not path.is_file():  # another process may have been faster
                 self._make_room(size_bytes, part)
@@ -121,7 +131,6 @@ class RemoteSplit:
 
     def __init__(self, url: str, cache: Cache, names: tuple[str, ...]) -> None:
         self.url, self.cache = url.rstrip("/"), cache
-        cache.folder.mkdir(parents=True, exist_ok=True)
         self.local = cache.fetch_files(self.url, names)
         self._threads: ThreadPoolExecutor | None = None
         self._threads_of, self._asked = 0, set[str]()
@@ -148,9 +157,17 @@ class RemoteSplit:
 
 def fetch_folder(url: str, cache: Cache, names: tuple[str, ...]) -> Path:
     """Fetch small files of a remote folder (a tokenizer), again if the first has changed; only that must exist."""
-    cache.folder.mkdir(parents=True, exist_ok=True)
     found = tuple(name for name in names[1:] if cache.exists(f"{url}/{name}"))
     return cache.fetch_files(url, (names[0], *found))
+
+
+def fetch_tokenizer(shards: str | Path, cache: Cache | None) -> Path:
+    """Return the local folder of the tokenizer of shards; fetches it first if they are remote."""
+    folder = join(shards, "tokenizer")
+    if not is_remote(folder):
+        return Path(folder)
+    assert cache is not None, "shards behind a URL need a cache"
+    return fetch_folder(str(folder), cache, TOKENIZER_FILES)
 
 
 def _copy(file: IO[bytes], files: Any, path: str) -> None:

@@ -1,121 +1,181 @@
-"""`transpooler verify`: compares every shard with the index, and decodes every document."""
+"""`transpooler verify`: compares an output with its manifest and every shard with its index; decodes every document."""
 
-import json
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from transpooler.common import UserError, progress, read_json, sha256_of
-from transpooler.data_pipeline.shards.dataset import (
-    DOCUMENTS_NAME,
-    FORMAT,
-    INDEX_NAME,
-    checksum,
-    document_key,
-    open_rows,
-)
+from transpooler.common import UserError, progress, say, sha256_of
+from transpooler.data_pipeline.shards.dataset import DOCUMENTS_NAME, INDEX_NAME, ShardDataset
+from transpooler.data_pipeline.shards.manifest import REPORT_NAME, compare_files, read_report
+from transpooler.data_pipeline.shards.remote import Cache, fetch_tokenizer, join
+from transpooler.data_pipeline.shards.store import FileStore
+
+_RETRIES = 2
 
 
-def find_split_folders(shards: Path) -> list[Path]:
-    """Return the split folders in a preparation's output, or the folder itself if it is one; UserError without any."""
-    if (shards / INDEX_NAME).is_file():
-        return [shards]
-    folders = sorted(path.parent for path in shards.glob(f"*/{INDEX_NAME}"))
-    if not folders:
+@dataclass(frozen=True)
+class Output:
+    """What a preparation wrote, local or remote."""
+
+    store: FileStore
+    files: dict[str, int]
+    """Every file and its size in bytes."""
+    splits: list[str]
+    """Those that are looked at."""
+    is_split: bool
+    """Whether the one split was given, instead of the whole output."""
+    cache: Cache | None
+    """Holds what is fetched of a remote output."""
+
+    def open(self, split: str, *, check_sizes: bool = True) -> ShardDataset:
+        """Open a split."""
+        return ShardDataset(join(self.store.location, split), self.cache, check_sizes=check_sizes)
+
+
+@contextmanager
+def open_shards(shards: str | Path) -> Iterator[Output]:
+    """Find the splits in a preparation's output, or in the split that is given; UserError: there is none.
+
+    What is fetched of a remote output goes into a temporary folder.
+    """
+    store = FileStore(shards)
+    files = store.list_files()
+    if is_split := INDEX_NAME in files:
+        if store.folder is not None and store.folder.name in ("", ".."):
+            store = FileStore(store.folder.resolve())
+        parent, _, split = store.location.rpartition("/")
+        store, splits = FileStore(parent or "."), [split]
+        files = store.list_files()
+    else:
+        splits = sorted(name.removesuffix(f"/{INDEX_NAME}") for name in files if _is_index(name))
+    if not splits and REPORT_NAME not in files:
         raise UserError(
             f"{shards}: no shards here (no */{INDEX_NAME}); give the folder that `transpooler prepare` wrote"
         )
-    return folders
+    if store.folder is not None:
+        yield Output(store, files, splits, is_split, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="transpooler-") as folder:
+        yield Output(store, files, splits, is_split, Cache(folder=Path(folder), max_bytes=1 << 62, retries=_RETRIES))
 
 
-def find_problems(shards: Path) -> Iterator[str]:
-    """Yield every problem, with its file."""
-    for folder in find_split_folders(shards):
-        index = read_json(folder / INDEX_NAME)
-        if index.get("format") != FORMAT:
-            yield f"{folder / INDEX_NAME}: format {index.get('format')}, not {FORMAT}"
-            continue
-        yield from _check_tokenizer(folder, index)
-        rows = open_rows(folder, index)
-        if isinstance(rows, str):
-            yield rows
-            continue
-        yield from _check_counts(folder, index, rows)
-        first = 0
-        with progress(f"verify {index['split']} (shards)", len(index["shards"])) as bar:
-            for number, shard in enumerate(index["shards"]):
-                found = _check_shard(folder, index, number, shard, rows, first)
-                if found:
-                    yield f"{folder / shard['name']}: {found}"
-                first += shard["num_documents"]
-                bar.advance()
+def find_problems(shards: str | Path) -> Iterator[str]:
+    """Yield every problem, with its file. Logs what could not be compared."""
+    with open_shards(shards) as output:
+        read = set[str]()
+        for split in output.splits:
+            yield from _check_split(output, split, read)
+        report = read_report(output.store)
+        top = f"{output.splits[0]}/" if output.is_split else ""
+        if report is not None and "files" in report:
+            yield from compare_files(output.store, report, output.files, read, top)
+        elif report is not None or output.is_split:
+            say(
+                f"{output.store.location}: no list of files in {REPORT_NAME} (an earlier version wrote none): splits "
+                "and their shards are compared with index.json; other files, and whether some are missing, cannot be"
+            )
+        else:
+            yield f"{output.store.location}/{REPORT_NAME}: missing"
 
 
-def _check_tokenizer(folder: Path, index: dict[str, Any]) -> Iterator[str]:
-    from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
+def _is_index(name: str) -> bool:
+    return name.count("/") == 1 and name.endswith(f"/{INDEX_NAME}") and not name.startswith(".")
 
+
+def _check_split(output: Output, split: str, read: set[str]) -> Iterator[str]:
+    """Yield the problems of one split; adds the names of the shards that were compared to `read`."""
     try:
-        tokenizer = load_tokenizer(folder.parent / "tokenizer")
+        dataset = output.open(split, check_sizes=False)
     except UserError as error:
         yield str(error)
         return
+    yield from _check_tokenizer(output, dataset)
+    yield from _check_counts(dataset)
+    first = 0
+    with progress(f"verify {split} (shards)", len(dataset.index["shards"])) as bar:
+        for number, shard in enumerate(dataset.index["shards"]):
+            read.add(f"{split}/{shard['name']}")
+            found = _check_shard(dataset, number, first)
+            if found:
+                named = found.startswith(str(dataset.folder))
+                yield found if named else f"{join(dataset.folder, shard['name'])}: {found}"
+            first += shard["num_documents"]
+            bar.advance()
+
+
+def _check_tokenizer(output: Output, dataset: ShardDataset) -> Iterator[str]:
+    from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(fetch_tokenizer(output.store.location, output.cache))
+    except UserError as error:
+        yield str(error)
+        return
+    index = dataset.index
     if not has_fingerprint(tokenizer, index["tokenizer_fingerprint"]) or len(tokenizer) != index["vocab_size"]:
-        yield f"{folder.parent / 'tokenizer'}: is not the tokenizer of {folder / INDEX_NAME}"
+        yield f"{join(output.store.location, 'tokenizer')}: is not the tokenizer of {join(dataset.folder, INDEX_NAME)}"
 
 
-def _check_counts(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Iterator[str]:
+def _check_counts(dataset: ShardDataset) -> Iterator[str]:
+    rows, index, path = dataset.rows, dataset.index, join(dataset.folder, DOCUMENTS_NAME)
     for side in ("source", "target"):
         total = int(rows[f"{side}_tokens"].sum(dtype=np.int64))
         if total != index[f"num_{side}_tokens"]:
-            yield f"{folder / DOCUMENTS_NAME}: {total} {side} tokens, not {index[f'num_{side}_tokens']}"
-    counts = np.bincount(rows["shard"], minlength=len(index["shards"])).tolist()
-    if counts != [shard["num_documents"] for shard in index["shards"]]:
-        yield f"{folder / DOCUMENTS_NAME}: documents per shard differ from {INDEX_NAME}"
+            yield f"{path}: {total} {side} tokens, not {index[f'num_{side}_tokens']}"
+    shards = rows["shard"].astype(np.int64)
+    is_sorted = (np.diff(shards) >= 0).all() and shards.max(initial=0) < len(index["shards"])
+    if not is_sorted or np.bincount(shards, minlength=len(index["shards"])).tolist() != dataset.shard_documents:
+        yield f"{path}: documents per shard differ from {INDEX_NAME}"
 
 
-def _check_shard(
-    folder: Path, index: dict[str, Any], number: int, shard: dict[str, Any], rows: np.ndarray, first: int
-) -> str | None:
-    path = folder / shard["name"]
+def _check_shard(dataset: ShardDataset, number: int, first: int) -> str | None:
+    """Compare one shard with the index, and its documents; removes it if it had to be fetched."""
+    shard = dataset.index["shards"][number]
     try:
-        size = path.stat().st_size
-        if size != shard["size_bytes"]:
-            return f"{size} bytes instead of {shard['size_bytes']}"
-        if sha256_of(path) != shard["sha256"]:
-            return "checksum differs from the index"
-        return _check_content(path, index, number, rows, first)
+        path = dataset.fetch(number)
+        try:
+            if (size := path.stat().st_size) != shard["size_bytes"]:
+                return f"{size} bytes instead of {shard['size_bytes']}"
+            if sha256_of(path) != shard["sha256"]:
+                return "checksum differs from the index"
+            return _check_content(path, dataset, first, first + shard["num_documents"])
+        finally:
+            if dataset.remote_bytes:
+                path.unlink(missing_ok=True)
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return f"cannot read: {error.strerror}"
 
 
-def _check_content(path: Path, index: dict[str, Any], number: int, rows: np.ndarray, first: int) -> str | None:
-    """Compare the documents of a tar, as webdataset's own reader gives them, with the rows of documents.npy."""
+def _check_content(path: Path, dataset: ShardDataset, first: int, end: int) -> str | None:
+    """Compare the documents of a tar, as webdataset's own reader gives them, with those that the dataset reads."""
     import webdataset
 
-    document, numbers = first, np.flatnonzero(rows["shard"] == number)
-    try:
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode():
-            key = document_key(index["split"], document)
-            if document >= len(rows) or rows["shard"][document] != number or sample["__key__"] != key:
-                return f"holds {sample['__key__']} where {key} should be"
-            for side in ("source", "target"):
-                tokens = sample.get(f"{side}.npy")
-                if (0 if tokens is None else len(tokens)) != rows[f"{side}_tokens"][document]:
-                    return f"{key}: number of {side} tokens differs from {DOCUMENTS_NAME}"
-                if tokens is not None and (
-                    tokens.dtype != index["token_dtype"] or (tokens >= index["vocab_size"]).any()
-                ):
-                    return f"{key}: {side} ids are not of this vocabulary"
-            meta = json.dumps(sample["json"], ensure_ascii=False).encode()
-            if len(meta) != rows["meta_bytes"][document]:
-                return f"{key}: metadata differs from {DOCUMENTS_NAME}"
-            if "crc32" in (rows.dtype.names or ()):
-                crc32 = checksum(meta, sample["source.npy"], sample.get("target.npy"))
-                if crc32 != rows["crc32"][document]:
-                    return f"{key}: its CRC-32 differs from {DOCUMENTS_NAME}"
-            document += 1
-    except Exception as error:  # a damaged tar may raise anything
-        return f"cannot be decoded: {error!r}"
-    return None if document - first == len(numbers) else f"{document - first} documents instead of {len(numbers)}"
+    number, vocab_size = first, dataset.index["vocab_size"]
+    with open(path, "rb") as file:
+        url = f"/dev/fd/{file.fileno()}"  # webdataset takes # ? { :: in the path's own name for something else
+        try:
+            for sample in webdataset.WebDataset(url, shardshuffle=False, empty_check=False).decode():
+                if number == end or sample["__key__"] != dataset.key(number):
+                    return f"holds {sample['__key__']} where {dataset.key(number)} should be"
+                document = dataset.read(number)
+                for name, tokens in (("source.npy", document.source), ("target.npy", document.target)):
+                    if (tokens is None) != (name not in sample) or (
+                        tokens is not None and not np.array_equal(sample[name], tokens)
+                    ):
+                        return f"{document.key}: {name} is not what {DOCUMENTS_NAME} points to"
+                    if tokens is not None and (tokens >= vocab_size).any():
+                        return f"{document.key}: {name} holds ids that are not of this vocabulary"
+                if sample["json"] != document.meta:
+                    return f"{document.key}: metadata is not what {DOCUMENTS_NAME} points to"
+                number += 1
+        except UserError as error:
+            return str(error)
+        except Exception as error:  # a damaged tar may raise anything
+            return f"cannot be decoded: {error!r}"
+    return None if number == end else f"{number - first} documents instead of {end - first}"

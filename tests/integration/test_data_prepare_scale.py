@@ -20,6 +20,7 @@ from transpooler.data_pipeline.config import CleanConfig, PrepareConfig, Sources
 from transpooler.data_pipeline.prepare import prepare as prepare_module
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import ShardDataset
+from transpooler.data_pipeline.shards.store import FileStore
 from transpooler.data_pipeline.shards.verify import find_problems
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnop", k=2 + i % 9)) for i in range(800)]
@@ -150,7 +151,7 @@ def test_tasks_of_an_array_share_the_work(config, expected, tmp_path, monkeypatc
     after: dict[Path, int] = {}
     publish = prepare_module.publish
 
-    def look_first(work: Path, target: str) -> None:
+    def look_first(work: Path, target: FileStore) -> None:
         after.update({path: path.stat().st_mtime_ns for path in parts})
         publish(work, target)
 
@@ -191,9 +192,9 @@ def test_from_s3_and_to_s3(config, tmp_path, monkeypatch, bucket, capsys):
         clean=CleanConfig(),
     )
     prepare(remote)
-    assert not (tmp_path / "scratch").exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
     bucket.get("corpus/shards/", str(tmp_path / "back"), recursive=True)
-    assert not list(find_problems(tmp_path / "back"))
+    assert not list(find_problems("s3://corpus/shards"))
     dataset = ShardDataset(tmp_path / "back/train")
     assert len(dataset) == 302
     assert dataset.read(0).meta["file"] == "s3://corpus/in/train.jsonl.gz"

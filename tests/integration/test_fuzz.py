@@ -6,6 +6,7 @@ A few seconds, always with the same cases. TRANSPOOLER_FUZZ_EXAMPLES=20000 tries
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_the_configuration_loader(tmp_path: Path) -> None:
             (damage("\n".join(lines).encode(), edits), overrides),
         ):
             (tmp_path / "a.yaml").write_bytes(text)
-            told(lambda values=given_values: load_config([tmp_path / "a.yaml"], values))
+            told(partial(load_config, [tmp_path / "a.yaml"], given_values))
 
     check()
 

@@ -20,8 +20,10 @@ import torch
 
 from transpooler.common import UserError
 
-_DAMAGE = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError)
-_DAMAGE += (ArithmeticError, AssertionError, AttributeError, struct.error)
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError),
+    *(ArithmeticError, AssertionError, AttributeError, struct.error),
+)
 """What torch's unpickler raises for files that are damaged, besides UnpicklingError."""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: torch.load then ignores weights_only=False of its callers."""

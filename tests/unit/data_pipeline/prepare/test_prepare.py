@@ -137,9 +137,10 @@ def test_a_foreign_folder_is_not_touched(config):
 
 
 def test_leftovers_of_a_killed_run_are_cleared(config, tmp_path):
-    leftover = tmp_path / "out.incomplete/train"
+    leftover = tmp_path / "out.incomplete/output/train"
     leftover.mkdir(parents=True)
     (leftover / "train-000000.tar").write_text("half")
+    (tmp_path / "out.incomplete/running.incomplete").touch()
     prepare(config)
     assert not (tmp_path / "out.incomplete").exists()
     assert len(ShardDataset(tmp_path / "out/train")) == 30
@@ -234,7 +235,7 @@ def test_one_flipped_bit_of_a_document_is_noticed_when_it_is_read(config, member
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["sha256"] = sha256_of(shard)
     (folder / "index.json").write_text(json.dumps(index))
-    assert f"{shard}: train-00000002: its CRC-32 differs from documents.npy" in list(find_problems(folder))
+    assert f"{shard}: damaged shard: document 2 cannot be read" in "\n".join(find_problems(folder))
     np.save(folder / "documents.npy", rows[[name for name in rows.dtype.names if name != "crc32"]].astype(OLD_DTYPE))
     assert ShardDataset(folder).read(2).key == "train-00000002"  # an earlier version wrote no checksums
 

@@ -1,6 +1,7 @@
 """Remote shards without a server: wrong addresses, and transfers that fail half-way."""
 
 import io
+import shutil
 
 import fsspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from transpooler.common import UserError
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.order.corpus import open_corpora
+from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.data_pipeline.shards.remote import Cache, fetch_folder
 
 
@@ -42,3 +44,16 @@ def test_a_broken_transfer_is_tried_again_from_its_beginning(tmp_path, monkeypat
     assert Breaking.failed
     assert (folder / "added_tokens.json").read_bytes() == b"0123456789"
     assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "added_tokens.json"}
+
+
+def test_a_cache_that_is_wiped_is_filled_again_and_one_that_cannot_be_made_is_named(shards, tmp_path):
+    fsspec.filesystem("memory").put(str(shards), "/wiped", recursive=True)
+    cache = Cache(folder=tmp_path / "cache", max_bytes=2**30, retries=1)
+    dataset = ShardDataset("memory://wiped/train", cache)
+    first = dataset.read(0).source.tolist()
+    shutil.rmtree(tmp_path / "cache")
+    assert dataset.read(0).source.tolist() == first
+    (tmp_path / "file").touch()
+    config = DataConfig(shards="memory://wiped", cache=str(tmp_path / "file/cache"))
+    with pytest.raises(UserError, match=r"file/cache: cannot make this folder: Not a directory; set data.cache"):
+        open_corpora(config, "train")
