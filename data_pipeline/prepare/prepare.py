@@ -55,7 +55,7 @@ from transpooler.data_pipeline.shards.manifest import (
 )
 from transpooler.data_pipeline.shards.store import FileStore
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
-from transpooler.data_pipeline.sources.locations import DATASETS, file_system, is_remote, is_unchanged, resolve_paths
+from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
@@ -219,14 +219,9 @@ class _Preparation:
             recorded = {item["path"]: item for item in self.inputs[split]}
             for group in groups:
                 for location in group.locations:
-                    if is_remote(location) and not location.startswith(DATASETS):
-                        file_system(location)[0].invalidate_cache()  # what it knows is of before
                     if not is_unchanged(recorded[location], location):
                         shutil.rmtree(group.folder)
-                        raise UserError(
-                            f"{location}: changed while it was read; when it is complete (or a copy of it), run the "
-                            "same command again: it continues"
-                        )
+                        raise UserError(f"{location}: changed while it was read; when it is complete, prepare again")
 
     def _compare_held_out(self, done: dict[str, list[InputGroup]]) -> None:
         """Say how many documents the held-out splits share, which makes the test no test."""

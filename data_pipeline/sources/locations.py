@@ -91,6 +91,8 @@ def describe_input(location: str) -> dict[str, Any]:
 
 def is_unchanged(recorded: dict[str, Any], location: str) -> bool:
     """Whether `describe_input` gave `recorded` for this input: stamps or, of local files, contents are equal."""
+    if is_remote(location) and not location.startswith(DATASETS):
+        file_system(location)[0].invalidate_cache()  # what it knows is of before
     now = stamp(location)
     if "sha256" not in recorded or now["size_bytes"] != recorded["size_bytes"]:
         return now == recorded

@@ -90,7 +90,7 @@ def test_held_out_splits_with_the_same_documents_are_told(config: PrepareConfig,
     names = {"train": "a", "validation": "e", "test": "f"}
     sources = SourcesConfig(**{split: (str(tmp_path / f"{name}.jsonl"),) for split, name in names.items()})
     prepare(replace(config, sources=sources))
-    assert "WARNING: 1 documents are in validation and in test" in capsys.readouterr().err
+    assert "1 documents of test are in validation, too" in capsys.readouterr().err
 
 
 def test_nothing_left_is_refused_with_the_counts(config: PrepareConfig, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(config: PrepareConfig, tm
 
     monkeypatch.setattr(module, "make_parts", grow)
     config = replace(config, sources=SourcesConfig(train=(str(path),)))
-    with pytest.raises(UserError, match=r"a\.jsonl: has changed while it was read; run the same command again"):
+    with pytest.raises(UserError, match=r"a\.jsonl: changed while it was read; when it is complete"):
         prepare(config)
     monkeypatch.undo()
     assert prepare(config)["splits"]["train"]["documents"] == 21
