@@ -15,12 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
@@ -183,12 +182,14 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
         size *= 2
 
 
-def encode_long(tokenizer: Any, text: str, size: int) -> list[np.ndarray]:
+def encode_long(tokenizer: Any, text: str, size: int) -> "list[np.ndarray]":
     """Encode a text in pieces of about `size` characters, because memory grows with a piece (125 bytes a character).
 
     `tokenizer` is of the tokenizers library. Pieces are cut at white space and overlap by some words, of which the ids
     must agree; together they are the whole text's ids (uint32). Where nothing separates words, there is one piece.
     """
+    import numpy as np
+
     pieces: list[np.ndarray] = []
     start = joint = 0  # of the piece, and of the first word that is taken from it, in characters of the text
     expected = np.zeros(0, np.uint32)

@@ -1,18 +1,19 @@
 """How a model folder's summaries are generated: the run's `generation` section, as `transformers` stores it."""
 
 from pathlib import Path
-from typing import Any
-
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from transpooler.common import read_json
 from transpooler.trainer.config.evaluation import GenerationConfig
+
+if TYPE_CHECKING:
+    import transformers
 
 DEFAULTS = {"num_beams": 1, "min_new_tokens": 0, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
 """What `transformers` does where its file says nothing."""
 
 
-def set_generation(target: transformers.GenerationConfig, settings: GenerationConfig) -> None:
+def set_generation(target: "transformers.GenerationConfig", settings: GenerationConfig) -> None:
     """Make the run's `generation` section the defaults of `model.generate`."""
     target.num_beams = settings.num_beams
     target.max_new_tokens = settings.max_new_tokens
