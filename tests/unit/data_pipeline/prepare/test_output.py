@@ -247,38 +247,6 @@ def test_each_preparation_of_a_process_uses_its_own_tokenizer(config, tmp_path):
     assert tokenizer.decode(dataset.read(0).source) == "Document 40. " + "Some words. " * 14
 
 
-<<<<<<< Updated upstream
-=======
-class Growing(Executor):
-    """Appends to an input before it is read."""
-
-    append: Callable[[], None]
-
-    def run(self, function, jobs):
-        Growing.append()
-        yield from super().run(function, jobs)
-
-
-def test_an_input_that_grows_while_it_is_read_is_noticed(config, tmp_path, monkeypatch):
-    source = tmp_path / "train.jsonl"
-    with monkeypatch.context() as patch:
-        patch.setattr("transpooler.data_pipeline.prepare.prepare.Executor", Growing)
-        patch.setattr(Growing, "append", lambda: source.write_text(source.read_text() * 2), raising=False)
-        with pytest.raises(UserError, match=r"train.jsonl: changed while it was read; when it is complete"):
-            prepare(config)
-    report = prepare(config)
-    assert report["inputs"]["train"][0]["sha256"] == sha256_of(source)
-    assert report["splits"]["train"]["dropped"] == {"exact_duplicate": 20}
-
-
-def test_documents_of_validation_in_test_are_counted(config, tmp_path, capsys):
-    held = write_source(tmp_path / "held.jsonl", range(30, 36))
-    more = write_source(tmp_path / "more.jsonl", range(34, 40))
-    prepare(replace(config, sources=SourcesConfig(train=config.sources.train, validation=(held,), test=(more,))))
-    assert "2 documents of test are in validation, too" in capsys.readouterr().err
-
-
->>>>>>> Stashed changes
 def test_the_place_is_tried_before_the_work(config, tmp_path, monkeypatch):
     forbid_work(monkeypatch)
     (tmp_path / "file").touch()

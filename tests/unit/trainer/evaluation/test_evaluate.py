@@ -31,8 +31,8 @@ class EchoModel:
     device = torch.device("cpu")
 
     def __init__(self, pooling: list[dict[str, Any]]) -> None:
-        stages = [PoolingStage(**stage) for stage in pooling]
-        self.config = SimpleNamespace(pooling=pooling, architecture=SimpleNamespace(pooling=stages))
+        self.stages = [PoolingStage(**stage) for stage in pooling]
+        self.config = SimpleNamespace(pooling=pooling)
         self.batch_sizes: list[int] = []
         self.last_input_ids = torch.empty(0)
         self.last_settings: dict[str, Any] = {}
