@@ -19,7 +19,6 @@ from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<gap>")
@@ -29,10 +28,8 @@ Head = Callable[[int], str]
 """Given n, returns the first n characters of a text or more, fewer only if it ends. The rest need not be read."""
 _CHARACTERS_A_TOKEN = 8
 """Most texts have fewer characters a token, so that one attempt suffices."""
-_UNSETTLED_WORDS = 32
+UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
-_COMPARED_TOKENS = 64
-"""Tokens on which two pieces of a long text, cut from it with an overlap, must agree."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
@@ -166,7 +163,7 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
     white space can differ from the whole text only in its last words, which are not used. If the tokenizer does not
     split texts into words, or a text has no white space, the whole text is encoded.
     """
-    size = _CHARACTERS_A_TOKEN * (limit + _UNSETTLED_WORDS)
+    size = _CHARACTERS_A_TOKEN * (limit + UNSETTLED_WORDS)
     while True:
         text = head(size)[:size]
         whole = len(text) < size
@@ -177,40 +174,9 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
             ids, words = encoded.input_ids, encoded.word_ids()
             if whole:
                 return ids[:limit], len(ids) <= limit
-            if words and bisect_left(words, words[-1] - _UNSETTLED_WORDS) > limit:
+            if words and bisect_left(words, words[-1] - UNSETTLED_WORDS) > limit:
                 return ids[:limit], False
         size *= 2
-
-
-def encode_long(tokenizer: Any, text: str, size: int) -> "list[np.ndarray]":
-    """Encode a text in pieces of about `size` characters, because memory grows with a piece (125 bytes a character).
-
-    `tokenizer` is of the tokenizers library. Pieces are cut at white space and overlap by some words, of which the ids
-    must agree; together they are the whole text's ids (uint32). Where nothing separates words, there is one piece.
-    """
-    import numpy as np
-
-    pieces: list[np.ndarray] = []
-    start = joint = 0  # of the piece, and of the first word that is taken from it, in characters of the text
-    expected = np.zeros(0, np.uint32)
-    while True:
-        piece = text[start : start + size]
-        whole = start + size >= len(text)
-        parts = [piece] if whole else piece.rsplit(maxsplit=1) or [piece]
-        encoded = tokenizer.encode(parts[0], add_special_tokens=False)
-        ids, offsets = np.array(encoded.ids, np.uint32), encoded.offsets
-        words = np.array([-1 if word is None else word for word in encoded.word_ids])
-        starts = np.flatnonzero(np.diff(words, prepend=-2)).tolist()
-        first = next((i for i in starts if start + offsets[i][0] == joint), None) if joint else 0
-        agrees = first is not None and np.array_equal(ids[first : first + len(expected)], expected)
-        if agrees and whole:
-            return [*pieces, ids[first:]]
-        if not agrees or len(starts) < 4 * _UNSETTLED_WORDS or len(parts) == 1:
-            return [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)]
-        end = starts[-2 * _UNSETTLED_WORDS]
-        pieces.append(ids[first:end])
-        joint, expected = start + offsets[end][0], ids[end : starts[-_UNSETTLED_WORDS]][:_COMPARED_TOKENS]
-        start += offsets[starts[-3 * _UNSETTLED_WORDS]][0]
 
 
 def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes]:

@@ -16,11 +16,11 @@ import numpy as np
 from transpooler.common import atomic_write
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.clean import clean_text, find_length_problem, find_quality_problem, hash_content
+from transpooler.data_pipeline.prepare.encoding import encode_long
 from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compute_bands, hash_words, sample_shingles
 from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
 from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
 from transpooler.data_pipeline.sources.records import Columns, Record, read_records
-from transpooler.data_pipeline.tokenizer import encode_long
 from transpooler.data_pipeline.tokenizer_rules import without_cleaning
 
 SHOWN_DROPS = 5

@@ -4,19 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from tests.unit.data_pipeline.test_leading_ids import TOKENIZERS, make, text_of
 from transpooler.common import UserError
 from transpooler.data_pipeline.config import UNICODE_FORMS, CleanConfig
 from transpooler.data_pipeline.prepare.clean import clean_text
 from transpooler.data_pipeline.tokenizer import (
-    encode_long,
     fingerprint,
     load_tokenizer,
     special_ids,
@@ -149,16 +146,6 @@ def test_ids_that_are_absurdly_high_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match="number them anew"):
         load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_long_text_in_pieces_has_the_ids_of_the_whole(kind: str) -> None:
-    backend = make(kind).backend_tokenizer
-    backend.encode_special_tokens = True
-    for text in (text_of(1), "x" * 3000 + " " + text_of(2), " " * 2500 + text_of(3), ""):
-        pieces = encode_long(backend, text, 2000)
-        assert np.concatenate(pieces).tolist() == backend.encode(text, add_special_tokens=False).ids
-    assert (len(encode_long(backend, text_of(1), 2000)) > 1) == (kind not in ("whole_text", "added_tokens"))
 
 
 def test_the_library_s_own_errors_are_told_in_one_line() -> None:
