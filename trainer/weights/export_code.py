@@ -77,4 +77,8 @@ def _flatten(text: str, modules: set[str]) -> str:
 
     line = rf"^( *)from ({re.escape(ROOT)}[\w.]*) import (\([^)]*\)|[\w, ]+)$"
     text = re.sub(line, rewrite, text, flags=re.MULTILINE)
-    return text.replace('"transpooler::', '"transpooler_export::')
+    if '"transpooler::' not in text:
+        return text
+    # Two exports in one process are two modules, which must not register the same operator.
+    own = text.replace('"transpooler::', 'f"transpooler_{zlib.crc32(__name__.encode())}::')
+    return own.replace("import torch\n", "import zlib\n\nimport torch\n", 1)
