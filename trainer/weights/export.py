@@ -20,11 +20,13 @@ from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
 from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.model_card import model_card
-from transpooler.trainer.weights.models import build_model
+from transpooler.trainer.weights.models import MODEL_TYPES, build_model
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
 
+MARK = "unfinished-export"
+"""A file that tells the folder of an export that was interrupted from one of the user's."""
 OF_THIS_MACHINE = ("is_local", "local_files_only")
 """What transformers writes into tokenizer_config.json of how the tokenizer was loaded."""
 
@@ -51,15 +53,16 @@ def export_model(
 
     An earlier export is replaced; UserError for any other folder that is not empty.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
-    transformers.utils.logging.disable_progress_bar()
     incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
-    shutil.rmtree(incomplete, ignore_errors=True)
+    _check_free(folder, incomplete)
+    transformers.utils.logging.disable_progress_bar()
     tokenizer.model_max_length = config.data.max_source_tokens
     set_generation(model.generation_config, config.generation)
     folders = [incomplete]
     try:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        incomplete.mkdir(parents=True)
+        (incomplete / MARK).touch()
         if isinstance(model, TranspoolerForConditionalGeneration):
             model.config.auto_map = dict(AUTO_MAP)
             model.save_pretrained(incomplete)
@@ -74,12 +77,24 @@ def export_model(
         for path in filter(Path.is_file, incomplete.rglob("*")):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        (incomplete / MARK).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(incomplete, folder)
         fsync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(incomplete, ignore_errors=True)
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
+
+
+def _check_free(folder: Path, incomplete: Path) -> None:
+    """UserError where something else stands in the way than what an export left."""
+    if folder.is_dir() and any(folder.iterdir()):
+        path = folder / "config.json"
+        values = read_json(path) if path.is_file() else None
+        if not isinstance(values, dict) or values.get("model_type") not in MODEL_TYPES:
+            raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
+    if incomplete.is_dir() and any(incomplete.iterdir()) and not (incomplete / MARK).is_file():
+        raise UserError(f"{incomplete}: was not left by an export; move it, or choose another folder than {folder}")
 
 
 def _save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:

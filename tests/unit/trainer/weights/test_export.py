@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_ids, load_tokenizer, train_tokenizer
 from transpooler.trainer.config import load_config, save_config
-from transpooler.trainer.weights.export import export_model, export_run
+from transpooler.trainer.weights.export import MARK, export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
 from transpooler.trainer.weights.warm_start import start_from
 
@@ -125,6 +125,16 @@ def test_export_overwrites_exports_only(exported, tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no exported model"):
         export_model(model, tokenizer, tmp_path / "mine", config, step=4)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "bart"}')  # a model, but none of ours
+    with pytest.raises(UserError, match="is not empty and holds no exported model"):
+        export_model(model, tokenizer, tmp_path / "mine", config, step=4)
+    (tmp_path / "new.incomplete").mkdir()
+    (tmp_path / "new.incomplete" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="was not left by an export"):
+        export_model(model, tokenizer, tmp_path / "new", config, step=4)
+    (tmp_path / "new.incomplete" / MARK).touch()
+    export_model(model, tokenizer, tmp_path / "new", config, step=4)
+    assert not (tmp_path / "new" / MARK).exists()
     save_config(config, tmp_path / "run" / "config.yaml")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export_run(tmp_path / "run", tmp_path / "out")
