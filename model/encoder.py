@@ -21,6 +21,9 @@ from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, closes_stack, encoder_pooler, is_scorer
 
+OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
+"""Of the embeddings, besides `shared.weight` and the encoder's own."""
+
 
 class TranspoolerPreTrainedModel(PreTrainedModel):
     """What the encoder, the decoder and the whole model share as `transformers` models."""
@@ -40,6 +43,31 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if is_scorer(module) and self.config.scorer_init_std is not None:
             initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
+
+    @classmethod
+    def from_pretrained(
+        cls, *args, key_mapping: dict[str, str] | None = None, output_loading_info: bool = False, **kwargs
+    ):
+        """As in `transformers`; finds tied embeddings under whichever of their names the folder stores them."""
+
+        def load(mapping: dict[str, str] | None) -> Any:
+            return super(TranspoolerPreTrainedModel, cls).from_pretrained(
+                *args, key_mapping=mapping, output_loading_info=True, **kwargs
+            )
+
+        model, found = load(key_mapping)
+        table = next(name for name, each in model.named_parameters() if each is model.get_input_embeddings().weight)
+        if table in found["missing_keys"] and model.config.tie_word_embeddings:
+            model, found = load({**(key_mapping or {}), OTHER_TIED_NAMES: table})
+        # The library keeps the mapping; save_pretrained would undo it and write the names of the whole model.
+        model.__dict__.pop("_weight_conversions", None)
+        return (model, found) if output_loading_info else model
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in `transformers`. The package's own classes save no code, so config.json must not name any."""
+        if __name__.startswith("transpooler."):
+            self.config.__dict__.pop("auto_map", None)
+        return super().save_pretrained(*args, **kwargs)
 
     def cos_sin(self, positions: Tensor, x: Tensor) -> CosSin | None:
         """Return what `positions.rotary` gives for the attention heads, if the positions are rotary."""
@@ -82,11 +110,7 @@ class EncoderOnlyModel(TranspoolerPreTrainedModel):
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
         names = {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."}
         mapping = {whole: cls.encoder_prefix + own for whole, own in names.items()} | (key_mapping or {})
-        loaded: Any = super().from_pretrained(*args, key_mapping=mapping, **kwargs)
-        # The library keeps the mapping; save_pretrained would undo it and write the names of the whole model.
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.__dict__.pop("_weight_conversions", None)
-        return loaded
+        return super().from_pretrained(*args, key_mapping=mapping, **kwargs)
 
 
 class TranspoolerEncoder(EncoderOnlyModel):

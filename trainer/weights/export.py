@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,10 @@ from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.compressor import save_compressor
-from transpooler.trainer.weights.export_code import AUTO_MAP, write_code
+from transpooler.trainer.weights.export_code import write_code
 from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.model_card import model_card
-from transpooler.trainer.weights.models import MODEL_TYPES, build_model
+from transpooler.trainer.weights.models import MODEL_TYPES, build_model, read_model_config
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
@@ -53,18 +55,12 @@ def export_model(
 
     An earlier export is replaced; UserError for any other folder that is not empty.
     """
-    incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
-    _check_free(folder, incomplete)
     transformers.utils.logging.disable_progress_bar()
     tokenizer.model_max_length = config.data.max_source_tokens
     set_generation(model.generation_config, config.generation)
-    folders = [incomplete]
-    try:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        incomplete.mkdir(parents=True)
-        (incomplete / MARK).touch()
+    with _whole_folder(folder) as incomplete:
+        folders = [incomplete]
         if isinstance(model, TranspoolerForConditionalGeneration):
-            model.config.auto_map = dict(AUTO_MAP)
             model.save_pretrained(incomplete)
             write_code(incomplete)
         else:
@@ -74,6 +70,32 @@ def export_model(
         (incomplete / "README.md").write_text(
             model_card(model, config, step, str(tokenizer.eos_token)), encoding="utf-8"
         )
+
+
+def renew_export(source: Path, folder: Path) -> None:
+    """Write a model folder anew with today's code and rules of the tokenizer; the weights are copied as they are.
+
+    For exports of older versions, and for what a program that imports the package has saved, which carries no code.
+    """
+    if (kind := read_model_config(source).get("model_type")) != "transpooler":
+        raise UserError(f"{source}: holds a {kind!r} model, which needs no code of ours; copy the folder")
+    tokenizer = load_tokenizer(source)
+    with _whole_folder(folder) as incomplete:
+        shutil.copytree(source, incomplete, ignore=shutil.ignore_patterns("*.py", "__pycache__"), dirs_exist_ok=True)
+        write_code(incomplete)
+        _save_tokenizer(tokenizer, incomplete)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which then replaces `folder`; UserError if either is not ours."""
+    incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
+    _check_free(folder, incomplete)
+    try:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        incomplete.mkdir(parents=True)
+        (incomplete / MARK).touch()
+        yield incomplete
         for path in filter(Path.is_file, incomplete.rglob("*")):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -4,10 +4,13 @@
 imports rewritten. The compiled and Triton kernels stay behind: plain torch computes the same.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+
+from transpooler.common import read_json
 
 ROOT = "transpooler.model"
 PREFIX = "transpooler_"
@@ -30,7 +33,7 @@ NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():
 
 
 def write_code(folder: Path) -> None:
-    """Write the files into an export."""
+    """Write the files into an export, and where the Auto classes find them into its config.json."""
     root = Path(str(files(ROOT)))
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
     for name, path in paths.items():
@@ -39,6 +42,8 @@ def write_code(folder: Path) -> None:
         text = NO_KERNELS if name.endswith(".cpp_backend") else _flatten(path.read_text(encoding="utf-8"), set(paths))
         text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name)))
         (folder / f"{_flat_name(name)}.py").write_text(text, encoding="utf-8")
+    config = read_json(folder / "config.json") | {"auto_map": AUTO_MAP}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _registrations(file: str) -> Iterator[str]:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from transpooler.common import UserError, say
+from transpooler.common import UserError, read_json, say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.model import TranspoolerConfig
 from transpooler.model.compressor.architecture import CompressorArchitecture
@@ -50,9 +50,11 @@ FAMILIES = {"transpooler": Family(_check_export), "bart": Family(bart.check_bart
 """By the `model_type` of config.json."""
 TABLES = ("shared", "embedder.positions", "embed_tokens", "lm_head")
 """Parts of the names of tables, which may differ in their number of rows."""
+BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")
+"""Tokens with which `generate` begins; a run begins with the tokenizer's bos token and forces nothing after it."""
 
 
-def start_from(model: nn.Module, folder: Path, config: Config, tokenizer: PreTrainedTokenizerFast) -> None:
+def start_from(model: PreTrainedModel, folder: Path, config: Config, tokenizer: PreTrainedTokenizerFast) -> None:
     """Copy what fits from the model in `folder`; UserError if its tokenizer or architecture is not this run's."""
     if isinstance(config.model, CompressorArchitecture):
         _start_compressor(model, config)
@@ -72,6 +74,7 @@ def start_from(model: nn.Module, folder: Path, config: Config, tokenizer: PreTra
         stored = _open_tensors(folder, family, stack)
         names = {family.our_name(name): name for name in stored}
         _report(folder, *copy_weights(model, stored, names))
+    _report_beginnings(model, folder, values)
 
 
 def _start_compressor(model: nn.Module, config: Config) -> None:
@@ -115,7 +118,9 @@ def copy_weights(model: nn.Module, stored: dict[str, Any], names: dict[str, str]
     """
     by_tensor = {id(parameter): name for name, parameter in model.named_parameters()}
     tied = {name: by_tensor[id(item)] for name, item in model.named_parameters(remove_duplicate=False)}
-    missing, used = [], {stored_name for ours, stored_name in names.items() if tied.get(ours, ours) != ours}
+    other = {ours: stored_name for ours, stored_name in names.items() if tied.get(ours, ours) != ours}
+    missing, used = [], set(other.values())
+    names = {tied[ours]: stored_name for ours, stored_name in other.items()} | names  # stored under any tied name
     for name, parameter in model.named_parameters():
         if name not in names:
             missing.append(name)
@@ -167,3 +172,14 @@ def _report(folder: Path, missing: list[str], unused: list[str]) -> None:
             say(f"train.init_from {folder}: {', '.join(names)} {what}: no counterpart")
     if not missing and not unused:
         say(f"train.init_from {folder}: every tensor found its place")
+
+
+def _report_beginnings(model: PreTrainedModel, folder: Path, values: dict[str, Any]) -> None:
+    """Name the tokens with which the stored model began its texts, where they are not ours."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    theirs = {name: generation.get(name, values.get(name)) for name in BEGINNINGS}
+    ours = {name: getattr(model.generation_config, name, None) for name in BEGINNINGS}
+    if lost := [f"{name} {value}" for name, value in theirs.items() if value not in (None, ours[name])]:
+        start = ours["decoder_start_token_id"]
+        say(f"train.init_from {folder}: its {', '.join(lost)} are left out: here texts begin after token {start}")

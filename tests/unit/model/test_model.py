@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from safetensors.torch import save_file
+from transformers import (
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+)
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
@@ -214,6 +220,17 @@ def test_a_float64_model_computes_in_float64(batch):
         difference = (model(**batch).loss - loss) / 1e-6
     assert difference.item() == pytest.approx(gradient[0, 3].item(), rel=1e-3)
     assert model.get_encoder()(batch["input_ids"]).document_embedding().dtype == torch.float64
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "model.decoder.embed_tokens.weight", "model.shared.weight"])
+def test_tied_embeddings_are_found_under_each_of_their_names(kept, tmp_path):
+    model = build(pooling=FIXED)
+    model.config.save_pretrained(tmp_path)
+    table, state = model.model.shared.weight, model.state_dict()
+    tensors = {name: item for name, item in state.items() if name == kept or item.data_ptr() != table.data_ptr()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for of in (AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding, AutoModelForSequenceClassification):
+        assert torch.equal(of.from_pretrained(tmp_path).get_input_embeddings().weight, table)
 
 
 @pytest.mark.parametrize("wrong", ["attention_maks", "foo"])

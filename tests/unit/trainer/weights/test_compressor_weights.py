@@ -97,7 +97,8 @@ def test_weights_find_their_places_and_what_is_missing_is_named(settings, llama,
 def test_an_export_is_a_stock_reader_and_an_encoder(settings, shards, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    config, tokenizer = load_config([], settings), load_tokenizer(shards / "tokenizer")
+    config = load_config([], [*settings, "generation.max_new_tokens=8"])
+    tokenizer = load_tokenizer(shards / "tokenizer")
     model: Any = build_model(config, tokenizer).eval()
     export_model(model, tokenizer, tmp_path / "export", config, step=3)
     loaded: Any

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_ids, load_tokenizer, train_tokenizer
+from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.weights.export import MARK, export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
@@ -43,6 +44,25 @@ def test_an_export_loads_equal_and_says_what_it_is(exported):
     assert stranger(clean).input_ids.count(tokenizer.eos_token_id) == 1
     assert leading_ids(its_tokenizer, head_of(raw), 99) == leading_ids(its_tokenizer, head_of(clean), 99)
     assert not {"is_local", "local_files_only"} & set(json.loads((folder / "tokenizer_config.json").read_text()))
+
+
+def test_a_folder_without_todays_code_is_written_anew(exported, tmp_path, capsys):
+    """What the package's own classes save has no code, and says so; what an older version exported has other code."""
+    _, tokenizer, model, folder = exported
+    load_model(folder)[0].save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    (tmp_path / "saved" / "transpooler_config.py").write_text("old")
+    for output in (tmp_path / "new", tmp_path / "saved"):
+        assert main(["export", str(tmp_path / "saved"), "--output", str(output)]) == 0
+        assert torch.equal(load_model(output)[0].lm_head.weight, model.lm_head.weight)
+        assert {path.name for path in output.glob("*.py")} == {path.name for path in folder.glob("*.py")}
+        for name in ("config.json", "tokenizer.json"):
+            assert json.loads((output / name).read_text()) == json.loads((folder / name).read_text())
+    (tmp_path / "new" / "config.json").write_text('{"model_type": "bart"}')
+    assert main(["export", str(tmp_path / "new"), "--output", str(tmp_path / "more")]) == 2
+    assert "holds a 'bart' model" in capsys.readouterr().err
+    assert not list(tmp_path.glob("more*"))
 
 
 def test_weights_depend_on_the_seed_alone(exported):

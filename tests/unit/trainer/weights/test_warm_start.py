@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import load_tokenizer
@@ -56,6 +57,30 @@ def test_the_logits_of_a_bart_are_ours(bart, capsys):
     table, stored = ours.model.encoder.embedder.positions.weight, theirs.model.encoder.embed_positions.weight
     assert torch.equal(table[:64], stored[2:])
     assert torch.equal(table[64:], stored[2:])  # longer documents: the table again
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "model.encoder.embed_tokens.weight"])
+def test_tied_embeddings_are_found_under_each_of_their_names(bart, kept, capsys):
+    theirs, tokenizer, settings, folder = bart
+    tied = {name for name, item in theirs.state_dict().items() if item.data_ptr() == theirs.lm_head.weight.data_ptr()}
+    tensors = {name: item for name, item in theirs.state_dict().items() if name == kept or name not in tied}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = load_config([], settings)
+    ours = build_model(config, tokenizer)
+    start_from(ours, folder, config, tokenizer)
+    assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight)
+    assert "start from random" not in capsys.readouterr().err
+
+
+def test_how_a_bart_begins_its_texts_is_named(bart, capsys):
+    theirs, tokenizer, settings, folder = bart
+    theirs.config.decoder_start_token_id = theirs.generation_config.decoder_start_token_id = tokenizer.eos_token_id
+    theirs.generation_config.forced_bos_token_id = tokenizer.bos_token_id
+    theirs.save_pretrained(folder)
+    config = load_config([], settings)
+    start_from(build_model(config, tokenizer), folder, config, tokenizer)
+    expected = f"decoder_start_token_id {tokenizer.eos_token_id}, forced_bos_token_id {tokenizer.bos_token_id}"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_bart_becomes_a_pooling_model(bart, capsys):
