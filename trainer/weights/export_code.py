@@ -29,6 +29,8 @@ LEFT_BEHIND = (
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",
 )
+OTHER_KIND = f"{ROOT}.compressor"
+"""A kind of model whose exports are those of a stock model."""
 NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():\n    return None\n'
 
 
@@ -37,7 +39,7 @@ def write_code(folder: Path) -> None:
     root = Path(str(files(ROOT)))
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
     for name, path in paths.items():
-        if name in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops"):
+        if name in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops") or name.startswith(OTHER_KIND):
             continue
         text = NO_KERNELS if name.endswith(".cpp_backend") else _flatten(path.read_text(encoding="utf-8"), set(paths))
         text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name)))
