@@ -19,7 +19,7 @@ from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer, Fin
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, closes_stack, encoder_pooler, is_scorer
+from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -41,8 +41,8 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if is_scorer(module) and self.config.scorer_init_std is not None:
-            initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
+        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
+            initialization.normal_(module.weight, std=self.config.scorer_init_std)
 
     @classmethod
     def from_pretrained(

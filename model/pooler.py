@@ -18,16 +18,15 @@ from transpooler.model.ops.soft_topk.argument_checks import promote
 SCORE_FLOOR = 1e-5
 
 
-def make_scorer(dim: int) -> nn.Linear:
-    """A Linear(D, 1) like any other, so that what replaces or wraps linear layers (LoRA, quantisers) can."""
-    scorer = nn.Linear(dim, 1)
-    scorer.is_scorer = True  # type: ignore[assignment]
-    return scorer
+class Scorer(nn.Linear):
+    """Linear(D, 1) in float32 at least; outside it is like any other, so that LoRA and quantisers can wrap it."""
 
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 1)
 
-def is_scorer(module: nn.Module) -> bool:
-    """Whether `make_scorer` made it."""
-    return getattr(module, "is_scorer", False)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 1)."""
+        return F.linear(promote(x), promote(self.weight), promote(self.bias))
 
 
 def score(scorer: nn.Module, x_BND: Tensor) -> Tensor:
@@ -37,12 +36,7 @@ def score(scorer: nn.Module, x_BND: Tensor) -> Tensor:
     """
     # The meta device has no autocast that could be turned off.
     with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
-        if type(scorer) is nn.Linear:
-            logits = F.linear(promote(x_BND), promote(scorer.weight), promote(scorer.bias))
-        else:  # wrapped or quantised: it computes as it was made to
-            dtype = next((each.dtype for each in scorer.parameters() if each.is_floating_point()), torch.float32)
-            logits = promote(scorer(x_BND.to(dtype)))
-    return logits.squeeze(-1).sigmoid() + SCORE_FLOOR
+        return promote(scorer(x_BND)).squeeze(-1).sigmoid() + SCORE_FLOOR
 
 
 def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
@@ -67,7 +61,7 @@ class Pooler(GradientCheckpointingLayer):
         """`norm` is what the scorer reads through (None: it reads the tokens themselves)."""
         super().__init__()
         self.stage, self.base, self.pools_normed = stage, base, pools_normed
-        self.scorer = make_scorer(dim) if OPERATORS[stage.operator].needs_scores else None
+        self.scorer = Scorer(dim) if OPERATORS[stage.operator].needs_scores else None
         self.score_norm = norm if self.scorer is not None or pools_normed else None
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None) -> SoftTopK:

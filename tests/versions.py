@@ -1,7 +1,7 @@
 """The oldest and the newest versions of the libraries that move, each in a folder of its own beside the environment.
 
-`make test-versions` runs the tests that would notice for all of them; tests/integration/test_library_versions.py runs the first
-of them for transformers alone. A folder is made once, with pip, and takes precedence over what is installed.
+`make test-versions` runs the tests that would notice for all of them; tests/integration/test_library_versions.py runs a
+few of them for transformers alone. A folder is made once, with pip, and takes precedence over what is installed.
 """
 
 import os

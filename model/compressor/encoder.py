@@ -16,7 +16,7 @@ from transpooler.model.input_checks import check_mask
 from transpooler.model.layout import Layout
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, is_scorer
+from transpooler.model.pooler import Pooler, Scorer
 
 
 class CompressorPreTrainedModel(PreTrainedModel):
@@ -33,8 +33,8 @@ class CompressorPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if is_scorer(module) and self.config.scorer_init_std is not None:
-            initialization.normal_(cast(Tensor, module.weight), std=self.config.scorer_init_std)
+        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
+            initialization.normal_(module.weight, std=self.config.scorer_init_std)
         if getattr(module, "starts_at_zero", False):
             initialization.zeros_(cast(Tensor, module.weight))
 

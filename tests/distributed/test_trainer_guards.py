@@ -78,14 +78,14 @@ def test_stopping_during_an_evaluation_and_by_the_clock(settings, tmp_path):
     assert forked.train(2, settings, log).codes() == [0, 0], log.read_text()
     assert [row["step"] for row in read_metrics(run) if row["split"] == "validation"] == [6, 12]
 
-    timed = [*settings, f"run={tmp_path / 'timed'}", "train.steps=100000", "train.max_time=4s"]
+    timed = [*settings, f"run={tmp_path / 'timed'}", "train.steps=100000", "train.max_time=12s"]
     started = time.monotonic()
     job = forked.train(2, timed, log)
     _wait_for_step(tmp_path / "timed", 1, job)
     shutil.rmtree(tmp_path / "timed" / "stacks")  # somebody tidies up a living run
     assert job.codes() == [75, 75], job.output()
-    assert time.monotonic() - started > 4
-    assert "train.max_time of 4 s is over: saved step" in job.output()
+    assert time.monotonic() - started > 12
+    assert "train.max_time of 12 s is over: saved step" in job.output()
     rows = read_metrics(tmp_path / "timed")
     assert RunFolder(tmp_path / "timed").checkpoint_steps()[-1] == (rows[-1]["step"] if rows else 0)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -63,8 +64,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "__init__.py").write_text(THE_USERS_OWN)
     (folder / "transpooler.yaml").write_text("mine: true\n")
     with open(folder / "papers.jsonl", "w", encoding="utf-8") as file:
+        draw = random.Random(0)
         for number in range(40):
-            words = [f"word{(number * 7 + place) % 50}" for place in range(60)]
+            words = draw.choices([f"word{each}" for each in range(50)], k=60)
             row = {"id": str(number), "article": " ".join(words) + ".", "abstract": " ".join(words[:9]) + "."}
             file.write(json.dumps(row) + "\n")
     return folder
