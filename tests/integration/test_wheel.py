@@ -65,7 +65,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "transpooler.yaml").write_text("mine: true\n")
     with open(folder / "papers.jsonl", "w", encoding="utf-8") as file:
         draw = random.Random(0)
-        for number in range(40):
+        for number in range(60):
             words = draw.choices([f"word{each}" for each in range(50)], k=60)
             row = {"id": str(number), "article": " ".join(words) + ".", "abstract": " ".join(words[:9]) + "."}
             file.write(json.dumps(row) + "\n")
