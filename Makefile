@@ -21,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLUSTER_LOG := $(VENV)/cluster-tests.log
-SHARED_OUT := $(BIN)/pytest -n 2 --dist worksteal
+SHARED_OUT := $(BIN)/pytest -n 3 --dist worksteal
 BUILD := $(BIN)/python -m transpooler.model.ops.soft_topk  # once, before many processes want it at the same time
 
 # DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.
