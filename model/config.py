@@ -87,7 +87,7 @@ class TranspoolerConfig(PreTrainedConfig):
     ) -> "TranspoolerConfig":
         """The configuration of `architecture` over a vocabulary; decoding starts with the bos token."""
         return cls(
-            **{name: value for name, value in asdict(architecture).items() if name != "kind"},
+            **{name: value for name, value in asdict(architecture).items() if name in shape_fields()},
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,

@@ -5,7 +5,6 @@ B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
@@ -17,9 +16,8 @@ from transpooler.model.layers.attention import CosSin
 from transpooler.model.layers.positions import rotary, sinusoidal
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer, FinalNorm
 from transpooler.model.layout import Layout
-from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler
+from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler, pool_packed
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -164,13 +162,13 @@ class TranspoolerEncoder(EncoderOnlyModel):
             if number == len(self.layers) and not self.norm_is_last:
                 x = self.final_norm(x)
             if str(number) in self.poolers:
-                x, layout, positions_P, stage = self._pool(number, x, layout, positions_P)
-                stages.append(stage)
+                pooler = cast(Pooler, self.poolers[str(number)])
+                pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size)
+                x, layout, positions_P = pooled.x_PD, pooled.layout, pooled.positions_P
+                stages.append(pooled.stage)
         if self.training:
             self.trained_stages = tuple(stages)
-        memory = layout.documents.to_rows(self.final_norm(x) if self.norm_is_last else x)
-        if not layout.all_real:
-            memory = memory.masked_fill(~layout.document_mask[..., None], 0)
+        memory = layout.to_memory(self.final_norm(x) if self.norm_is_last else x)
         return EncoderOutput(
             last_hidden_state=memory,
             hidden_states=(*hidden_states, memory) if keep_all else None,
@@ -186,22 +184,9 @@ class TranspoolerEncoder(EncoderOnlyModel):
         block, flat = self.config.block_size, given.flatten(0, 1)
         if attention_mask is None:
             layout = Layout([num_tokens] * batch, block, given.device)
-            positions_P = torch.arange(num_tokens, device=given.device).repeat(batch)
         else:
             layout, at_P = Layout.from_mask(attention_mask.bool(), block)
             flat = flat.index_select(0, at_P)
-            positions_P = layout.documents.to_tokens(torch.arange(layout.longest, device=given.device).repeat(batch, 1))
+        positions_P = layout.positions()
         embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
         return self.embedder(embeddings, positions_P), layout, positions_P
-
-    def _pool(
-        self, number: int, x_PD: Tensor, layout: Layout, positions_P: Tensor
-    ) -> tuple[Tensor, Layout, Tensor, PooledStage]:
-        pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
-        # Reentrant checkpointing returns a plain tuple.
-        pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN))
-        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
-        lengths = [pooler.stage.slots(length) for length in layout.lengths]
-        after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
-        positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
-        return after.documents.to_tokens(pooled.embeddings), after, after.documents.to_tokens(positions_BS), stage

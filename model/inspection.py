@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from transpooler.model.encoder import TranspoolerEncoder
-from transpooler.model.layout import front_order
+from transpooler.model.ops.soft_topk.tournament import front_order
 from transpooler.model.outputs import PooledStage, Selection
 
 NUM_TENTHS = 10

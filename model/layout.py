@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from transpooler.model.ops.soft_topk.tournament import front_order
+
 
 class Grid:
     """Rows of equal width of which the packed tokens fill the front."""
@@ -62,6 +64,16 @@ class Layout:
             real_P = real_P if mask_BN is None else self.documents.to_tokens(mask_BN)
             self.block_mask = open_empty_rows(self.blocks.to_rows(real_P))[:, None, None]
 
+    def positions(self) -> Tensor:
+        """int64 (P,): the position of each packed token in its document."""
+        positions_N = torch.arange(self.longest, device=self.document_mask.device)
+        return self.documents.to_tokens(positions_N.repeat(len(self.lengths), 1))
+
+    def to_memory(self, x_PD: Tensor) -> Tensor:
+        """(P, D) -> (B, S, D), zero in empty slots."""
+        memory = self.documents.to_rows(x_PD)
+        return memory if self.all_real else memory.masked_fill(~self.document_mask[..., None], 0)
+
     @classmethod
     def from_mask(cls, mask_BN: Tensor, block: int | None) -> "tuple[Layout, Tensor]":
         """Return the layout of the True tokens and their indices (P,) in the flattened mask; an empty row keeps one."""
@@ -84,8 +96,3 @@ class Layout:
 def open_empty_rows(mask: Tensor) -> Tensor:
     """Unmask rows that are fully masked: softmax over an empty row is NaN. Their output is never read."""
     return mask | ~mask.any(dim=-1, keepdim=True)
-
-
-def front_order(mask_BN: Tensor) -> Tensor:
-    """int64 (B, N): columns of each row with its real tokens first, in order."""
-    return (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices

@@ -1,7 +1,7 @@
 """One stage of the pooling schedule: score every token, keep the few that matter."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.transformer import FinalNorm
+from transpooler.model.layout import Layout
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
+from transpooler.model.outputs import PooledStage
 
 SCORE_FLOOR = 1e-5
 
@@ -84,3 +86,40 @@ class Pooler(GradientCheckpointingLayer):
             slots=self.stage.slots(mask_BN.shape[1]),
             **{name: settings[name] for name in operator.settings},
         )
+
+
+class PooledTokens(NamedTuple):
+    """Packed tokens after a stage."""
+
+    x_PD: Tensor
+    layout: Layout
+    positions_P: Tensor
+    """int64: position in the document of each slot's winner."""
+    carried_PE: Tensor | None
+    stage: PooledStage
+    """What the stage did."""
+
+
+def pool_packed(
+    pooler: Pooler,
+    x_PD: Tensor,
+    layout: Layout,
+    positions_P: Tensor,
+    block_size: int | None,
+    carried_PE: Tensor | None = None,
+) -> PooledTokens:
+    """Pool packed tokens, and what is carried along with them; `block_size` is that of the layers that follow."""
+    to_rows, mask_BN = layout.documents.to_rows, layout.document_mask
+    carried_BNE = None if carried_PE is None else to_rows(carried_PE)
+    # Reentrant checkpointing returns a plain tuple.
+    pooled = SoftTopK(*pooler(to_rows(x_PD), mask_BN, carried_BNE))
+    lengths = [pooler.stage.slots(length) for length in layout.lengths]
+    after = Layout(lengths, block_size, x_PD.device, None if layout.all_real else pooled.mask)
+    x, *carried = after.documents.to_tokens(pooled.embeddings).split(x_PD.shape[-1], dim=-1)
+    return PooledTokens(
+        x_PD=x,
+        layout=after,
+        positions_P=after.documents.to_tokens(to_rows(positions_P).gather(1, pooled.positions)),
+        carried_PE=carried[0] if carried else None,
+        stage=PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None),
+    )

@@ -14,9 +14,8 @@ from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.hosted import host, run_layers
 from transpooler.model.input_checks import check_mask
 from transpooler.model.layout import Layout
-from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Scorer
+from transpooler.model.pooler import Pooler, Scorer, pool_packed
 
 
 class CompressorPreTrainedModel(PreTrainedModel):
@@ -96,41 +95,24 @@ class CompressorEncoder(CompressorPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, at_P = Layout.from_mask(mask.bool(), self.config.block_size)
         ids_P = input_ids.flatten().index_select(0, at_P)
-        positions_P = layout.documents.to_tokens(
-            torch.arange(layout.longest, device=input_ids.device).repeat(len(input_ids), 1)
-        )
-        x = carried = self.get_input_embeddings()(ids_P)
+        positions_P = layout.positions()
+        x = self.get_input_embeddings()(ids_P)
+        carried = x if self.config.carry_embeddings else None
         done, stages = 0, []
         for stage in self.config.stages:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer
-            x, carried, layout, positions_P, pooled = self._pool(done, x, carried, layout, positions_P)
-            stages.append(pooled)
+            pooler = cast(Pooler, self.poolers[str(done)])
+            pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size, carried)
+            x, layout, positions_P, carried = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.carried_PE
+            stages.append(pooled.stage)
         if self.training:
             self.trained_stages = tuple(stages)
         x = run_layers(self.stock, done + 1, self.stock.config.num_hidden_layers, x, layout)
         slots = self.adapter(cast(nn.Module, self.stock.norm)(x))
-        if self.config.carry_embeddings:
-            slots = carried + slots
-        slots = layout.documents.to_rows(slots)
-        if not layout.all_real:
-            slots = slots.masked_fill(~layout.document_mask[..., None], 0)
         return EncoderOutput(
-            last_hidden_state=slots,
+            last_hidden_state=layout.to_memory(slots if carried is None else carried + slots),
             attention_mask=layout.document_mask.long(),
             positions=layout.documents.to_rows(positions_P),
             pooled_stages=tuple(stages) if output_pooling else None,
         )
-
-    def _pool(
-        self, number: int, x_PD: Tensor, carried_PD: Tensor, layout: Layout, positions_P: Tensor
-    ) -> tuple[Tensor, Tensor, Layout, Tensor, PooledStage]:
-        pooler, mask_BN = cast(Pooler, self.poolers[str(number)]), layout.document_mask
-        carried_BND = layout.documents.to_rows(carried_PD) if self.config.carry_embeddings else None
-        pooled = SoftTopK(*pooler(layout.documents.to_rows(x_PD), mask_BN, carried_BND))
-        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None)
-        lengths = [pooler.stage.slots(length) for length in layout.lengths]
-        after = Layout(lengths, self.config.block_size, x_PD.device, None if layout.all_real else pooled.mask)
-        positions_BS = layout.documents.to_rows(positions_P).gather(1, pooled.positions)
-        parts = after.documents.to_tokens(pooled.embeddings).split(x_PD.shape[-1], dim=-1)
-        return parts[0], parts[-1], after, after.documents.to_tokens(positions_BS), stage

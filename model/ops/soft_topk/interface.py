@@ -15,7 +15,7 @@ from transpooler.model.ops.soft_topk.argument_checks import (
 )
 from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
 from transpooler.model.ops.soft_topk.reference import reference_soft_topk
-from transpooler.model.ops.soft_topk.tournament import num_rounds
+from transpooler.model.ops.soft_topk.tournament import front_order, num_rounds
 
 
 class SoftTopK(NamedTuple):
@@ -107,7 +107,7 @@ def sort_best_first(pooled: SoftTopK) -> SoftTopK:
 
 def _identity(embeddings_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor, keep_order: bool) -> SoftTopK:
     """N <= k: nothing to choose, so that real tokens move to the front, and empty slots are zero."""
-    order_BS = (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices
+    order_BS = front_order(mask_BN)
     filled_BS = mask_BN.gather(1, order_BS)
     embeddings_BSD = embeddings_BND.gather(1, order_BS[..., None].expand_as(embeddings_BND))
     pooled = SoftTopK(

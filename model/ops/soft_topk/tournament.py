@@ -21,6 +21,11 @@ def num_rounds(num_tokens: int, k: int) -> int:
     return rounds
 
 
+def front_order(mask_BN: Tensor) -> Tensor:
+    """int64 (B, N): columns of each row with its real tokens first, in order."""
+    return (~mask_BN).to(torch.uint8).sort(dim=1, stable=True).indices
+
+
 class _Round(NamedTuple):
     """What the backward pass needs of one round; V = survivors before it, W = after it."""
 
