@@ -14,7 +14,7 @@ from transpooler.launch.arguments import Parser, add_command
 from transpooler.launch.exits import run_continued, run_guarded
 
 COMMANDS = (
-    *("prepare", "inspect", "verify", "order", "train", "launch", "doctor", "checkpoints", "evaluate"),
+    *("prepare", "inspect", "verify", "order", "adopt", "train", "launch", "doctor", "checkpoints", "evaluate"),
     *("summarize", "report", "export", "bench", "demo"),
 )
 CONTINUED = ("train", "launch", "evaluate")

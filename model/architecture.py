@@ -12,11 +12,23 @@ OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "itera
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
 CHOICES = {
     "kind": ("seq2seq", "compressor"),
-    "activation": ("relu", "gelu", "swiglu"),
+    "activation": ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"),
     "norm": ("pre", "post"),
-    "positions": ("sinusoidal", "rotary", "learned"),
+    "norm_kind": ("layer", "rms"),
+    "positions": ("sinusoidal", "rotary", "learned", "relative"),
+    "sinusoid_steps": ("half", "half_less_one"),
+    "block_positions": ("document", "block"),
     "pooling_norm": ("after", "before"),
 }
+
+
+GATED = ("swiglu", "geglu")
+"""Activations that are gates."""
+COUNTS = (
+    *("d_model", "encoder_layers", "decoder_layers", "num_heads", "head_dim", "kv_heads", "ffn_dim", "max_positions"),
+    *("relative_buckets", "relative_max_distance", "vocab_rows"),
+)
+"""Fields that are at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +70,57 @@ class Architecture:
     encoder_layers: int = 6
     decoder_layers: int = 6
     num_heads: int = 8
+    head_dim: int | None = None
+    """Width of a head; null = d_model / num_heads."""
+    kv_heads: int | None = None
+    """Heads of keys and values, shared by groups of queries' heads (Ainslie et al. 2023); null = num_heads."""
+    attention_scale: float | None = None
+    """Factor of the scores q·k; null = head_dim^-1/2. T5's is 1."""
+    attention_bias: bool = True
+    """Biases in the four projections of attention."""
     ffn_dim: int = 2048
     """Inner width of the feed-forward layers."""
+    ffn_bias: bool = True
     activation: str = "relu"
-    """relu, gelu or swiglu (gated)."""
+    """relu, gelu, gelu_tanh or silu; swiglu and geglu are silu and gelu_tanh as gates (Shazeer 2020)."""
     norm: str = "post"
     """post (paper) or pre."""
+    norm_kind: str = "layer"
+    """layer (LayerNorm) or rms (RMSNorm, Zhang and Sennrich 2019: no mean, no bias)."""
+    norm_eps: float = 1e-5
     positions: str = "sinusoidal"
-    """sinusoidal (paper; added to the embeddings), rotary (follows the positions of pooled tokens) or learned
-    (BART's: a table of max_positions, added)."""
+    """sinusoidal (paper; added to the embeddings), rotary, learned (BART's: a table of max_positions, added) or
+    relative (T5's: a bias for each bucket of distances). Rotary and relative ones follow the tokens that were kept."""
     max_positions: int = 8192
-    """learned: rows of the table; no document and no summary may be longer, in tokens."""
+    """learned: rows of the table; no document (no block, with block_positions=block) and no summary may be longer, in
+    tokens."""
+    sinusoid_steps: str = "half"
+    """sinusoidal: wavelengths go to 10000 in d_model/2 steps (half), or in one less (half_less_one, fairseq's)."""
+    position_offset: int = 0
+    """sinusoidal: number of the first position."""
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    """relative: distances from here on share a bucket."""
+    relative_per_layer: bool = False
+    """relative: a table for each layer, as UMT5 has, not one for each stack."""
+    block_positions: str = "document"
+    """Where a token's sinusoid or learned position counts from: its document, or its encoder block."""
+    embedding_scale: float | None = None
+    """Factor of the token embeddings; null = d_model^1/2 with sinusoidal positions, else 1."""
     embedding_norm: bool = False
-    """A LayerNorm over the embeddings before the first layer, as BART has."""
+    """A norm over the embeddings before the first layer, as BART has."""
+    decoder_norm_first: bool = False
+    """embedding_norm in the decoder comes before positions are added, as in Blenderbot-small."""
+    tied_head: bool = True
+    """The head's weights are the embeddings."""
+    logits_scale: float = 1.0
+    """Factor of what the head reads. T5's is d_model^-1/2."""
+    logits_bias: bool = False
+    """A bias for each token of the vocabulary, as Marian has."""
+    decoder_start_token_id: int | None = None
+    """Token with which the decoder begins; null = the tokenizer's <s>."""
+    vocab_rows: int | None = None
+    """Rows of the table of embeddings; null = one for each token of the tokenizer, at least these."""
     block_size: int | None = 512
     """Tokens per encoder attention block; null = full attention (the vanilla Transformer)."""
     pooling: tuple[PoolingStage, ...] = field(default_factory=tuple)
@@ -91,11 +141,25 @@ class Architecture:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 yield name, f"is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
-        for name in ("d_model", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "max_positions"):
-            if getattr(self, name) < 1:
-                yield name, f"is {getattr(self, name)}; must be at least 1"
-        if self.num_heads >= 1 and self.d_model % (2 * self.num_heads):
+        for name in COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield name, f"is {value}; must be at least 1"
+        if self.head_dim is None and self.num_heads >= 1 and self.d_model % (2 * self.num_heads):
             yield "d_model", f"is {self.d_model}; must be a multiple of 2 x num_heads = {2 * self.num_heads}"
+        if (self.head_dim or 2) % 2:
+            yield "head_dim", f"is {self.head_dim}; must be even"
+        if self.kv_heads and self.num_heads % self.kv_heads:
+            yield "kv_heads", f"is {self.kv_heads}; must divide num_heads = {self.num_heads}"
+        for name in ("norm_eps", "embedding_scale", "attention_scale", "logits_scale"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                yield name, f"is {value}; must be above 0"
+        for name in ("position_offset", "decoder_start_token_id"):
+            if (getattr(self, name) or 0) < 0:
+                yield name, f"is {getattr(self, name)}; must not be negative"
+        # A direction has half of the buckets, and half of those count single steps.
+        if self.relative_buckets % 4 or not self.relative_buckets <= 2 * self.relative_max_distance:
+            most = f"at most 2 x relative_max_distance = {2 * self.relative_max_distance}"
+            yield "relative_buckets", f"is {self.relative_buckets}; must be a multiple of 4, and {most}"
         if self.block_size is not None and self.block_size < 1:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for full attention"
         if not 0 <= self.dropout < 1:
@@ -107,10 +171,21 @@ class Architecture:
                 yield name, f"is {getattr(self, name)}; must not be negative"
         yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
 
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layers have a gate."""
+        return self.activation in GATED
+
 
 def shape_fields() -> list[str]:
-    """Names of the fields that describe the model, without its kind."""
-    return [entry.name for entry in fields(Architecture) if entry.name != "kind"]
+    """Names of the fields that describe the model, without its kind and what depends on the vocabulary."""
+    other = ("kind", "vocab_rows", "decoder_start_token_id")
+    return [entry.name for entry in fields(Architecture) if entry.name not in other]
 
 
 def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:

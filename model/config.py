@@ -47,12 +47,30 @@ class TranspoolerConfig(PreTrainedConfig):
     encoder_layers: int = Architecture.encoder_layers
     decoder_layers: int = Architecture.decoder_layers
     num_heads: int = Architecture.num_heads
+    head_dim: int | None = Architecture.head_dim
+    kv_heads: int | None = Architecture.kv_heads
+    attention_scale: float | int | None = Architecture.attention_scale
+    attention_bias: bool = Architecture.attention_bias
     ffn_dim: int = Architecture.ffn_dim
+    ffn_bias: bool = Architecture.ffn_bias
     activation: str = Architecture.activation
     norm: str = Architecture.norm
+    norm_kind: str = Architecture.norm_kind
+    norm_eps: float = Architecture.norm_eps
     positions: str = Architecture.positions
     max_positions: int = Architecture.max_positions
+    sinusoid_steps: str = Architecture.sinusoid_steps
+    position_offset: int = Architecture.position_offset
+    relative_buckets: int = Architecture.relative_buckets
+    relative_max_distance: int = Architecture.relative_max_distance
+    relative_per_layer: bool = Architecture.relative_per_layer
+    block_positions: str = Architecture.block_positions
+    embedding_scale: float | int | None = Architecture.embedding_scale
     embedding_norm: bool = Architecture.embedding_norm
+    decoder_norm_first: bool = Architecture.decoder_norm_first
+    tied_head: bool = Architecture.tied_head
+    logits_scale: float | int = Architecture.logits_scale
+    logits_bias: bool = Architecture.logits_bias
     block_size: int | None = Architecture.block_size
     pooling: list | tuple = ()
     pooling_base: float = Architecture.pooling_base
@@ -85,12 +103,13 @@ class TranspoolerConfig(PreTrainedConfig):
     def from_architecture(
         cls, architecture: Architecture, *, vocab_size: int, pad_token_id: int, bos_token_id: int, eos_token_id: int
     ) -> "TranspoolerConfig":
-        """The configuration of `architecture` over a vocabulary; decoding starts with the bos token."""
+        """The configuration of `architecture` over a vocabulary; decoding starts with bos, if with no other."""
+        start = architecture.decoder_start_token_id
         return cls(
             **{name: value for name, value in asdict(architecture).items() if name in shape_fields()},
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
-            decoder_start_token_id=bos_token_id,
+            decoder_start_token_id=bos_token_id if start is None else start,
         )

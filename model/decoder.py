@@ -1,5 +1,7 @@
 """The decoder: an ordinary Transformer decoder whose memory is the few slots that the encoder kept."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -8,9 +10,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.encoder import Embedder, TranspoolerPreTrainedModel
+from transpooler.model.encoder import TranspoolerPreTrainedModel
 from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown, settle_cache
-from transpooler.model.layers.transformer import DecoderLayer, FinalNorm
+from transpooler.model.layers.embedder import Embedder
+from transpooler.model.layers.norms import FinalNorm
+from transpooler.model.layers.positions import RelativeBias, add_bias
+from transpooler.model.layers.transformer import DecoderLayer
 from transpooler.model.layout import open_empty_rows
 
 
@@ -20,7 +25,9 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
-        self.embedder = Embedder(config)
+        self.embedder = Embedder(config, norm_first=config.decoder_norm_first)
+        relative = config.positions == "relative"
+        self.relative_bias = RelativeBias(config, config.decoder_layers, bidirectional=False) if relative else None
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.decoder_layers))
         self.final_norm = FinalNorm(config)
         self.post_init()
@@ -61,8 +68,9 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         cos_sin = self.cos_sin(positions, x)
         own_cache = None if past_key_values is None else past_key_values.self_attention_cache
         mask = create_causal_mask(self.config, x, attention_mask, own_cache)
+        masks = self._add_biases(mask, positions)
         hidden_states, attentions, cross_attentions = [], [], []
-        for layer in self.layers:
+        for layer, mask in zip(self.layers, masks, strict=True):
             hidden_states.append(x)
             x, weights, cross_weights = layer(
                 x, encoder_hidden_states, memory_mask, mask, cos_sin, output_attentions, past_key_values=past_key_values
@@ -77,6 +85,19 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
             cross_attentions=tuple(cross_attentions) if output_attentions else None,
         )
+
+    def _add_biases(self, mask: Any, positions_1T: Tensor) -> list[Tensor | None]:
+        """The layers' masks; with relative positions the layers' biases where `mask` (None: causal) lets attend."""
+        if self.relative_bias is None:
+            return [mask] * len(self.layers)
+        num_keys = mask.shape[-1] if mask is not None else int(positions_1T[0, -1]) + 1
+        keys_1M = torch.arange(num_keys, device=positions_1T.device)[None]
+        if mask is None:
+            mask = (keys_1M[:, None] <= positions_1T[..., None])[:, None]
+        buckets = self.relative_bias.buckets(positions_1T, keys_1M)
+        if len(self.relative_bias.tables) == 1:
+            return [add_bias(self.relative_bias(buckets, 0), mask)] * len(self.layers)
+        return [add_bias(self.relative_bias(buckets, layer), mask) for layer in range(len(self.layers))]
 
 
 def _prepare_memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:

@@ -5,16 +5,18 @@ B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown
 from transpooler.model.layers.attention import CosSin
-from transpooler.model.layers.positions import rotary, sinusoidal
-from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer, FinalNorm
+from transpooler.model.layers.embedder import Embedder
+from transpooler.model.layers.norms import FinalNorm
+from transpooler.model.layers.positions import RelativeBias, add_bias, rotary
+from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler, pool_packed
@@ -71,30 +73,7 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
         """Return what `positions.rotary` gives for the attention heads, if the positions are rotary."""
         if self.config.positions != "rotary":
             return None
-        return rotary(positions, self.config.d_model // self.config.num_heads, x.dtype)
-
-
-class Embedder(nn.Module):
-    """Adds positions to token embeddings: sinusoids (after scaling by sqrt(D)), learned ones, or none if they are
-    rotary; then applies the norm, if there is one."""
-
-    def __init__(self, config: TranspoolerConfig) -> None:
-        super().__init__()
-        self.sinusoids, self.dropout = config.positions == "sinusoidal", config.dropout
-        learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_positions, config.d_model) if learned else None
-        self.norm = nn.LayerNorm(config.d_model) if config.embedding_norm else None
-
-    def forward(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """embeddings (..., D), positions int64 (...)."""
-        if self.sinusoids:
-            dim = embeddings.shape[-1]
-            embeddings = embeddings * dim**0.5 + sinusoidal(positions, dim, embeddings.dtype)
-        if self.positions is not None:
-            embeddings = embeddings + self.positions(positions)
-        if self.norm is not None:
-            embeddings = self.norm(embeddings)
-        return F.dropout(embeddings, self.dropout, self.training)
+        return rotary(positions, self.config.architecture.head_width, x.dtype)
 
 
 class EncoderOnlyModel(TranspoolerPreTrainedModel):
@@ -121,6 +100,8 @@ class TranspoolerEncoder(EncoderOnlyModel):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         stages = config.architecture.pooling
         self.poolers = nn.ModuleDict({str(stage.after_layer): encoder_pooler(config, stage) for stage in stages})
+        relative = config.positions == "relative"
+        self.relative_bias = RelativeBias(config, config.encoder_layers, bidirectional=True) if relative else None
         self.final_norm = FinalNorm(config)
         self.norm_is_last = not any(closes_stack(config, stage) for stage in stages)
         self.trained_stages: tuple[PooledStage, ...] = ()
@@ -152,12 +133,13 @@ class TranspoolerEncoder(EncoderOnlyModel):
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x, layout, positions_P = self._pack(given, attention_mask)
         hidden_states, attentions, stages = [], [], []
+        masks = _Masks(self.relative_bias, layout)
         for number, layer in enumerate(self.layers, 1):
             if keep_all:
                 hidden_states.append(layout.documents.to_rows(x))
                 # Continue from the tensor that is returned, so that callers can differentiate with respect to it.
                 x = layout.documents.to_tokens(hidden_states[-1])
-            x, weights = layer(x, layout, self.cos_sin(positions_P, x), output_attentions)
+            x, weights = layer(x, layout, masks.of_layer(number - 1), self.cos_sin(positions_P, x), output_attentions)
             attentions.append(weights)
             if number == len(self.layers) and not self.norm_is_last:
                 x = self.final_norm(x)
@@ -165,6 +147,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
                 pooler = cast(Pooler, self.poolers[str(number)])
                 pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size)
                 x, layout, positions_P = pooled.x_PD, pooled.layout, pooled.positions_P
+                masks = _Masks(self.relative_bias, layout, positions_P)
                 stages.append(pooled.stage)
         if self.training:
             self.trained_stages = tuple(stages)
@@ -189,4 +172,28 @@ class TranspoolerEncoder(EncoderOnlyModel):
             flat = flat.index_select(0, at_P)
         positions_P = layout.positions()
         embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
-        return self.embedder(embeddings, positions_P), layout, positions_P
+        counted_P = positions_P % layout.block if self.config.block_positions == "block" else positions_P
+        return self.embedder(embeddings, counted_P), layout, positions_P
+
+
+class _Masks:
+    """The attention masks of the layers between two stages: the layout's, or that and the layers' relative biases."""
+
+    def __init__(self, bias: RelativeBias | None, layout: Layout, positions_P: Tensor | None = None) -> None:
+        """Without positions, those of a block follow one another, so that one row serves all."""
+        self.bias, self.mask = bias, layout.block_mask
+        self.shared: Tensor | None = None
+        if bias is not None:
+            one_row = torch.arange(layout.block, device=layout.document_mask.device)[None]
+            positions_Rm = one_row if positions_P is None else layout.blocks.to_rows(positions_P)
+            self.buckets = bias.buckets(positions_Rm, positions_Rm)
+
+    def of_layer(self, layer: int) -> Tensor | None:
+        if self.bias is None:
+            return self.mask
+        if self.shared is not None:
+            return self.shared
+        mask = add_bias(self.bias(self.buckets, layer), self.mask)
+        if len(self.bias.tables) == 1:
+            self.shared = mask
+        return mask

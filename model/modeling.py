@@ -112,7 +112,9 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__(config)
         self.model = TranspoolerModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.logits_bias)
+        if not config.tied_head:
+            self._tied_weights_keys = {}
         self.post_init()
 
     @can_return_tuple
@@ -141,10 +143,9 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         past_key_values; ValueError for arguments out of shape, TypeError for unknown ones.
         """
         refuse_unknown(kwargs, self)
-        if labels is not None:
-            use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        use_cache = use_cache if labels is None else False
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -159,7 +160,8 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(outputs.last_hidden_state)
+        scale = self.config.logits_scale
+        logits = self.lm_head(outputs.last_hidden_state if scale == 1 else outputs.last_hidden_state * scale)
         return Seq2SeqLMOutput(
             loss=None if labels is None else token_loss(logits, labels, num_items_in_batch),
             logits=logits,

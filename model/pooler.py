@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.config import TranspoolerConfig
-from transpooler.model.layers.transformer import FinalNorm
+from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layout import Layout
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK

@@ -86,7 +86,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     step = checkpoint.agree_on_newest_valid(run)
     model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
     if config.train.init_from is not None and step is None:
-        start_from(model, Path(config.train.init_from), config, loader.tokenizer)
+        start_from(model, config.train.init_from, config, loader.tokenizer)
     engine = create_engine(model, config.engine, config.optimizer, settings)
     facts = {
         "world_size": world_size,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transpooler.data_pipeline.config import DataConfig
-from transpooler.data_pipeline.limits import cut
+from transpooler.data_pipeline.limits import begin, cut
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.objectives.sentences import count_forced_cuts
 from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
@@ -44,4 +44,5 @@ class ExampleMaker:
             source = source[start : start + window].astype(np.int64)
         source, target = self._make_pair(source, document.target, config, self._vocabulary, rng)
         eos = self.special.eos
-        return cut(source, config.max_source_tokens, eos), cut(target, config.max_target_tokens, eos)
+        begun = begin(target, config.target_prefix_ids)
+        return cut(source, config.max_source_tokens, eos), cut(begun, config.max_target_tokens, eos)

@@ -28,14 +28,19 @@ class Attention(nn.Module):
     def __init__(self, config: TranspoolerConfig, layer: int = 0) -> None:
         super().__init__()
         self.config, self.num_heads, self.layer = config, config.num_heads, layer
-        self.scaling = (config.d_model // config.num_heads) ** -0.5
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(config.d_model, config.d_model) for _ in range(4)
+        self.head_width = width = config.architecture.head_width
+        self.num_key_value_groups = config.num_heads // (config.kv_heads or config.num_heads)
+        """Heads of queries that share one of keys and values; `transformers` reads it under this name."""
+        self.scaling = width**-0.5 if config.attention_scale is None else config.attention_scale
+        queries, keys = config.num_heads * width, config.num_heads // self.num_key_value_groups * width
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(config.d_model, wide, bias=config.attention_bias) for wide in (queries, keys, keys)
         )
+        self.out_proj = nn.Linear(queries, config.d_model, bias=config.attention_bias)
 
-    def split(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, H, N, K)."""
-        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def split(self, x_BNE: Tensor) -> Tensor:
+        """(B, N, H·K) -> (B, H, N, K)."""
+        return x_BNE.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def attend(
         self, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, output_attentions: bool
@@ -56,19 +61,24 @@ class Attention(nn.Module):
 class BlockAttention(Attention):
     """The encoder's self-attention: each token sees the real tokens of its own block of m."""
 
-    def forward(self, x_PD: Tensor, layout: Layout, cos_sin: CosSin | None, output_attentions: bool) -> Attended:
-        """x_PD and its output (P, D); weights (B, H, N, m): column j is the j-th token of the query's block."""
+    def forward(
+        self, x_PD: Tensor, layout: Layout, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
+    ) -> Attended:
+        """x_PD and its output (P, D); weights (B, H, N, m): column j is the j-th token of the query's block.
+
+        `mask` (R or 1, H or 1, m or 1, m) as in `attend`: the layout's, or that and a bias.
+        """
         q, k, v = (project(x_PD) for project in (self.q_proj, self.k_proj, self.v_proj))
         if cos_sin is not None:
-            q, k = (rotate(part.unflatten(-1, (self.num_heads, -1)), cos_sin).flatten(1) for part in (q, k))
+            q, k = (rotate(part.unflatten(-1, (-1, self.head_width)), cos_sin).flatten(1) for part in (q, k))
         q, k, v = (self.split(layout.blocks.to_rows(part)) for part in (q, k, v))
-        out_RmD, weights = self.attend(q, k, v, layout.block_mask, output_attentions)
+        out_RmD, weights = self.attend(q, k, v, mask, output_attentions)
         if weights is not None and layout.blocks.rows > len(layout.lengths):
             # (R, H, m, m) -> (B, H, N, m). The output is computed from the tensor that is returned, so that callers can
             # differentiate with respect to it.
             weights = layout.documents.to_rows(layout.blocks.to_tokens(weights.transpose(1, 2))).transpose(1, 2)
             regrouped = layout.blocks.to_rows(layout.documents.to_tokens(weights.transpose(1, 2))).transpose(1, 2)
-            out_RmD = (regrouped @ v).transpose(1, 2).flatten(2)
+            out_RmD = (regrouped @ repeat_heads(v, self.num_key_value_groups)).transpose(1, 2).flatten(2)
         return self.out_proj(layout.blocks.to_tokens(out_RmD)), weights
 
 
@@ -125,6 +135,7 @@ def eager_attention(
     module: Attention, q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, mask: Tensor | None, *, scaling: float, **kwargs
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention step by step; output (B, N, H, K) and weights (B, H, N, M). Masks as in `Attention.attend`."""
+    k_BHMK, v_BHMK = (repeat_heads(part, module.num_key_value_groups) for part in (k_BHMK, v_BHMK))
     scores = q_BHNK @ k_BHMK.transpose(2, 3) * scaling
     num_queries, num_keys = scores.shape[2:]
     if mask is None and module.is_causal and num_queries > 1:
@@ -135,3 +146,8 @@ def eager_attention(
         scores = scores + mask
     weights = scores.softmax(dim=-1)
     return (weights @ v_BHMK).transpose(1, 2).contiguous(), weights
+
+
+def repeat_heads(x_BGMK: Tensor, groups: int) -> Tensor:
+    """(B, G, M, K) -> (B, G·groups, M, K): each head of keys or values, once for each head of queries that reads it."""
+    return x_BGMK if groups == 1 else x_BGMK.repeat_interleave(groups, dim=1)

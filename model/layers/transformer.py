@@ -1,27 +1,40 @@
 """Transformer layers with the norm after the sum (post, as in the paper) or before the sublayer (pre)."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from transpooler.model.architecture import GATED
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
+from transpooler.model.layers.norms import make_norm
 from transpooler.model.layout import Layout
+
+GELU_TANH = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": GELU_TANH,
+    "silu": F.silu,
+    "swiglu": F.silu,
+    "geglu": GELU_TANH,
+}
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with ReLU, GELU or a SiLU gate (SwiGLU, Shazeer 2020) between them."""
+    """Two linear maps with an activation between them, or with a gate (GLU, Shazeer 2020)."""
 
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
-        functions: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
-        self.activation = functions[config.activation]
-        self.fc_in = nn.Linear(config.d_model, config.ffn_dim)
-        self.gate = nn.Linear(config.d_model, config.ffn_dim) if config.activation == "swiglu" else None
-        self.fc_out = nn.Linear(config.ffn_dim, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.fc_in = nn.Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias)
+        gated = config.activation in GATED
+        self.gate = nn.Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias) if gated else None
+        self.fc_out = nn.Linear(config.ffn_dim, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -36,7 +49,7 @@ class Residual(nn.Module):
     def __init__(self, config: TranspoolerConfig) -> None:
         super().__init__()
         self.pre = config.norm == "pre"
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = make_norm(config)
         self.dropout = config.dropout
 
     def before(self, x: Tensor) -> Tensor:
@@ -57,9 +70,12 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.attention, self.ffn = BlockAttention(config), FeedForward(config)
         self.attention_residual, self.ffn_residual = Residual(config), Residual(config)
 
-    def forward(self, x_PD: Tensor, layout: Layout, cos_sin: CosSin | None, output_attentions: bool) -> Attended:
+    def forward(
+        self, x_PD: Tensor, layout: Layout, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
+    ) -> Attended:
         """Packed tokens (P, D) -> (P, D), and the weights as BlockAttention returns them."""
-        out, weights = self.attention(self.attention_residual.before(x_PD), layout, cos_sin, output_attentions)
+        read = self.attention_residual.before(x_PD)
+        out, weights = self.attention(read, layout, mask, cos_sin, output_attentions)
         x_PD = self.attention_residual.after(x_PD, out)
         return self.ffn_residual.after(x_PD, self.ffn(self.ffn_residual.before(x_PD))), weights
 
@@ -91,14 +107,3 @@ class DecoderLayer(GradientCheckpointingLayer):
         out, cross_weights = self.cross_attention(read, memory_BSD, memory_mask, cache, output_attentions)
         x_BTD = self.cross_residual.after(x_BTD, out)
         return self.ffn_residual.after(x_BTD, self.ffn(self.ffn_residual.before(x_BTD))), weights, cross_weights
-
-
-class FinalNorm(nn.Module):
-    """The norm that closes a stack of pre-norm layers; the identity for post-norm layers."""
-
-    def __init__(self, config: TranspoolerConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else self.norm(x)

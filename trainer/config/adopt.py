@@ -1,10 +1,13 @@
-"""What the weights that a run starts from say about its `model:` section, so that nobody has to write it out."""
+"""What the weights that a run starts from say about its configuration, so that nobody has to write it out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from transpooler.common import UserError
+from transpooler.data_pipeline.config import DataConfig
+from transpooler.model.architecture import Architecture
 from transpooler.trainer.run_folder import RunFolder
 
 _NOT_OF_THE_MODEL = ("architectures", "transformers_version", "_name_or_path", "dtype", "use_cache", "auto_map")
@@ -14,44 +17,100 @@ _DECODER_ONLY = {"hidden_size", "num_hidden_layers", "num_attention_heads", "int
 
 
 def adopt_weights(values: dict[str, Any]) -> None:
-    """Fill in the `model:` keys that follow from train.init_from; what is written there already stays.
+    """Fill in what follows from train.init_from; what is written stays. A run that has begun needs the weights no more.
 
-    UserError where the weights cannot be read; a run that has begun needs them no more.
+    UserError where the weights cannot be read.
     """
-    model, train = values.get("model"), values.get("train")
-    if not isinstance(model, dict) or model.get("kind") != "compressor" or not isinstance(train, Mapping):
+    train = values.get("train")
+    if not isinstance(train, Mapping) or not isinstance(train.get("init_from"), str):
         return
-    reader = train.get("init_from")
-    encoder = train.get("init_encoder_from") or reader
-    for key, source in (("reader", reader), ("encoder", encoder)):
-        if source is None or key in model:
-            continue
-        try:
-            model[key] = _read_causal_config(str(source), key)
-        except UserError:
-            saved = _saved_model(values)
-            if key not in saved:
-                raise
-            model[key] = saved[key]
+    model = values.setdefault("model", {})
+    if not isinstance(model, dict):
+        return
+    if "kind" not in model and (kind := _kind(values, train["init_from"])) is not None:
+        model["kind"] = kind
+    if model.get("kind") == "compressor":
+        _adopt_causal(values, model, train)
+    elif model.get("kind", "seq2seq") == "seq2seq":
+        _adopt_seq2seq(values, model, train["init_from"])
+
+
+def _kind(values: Mapping[str, Any], source: str) -> str | None:
+    """Which kind of model the run has, or can make of the weights; None where that is not known."""
+    if "model" in (saved := _saved(values)):
+        return (saved["model"] or {}).get("kind")
+    from transpooler.trainer.config.families.hub import find_weights
+    from transpooler.trainer.config.families.read import read_kind
+
+    return read_kind(find_weights(source))
+
+
+def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -> None:
+    from transpooler.trainer.config.families.hub import find_weights
+
+    if {entry.name for entry in fields(Architecture)} <= model.keys():
+        return
+    saved = _saved(values)
+    if "model" in saved:
+        for section in ("model", "generation", "data"):
+            known = saved.get(section) or {}
+            kept = known if section == "model" else {key: known[key] for key in _OF_WEIGHTS[section] if key in known}
+            values[section] = kept | (values.get(section) or {})
+        return
+    folder = find_weights(source)
+    if not folder.exists():  # an earlier stage may still have to write it
+        return
+    from transpooler.trainer.config.families.read import read_pretrained
+
+    found = read_pretrained(folder)
+    stages = [asdict(stage) for stage in found.fields.get("pooling", ())]
+    adopted = found.fields | ({"pooling": stages} if stages else {})
+    if adopted.get("positions") == "learned" and model.get("block_positions") != "block":
+        adopted["max_positions"] = max(adopted["max_positions"], *_longest(values.get("data") or {}))
+    values["model"] = adopted | model
+    if found.generation:
+        values["generation"] = found.generation | (values.get("generation") or {})
+        if (first := found.generation.get("forced_bos_token_id")) is not None:
+            values["data"] = {"target_prefix_ids": [first]} | (values.get("data") or {})
+
+
+def _longest(data: Mapping[str, Any]) -> Iterator[int]:
+    """The limits of documents and summaries, in tokens: a table of positions is extended up to them."""
+    for name in ("max_source_tokens", "max_target_tokens"):
+        if isinstance(value := data.get(name, getattr(DataConfig, name)), int):
+            yield value
+
+
+_OF_WEIGHTS = {"generation": ("forced_bos_token_id", "forced_eos_token_id"), "data": ("target_prefix_ids",)}
+"""Keys of other sections that weights fill in."""
+
+
+def _adopt_causal(values: Mapping[str, Any], model: dict[str, Any], train: Mapping[str, Any]) -> None:
+    reader = train["init_from"]
+    saved = _saved(values).get("model") or {}
+    for key, source in (("reader", reader), ("encoder", train.get("init_encoder_from") or reader)):
+        if key not in model:
+            model[key] = saved[key] if key in saved else _read_causal_config(str(source), key)
 
 
 def _read_causal_config(source: str, part: str) -> dict[str, Any]:
     """config.json of a causal language model, defaults filled in; of a compressor, that of its part."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from transpooler.model.compressor.config import CompressorConfig
+    from transpooler.trainer.config.families.hub import find_weights
+    from transpooler.trainer.config.families.read import is_causal
 
     try:
         AutoConfig.register(CompressorConfig.model_type, CompressorConfig, exist_ok=True)
-        config: Any = AutoConfig.from_pretrained(Path(source).expanduser() if Path(source).exists() else source)
+        config: Any = AutoConfig.from_pretrained(find_weights(source))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"train.init_from {source}: no model there: {reason}") from error
     if isinstance(config, CompressorConfig):
         config = getattr(config, part)
     values = config.to_dict()
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not values.keys() >= _DECODER_ONLY:
+    if not is_causal(config.model_type) or not values.keys() >= _DECODER_ONLY:
         raise UserError(
             f"train.init_from {source}: holds a {config.model_type!r} model, which is no causal language model; give "
             "one such as Llama, SmolLM2, Qwen, Mistral, Gemma 3 text or OLMo 2"
@@ -61,12 +120,12 @@ def _read_causal_config(source: str, part: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _NOT_OF_THE_MODEL}
 
 
-def _saved_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The `model:` section that the run was begun with; empty if there is none."""
+def _saved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with which the run was begun; empty if there is none."""
     from omegaconf import OmegaConf
 
     path = RunFolder(Path(str(values.get("run", "")))).config
     if not path.is_file():
         return {}
     saved: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return dict(saved.get("model") or {})
+    return saved if isinstance(saved, dict) else {}

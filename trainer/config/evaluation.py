@@ -18,6 +18,10 @@ class GenerationConfig:
     """Above 1 favours long summaries; greedy search (one beam) does not use it."""
     no_repeat_ngram_size: int = at_least(0, 0)
     """Forbid n-grams from repeating; 0 = off."""
+    forced_bos_token_id: int | None = at_least(0, None)
+    """Token that every summary begins with, such as BART's <s> or a language of mBART; null = none."""
+    forced_eos_token_id: int | None = at_least(0, None)
+    """Token that ends a summary of the greatest length; null = none."""
     batch_size: int = at_least(1, 8)
     """Documents generated together."""
 

@@ -67,11 +67,24 @@ class Config:
             yield "data.validation_split", problem
         if train.generate_documents and not data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
-        for name in ("max_source_tokens", "max_target_tokens"):
-            if not isinstance(model := self.model, Architecture) or model.positions != "learned":
-                continue
-            if (tokens := getattr(data, name)) > model.max_positions:
-                yield f"data.{name}", f"is {tokens}, above model.max_positions = {model.max_positions}"
+        yield from self._model_problems()
+
+    def _model_problems(self) -> Iterator[tuple[str, str]]:
+        """The model against lengths of documents, and how texts begin."""
+        data, model = self.data, self.model
+        if isinstance(model, Architecture) and model.positions == "learned":
+            lengths = {"max_target_tokens": data.max_target_tokens}
+            if model.block_positions == "document":
+                lengths["max_source_tokens"] = data.max_source_tokens
+            elif (model.block_size or data.max_source_tokens) > model.max_positions:
+                yield "model.block_size", f"is {model.block_size}, above model.max_positions = {model.max_positions}"
+            for name, tokens in lengths.items():
+                if tokens > model.max_positions:
+                    yield f"data.{name}", f"is {tokens}, above model.max_positions = {model.max_positions}"
+        first, prefix = self.generation.forced_bos_token_id, list(data.target_prefix_ids)
+        if first is not None and prefix and prefix[0] != first:
+            problem = f"is {first}, but data.target_prefix_ids is {prefix}: make them begin alike"
+            yield "generation.forced_bos_token_id", problem
 
     def _optimizer_problems(self) -> Iterator[tuple[str, str]]:
         """The optimizer against ZeRO, offload and the run's length."""

@@ -47,18 +47,20 @@ def forward_flops(
     if isinstance(model, CompressorArchitecture):
         return _compressor_flops(model, vocab_size, source_tokens, target_tokens)
     width, ffn = model.d_model, feed_forward_weights(model)
+    heads, projections = model.num_heads * model.head_width, attention_weights(model)
     stages = {stage.after_layer: stage for stage in model.pooling}
     length, encoder = source_tokens, 0.0
     for layer in range(1, model.encoder_layers + 1):
-        encoder += 2 * length * (4 * width**2 + ffn) + 4 * width * _count_pairs(length, model.block_size)
+        encoder += 2 * length * (projections + ffn) + 4 * heads * _count_pairs(length, model.block_size)
         if (stage := stages.get(layer)) is not None:
             operator, slots = OPERATORS[stage.operator], stage.slots(length)
             scorer = 2 * length * width if operator.needs_scores else 0
             encoder += scorer + operator.flops(length, slots, width)
             length = slots
     tokens = target_tokens
-    self_attention = 2 * tokens * 4 * width**2 + 4 * width * tokens**2  # causal, counted in full as the counter does
-    cross_attention = 2 * width**2 * (2 * tokens + 2 * length) + 4 * width * tokens * length
+    self_attention = 2 * tokens * projections + 4 * heads * tokens**2  # causal, counted in full as the counter does
+    queries = 2 * width * heads
+    cross_attention = 2 * (tokens * queries + length * (projections - queries)) + 4 * heads * tokens * length
     decoder = model.decoder_layers * (self_attention + cross_attention + 2 * tokens * ffn)
     return ForwardFlops(encoder, decoder + 2 * tokens * width * vocab_size)
 
@@ -97,7 +99,12 @@ def _stock_layer(config: dict[str, Any]) -> tuple[int, int]:
 
 def feed_forward_weights(model: Architecture) -> int:
     """Weights of one layer's feed-forward network, biases left out."""
-    return (3 if model.activation == "swiglu" else 2) * model.d_model * model.ffn_dim
+    return (3 if model.gated else 2) * model.d_model * model.ffn_dim
+
+
+def attention_weights(model: Architecture) -> int:
+    """Weights of one attention's four projections, biases left out."""
+    return 2 * model.d_model * model.head_width * (model.num_heads + (model.kv_heads or model.num_heads))
 
 
 def batch_flops(model: Architecture | CompressorArchitecture, vocab_size: int, batch: dict[str, torch.Tensor]) -> float:

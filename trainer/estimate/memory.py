@@ -148,7 +148,7 @@ Layers = list[tuple[int, int]]
 def _seq2seq_layers(model: Architecture, size: int, source_tokens: int, target_tokens: int) -> tuple[Layers, int]:
     """The layers of the encoder-decoder, and its width; `size` is that of an element."""
     width = model.d_model
-    inner = model.ffn_dim * {"relu": 1, "gelu": 2, "swiglu": 4}[model.activation]
+    inner = model.ffn_dim * (4 if model.gated else 1 if model.activation == "relu" else 2)
     masks = 2 * width if model.dropout else 0
     full = (8 * width + inner) * size + masks
     layers: Layers = []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.data_pipeline.limits import cut
+from transpooler.data_pipeline.limits import begin, cut
 from transpooler.data_pipeline.loading.collate import pad
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
@@ -85,6 +85,8 @@ def generate(
         min_new_tokens=generation.min_new_tokens,
         length_penalty=generation.length_penalty if generation.num_beams > 1 else 1.0,  # one beam has no use for it
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
+        forced_bos_token_id=generation.forced_bos_token_id,
+        forced_eos_token_id=generation.forced_eos_token_id,
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),
     )
@@ -106,7 +108,8 @@ def source_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: C
 def target_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: Config) -> list[int]:
     """Token ids of the document's summary: cut to data.max_target_tokens, </s> at the end."""
     assert document.target is not None
-    return cut(document.target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
+    target = begin(document.target, config.data.target_prefix_ids)
+    return cut(target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
 
 
 def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -17,12 +17,14 @@ from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
+from transpooler.trainer.config.families.hub import find_weights
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import write_code
 from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import MODEL_TYPES, build_model, read_model_config
+from transpooler.trainer.weights.warm_start import start_from
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
@@ -41,6 +43,15 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     model = build_model(config, tokenizer)
     model.load_state_dict(consolidate_weights(run, chosen))
     export_model(model, tokenizer, output, config, step=chosen)
+
+
+def export_start(config: Config, output: Path) -> None:
+    """Write the model with which a run that starts from weights begins (`train.init_from`), in float32."""
+    assert config.train.init_from is not None
+    tokenizer = load_tokenizer(find_weights(config.train.init_from))
+    model = build_model(config, tokenizer)
+    start_from(model, config.train.init_from, config, tokenizer)
+    export_model(model, tokenizer, output, config, step=0)
 
 
 def export_model(

@@ -20,6 +20,8 @@ def set_generation(target: "transformers.GenerationConfig", settings: Generation
     target.min_new_tokens = settings.min_new_tokens or None
     target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
     target.no_repeat_ngram_size = settings.no_repeat_ngram_size
+    target.forced_bos_token_id = settings.forced_bos_token_id
+    target.forced_eos_token_id = settings.forced_eos_token_id
 
 
 def stored_generation(folder: Path) -> dict[str, Any]:

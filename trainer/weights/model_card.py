@@ -17,9 +17,8 @@ tags: [summarization, long-documents, transpooler]
 ---
 # {name}
 
-A pooling encoder-decoder trained with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens
-that matter ({schedule}), and writes from those alone. {parameters:,} parameters, trained for {step:,} steps
-({objective}).
+A pooling encoder-decoder made with transpooler: it encodes a document in blocks of {block} tokens, keeps the tokens
+that matter ({schedule}), and writes from those alone. {parameters:,} parameters, {trained}.
 
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -58,12 +57,11 @@ def model_card(model: "PoolingModel", config: Config, step: int, eos_token: str)
         eos=eos_token,
         schedule=", ".join(stages) or "no pooling: it keeps all of them",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        step=step,
-        objective=config.data.objective,
+        trained=f"trained for {step:,} steps ({config.data.objective})" if step else "not trained yet",
         max_source=config.data.max_source_tokens,
         max_target=config.data.max_target_tokens,
-        data=_data(config, rows),
-        training=_training(config, rows),
+        data=_data(config, rows) if step else "None but that of the weights.",
+        training=_training(config, rows) if step else _start(config),
         results=_results(config, rows),
     )
 
@@ -89,10 +87,15 @@ def _training(config: Config, rows: list[dict[str, Any]]) -> str:
         f"{engine.precision}, ZeRO {engine.zero_stage}.",
     ]
     if config.train.init_from:
-        lines.append(f"Started from the weights of `{Path(config.train.init_from).resolve().name}`.")
+        lines.append(_start(config))
     if losses := [row for row in rows if row["split"] == "train"]:
         lines.append(f"Training loss {losses[0]['loss']:.3f} (step {losses[0]['step']:,}) to {losses[-1]['loss']:.3f}.")
     return "\n".join(lines)
+
+
+def _start(config: Config) -> str:
+    source = str(config.train.init_from)
+    return f"Started from the weights of `{Path(source).resolve().name if Path(source).exists() else source}`."
 
 
 def _results(config: Config, rows: list[dict[str, Any]]) -> str:

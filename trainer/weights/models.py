@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transpooler.common import UserError, read_json
+from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
@@ -84,11 +85,23 @@ def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "Trans
 
     return TranspoolerConfig.from_architecture(
         config.seq2seq,
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_rows(config, tokenizer, config.seq2seq.vocab_rows),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def vocabulary_rows(config: Config, tokenizer: "PreTrainedTokenizerFast", stored: int | None) -> int:
+    """Rows of the table of embeddings: those of the weights, and more only where the run uses tokens beyond them.
+
+    A tokenizer may have been given tokens that only other objectives need (<mask>, <gap>).
+    """
+    if stored is None:
+        return len(tokenizer)
+    ids: Any = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    needs_all = max(ids) >= stored or not OBJECTIVES[config.data.objective].needs_summaries
+    return max(stored, len(tokenizer)) if needs_all else stored
 
 
 MODEL_TYPES = ("transpooler", "transpooler_compressor")
@@ -142,10 +155,18 @@ def load_model(folder: Path) -> tuple["PoolingModel", "PreTrainedTokenizerFast"]
     if problems := list(_loading_problems(found)):
         raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > model.config.vocab_size and isinstance(model, TranspoolerForConditionalGeneration):
-        counts = f"its tokenizer has {len(tokenizer):,} tokens, its model {model.config.vocab_size:,}"
+    rows = model.config.vocab_size if isinstance(model, TranspoolerForConditionalGeneration) else None
+    if rows is not None and (num_tokens := _needed_rows(tokenizer)) > rows:
+        counts = f"its tokenizer has {num_tokens:,} tokens, its model {rows:,}"
         raise UserError(f"{folder}: {counts}; export it again")
     return model.eval().to(default_device()), tokenizer
+
+
+def _needed_rows(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Rows that a table of embeddings must have for the tokens of texts, and for </s> and padding."""
+    others = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed: Any = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return 1 + max(id for id in tokenizer.get_vocab().values() if id not in others or id in needed)
 
 
 def default_device() -> str:

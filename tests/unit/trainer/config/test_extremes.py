@@ -17,6 +17,7 @@ SMALL = ("0", "1e-300")
 OFF = "0 turns it off, or means none, automatic or at once"
 SHARE = "a share or a factor, for which nothing is the limit"
 TINY = "as small as one likes"
+ID = "the first token of a vocabulary"
 GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "seed": (("0", "5000000000"), "any whole number: it is mixed into 64 bits"),
     "prepare.clean.min_source_characters": (("0",), OFF),
@@ -40,6 +41,12 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "data.fetch_ahead_steps": (("0",), OFF),
     "data.fetch_retries": (("0",), OFF),
     "data.max_damaged_documents": (("0",), OFF),
+    "model.attention_scale": (("1e-300",), TINY),
+    "model.norm_eps": (("1e-300",), TINY),
+    "model.position_offset": (("0",), OFF),
+    "model.embedding_scale": (("1e-300",), TINY),
+    "model.logits_scale": (("1e-300",), TINY),
+    "model.decoder_start_token_id": (("0",), ID),
     "model.scorer_init_std": (SMALL, SHARE),
     "model.init_std": (SMALL, SHARE),
     "model.dropout": (SMALL, SHARE),
@@ -65,6 +72,8 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "train.profile_start_step": (("0",), OFF),
     "train.profile_steps": (("0",), OFF),
     "generation.min_new_tokens": (("0",), OFF),
+    "generation.forced_bos_token_id": (("0",), ID),
+    "generation.forced_eos_token_id": (("0",), ID),
     "generation.length_penalty": (("-1", *SMALL), "below 0 favours short summaries"),
     "generation.no_repeat_ngram_size": (("0",), OFF),
     "guards.watchdog_timeout_s": (SMALL, OFF),

@@ -1,15 +1,18 @@
 """Weights from elsewhere: a BART of `transformers`, another pooling schedule. What has no counterpart is reported."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from transpooler.common import UserError
+from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
+from transpooler.trainer.evaluation.generate import target_ids
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
 from transpooler.trainer.weights.warm_start import start_from
@@ -53,7 +56,7 @@ def test_the_logits_of_a_bart_are_ours(bart, capsys):
         torch.testing.assert_close(logits, theirs(**given).logits, atol=1e-5, rtol=1e-5)
     assert logits.std() > 0.1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "init_from" in line]
-    assert line.endswith("final_logits_bias are left out: no counterpart")  # zeros in every BART
+    assert line.endswith("every tensor found its place")  # zeros in final_logits_bias need none
     table, stored = ours.model.encoder.embedder.positions.weight, theirs.model.encoder.embed_positions.weight
     assert torch.equal(table[:64], stored[2:])
     assert torch.equal(table[64:], stored[2:])  # longer documents: the table again
@@ -72,15 +75,22 @@ def test_tied_embeddings_are_found_under_each_of_their_names(bart, kept, capsys)
     assert "start from random" not in capsys.readouterr().err
 
 
-def test_how_a_bart_begins_its_texts_is_named(bart, capsys):
+def test_how_a_bart_begins_its_texts_is_taken_over(bart):
+    """Training, generation and exports begin as the weights do, unless another beginning is written."""
     theirs, tokenizer, settings, folder = bart
     theirs.config.decoder_start_token_id = theirs.generation_config.decoder_start_token_id = tokenizer.eos_token_id
     theirs.generation_config.forced_bos_token_id = tokenizer.bos_token_id
     theirs.save_pretrained(folder)
-    config = load_config([], settings)
-    start_from(build_model(config, tokenizer), folder, config, tokenizer)
-    expected = f"decoder_start_token_id {tokenizer.eos_token_id}, forced_bos_token_id {tokenizer.bos_token_id}"
-    assert expected in capsys.readouterr().err
+    config = load_config([], [*settings, f"train.init_from={folder}"])
+    model: Any = build_model(config, tokenizer)
+    assert model.config.decoder_start_token_id == tokenizer.eos_token_id
+    assert config.generation.forced_bos_token_id == tokenizer.bos_token_id
+    assert config.data.target_prefix_ids == (tokenizer.bos_token_id,)
+    document = Document("a", np.arange(6, 12, dtype=np.uint16), np.arange(20, 24, dtype=np.uint16), {})
+    expected = [tokenizer.bos_token_id, *range(20, 24), tokenizer.eos_token_id]
+    assert target_ids(document, tokenizer, config) == expected
+    with pytest.raises(UserError, match=r"generation.forced_bos_token_id is 5, but data.target_prefix_ids is \[0\]"):
+        load_config([], [*settings, f"train.init_from={folder}", "generation.forced_bos_token_id=5"])
 
 
 def test_a_bart_becomes_a_pooling_model(bart, capsys):
@@ -98,12 +108,8 @@ def test_a_bart_becomes_a_pooling_model(bart, capsys):
 def test_what_cannot_fit_is_refused(bart):
     _, tokenizer, settings, folder = bart
     config = load_config([], [*settings, "model.ffn_dim=32", "model.norm=pre"])
-    with pytest.raises(UserError, match=r"is a BART, whose weights fit a model with model.ffn_dim=64 model.norm=post"):
-        start_from(build_model(config, tokenizer), folder, config, tokenizer)
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, "model_type": "t5"}))
-    config = load_config([], settings)
-    with pytest.raises(UserError, match="holds a 't5' model; give one of transpooler, bart"):
+    expected = r"model.ffn_dim is 32, in the weights 64; model.norm is 'pre', in the weights 'post'; leave out"
+    with pytest.raises(UserError, match=expected):
         start_from(build_model(config, tokenizer), folder, config, tokenizer)
 
 
