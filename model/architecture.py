@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "iterative_softmax")
+OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "weighted_mean", "iterative_softmax")
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
 CHOICES = {
     "kind": ("seq2seq", "compressor"),
@@ -42,7 +42,8 @@ class PoolingStage:
     ratio: float | None = None
     """Share of the document's tokens kept, 1/2, 1/4, 1/8, ... Give this or `length`."""
     operator: str = "successive_halving"
-    """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, iterative_softmax)."""
+    """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, weighted_mean,
+    iterative_softmax)."""
 
     def slots(self, num_tokens: int) -> int:
         """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n)."""

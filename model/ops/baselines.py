@@ -2,7 +2,8 @@
 
 hard: top-k by score, gated by the score (its gradient reaches the scorer straight through the choice).
 random: k tokens drawn evenly, again at every call in training, always the same ones in evaluation.
-strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236).
+strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236; LCLM, arXiv 2606.09659).
+weighted_mean: the same runs, weighted by a softmax of the scorer within each: averaging that can be trained.
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 
 All take (embeddings_BND, scores_BN, k, *, mask_BN, slots) as `soft_topk` does, keep the document's order, and raise as
@@ -69,24 +70,52 @@ def strided_mean(
 ) -> SoftTopK:
     """The document cut into k runs of as equal length as can be, each replaced by its mean."""
     _, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
+    wide = torch.promote_types(embeddings_BND.dtype, torch.float32)
+    ones = torch.ones(mask_BN.shape, device=mask_BN.device, dtype=wide)
+    return _average_runs(embeddings_BND, ones, ones, k_B, mask_BN, slots)
+
+
+def weighted_mean(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+) -> SoftTopK:
+    """The runs of `strided_mean`, in each of which a token weighs exp(x) / Σ exp(x) with x = logit(score).
+
+    For scores of a sigmoid x is what the scorer gave. A slot's position is that of its heaviest token.
+    """
+    scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
+    odds_BN = scores_BN.clamp(1e-6, 1 - 1e-6)
+    return _average_runs(embeddings_BND, odds_BN / (1 - odds_BN), scores_BN, k_B, mask_BN, slots)
+
+
+def _average_runs(
+    embeddings_BND: Tensor, shares_BN: Tensor, scores_BN: Tensor, k_B: Tensor, mask_BN: Tensor, slots: int
+) -> SoftTopK:
+    """Runs of as equal length as can be, each averaged by its tokens' positive shares."""
+    check_forward_mode(embeddings_BND)
     count_B1, k_B1 = mask_BN.sum(1, keepdim=True), k_B[:, None]
     rank_BN = mask_BN.cumsum(1) - 1
     run_BN = torch.where(count_B1 > k_B1, rank_BN * k_B1 // count_B1.clamp(min=1), rank_BN)
     groups_BN = torch.where(mask_BN, run_BN, -1)
-    check_forward_mode(embeddings_BND)
-    # Slot `slots` takes the padding, and is cut off.
+    # Slot `slots` takes the padding, and is cut off. Its shares are 1, since 0 / 0 would have NaN for a gradient.
     bins_BN = torch.where(mask_BN, run_BN, slots)
-    wide = torch.promote_types(embeddings_BND.dtype, torch.float32)
-    sizes = torch.zeros(len(mask_BN), slots + 1, device=mask_BN.device, dtype=wide)
-    sizes = sizes.scatter_add(1, bins_BN, torch.ones_like(bins_BN, dtype=wide))
-    weights_BN = torch.where(mask_BN, 1 / sizes.gather(1, bins_BN), 0)
-    mask = sizes[:, :slots] > 0
-    token_BN = torch.arange(mask_BN.shape[1], device=mask_BN.device).expand(mask_BN.shape)
-    firsts = torch.full_like(sizes, mask_BN.shape[1], dtype=torch.int64).scatter_reduce(1, bins_BN, token_BN, "amin")
+    zeros = torch.zeros(len(mask_BN), slots + 1, device=mask_BN.device, dtype=shares_BN.dtype)
+    sums = zeros.scatter_add(1, bins_BN, torch.where(mask_BN, shares_BN, 1))
+    weights_BN = torch.where(mask_BN, shares_BN / sums.gather(1, bins_BN), 0)
+    most = zeros.scatter_reduce(1, bins_BN, weights_BN.detach(), "amax").gather(1, bins_BN)
+    mask = sums[:, :slots] > 0
+    num_tokens = mask_BN.shape[1]
+    token_BN = torch.arange(num_tokens, device=mask_BN.device).expand(mask_BN.shape)
+    heaviest = torch.where(weights_BN == most, token_BN, num_tokens)
+    firsts = torch.full_like(zeros, num_tokens, dtype=torch.int64).scatter_reduce(1, bins_BN, heaviest, "amin")
     return SoftTopK(
         embeddings=group_sum_op(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
         mask=mask,
-        scores=mask.to(wide),
+        scores=zeros.scatter_add(1, bins_BN, weights_BN * torch.where(mask_BN, scores_BN, 0))[:, :slots],
         positions=torch.where(mask, firsts[:, :slots], 0),
         groups=groups_BN,
         weights=weights_BN,

@@ -55,6 +55,7 @@ OPERATORS = {
     "hard": Operator(baselines.hard, needs_scores=True),
     "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
     "strided_mean": Operator(baselines.strided_mean, needs_scores=False),
+    "weighted_mean": Operator(baselines.weighted_mean, needs_scores=True),
     "iterative_softmax": Operator(
         baselines.iterative_softmax, needs_scores=True, flops=lambda tokens, slots, width: 2 * tokens * slots * width
     ),

@@ -92,7 +92,8 @@ def test_only_a_debug_flag_makes_a_gpu_wait(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "operator", [baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.random]
+    "operator",
+    [baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.weighted_mean, baselines.random],
 )
 def test_baselines_raise_alike(operator):
     with pytest.raises(ValueError, match=r"^k: 0; expected"):

@@ -5,8 +5,10 @@ import torch
 
 from transpooler.model.ops import baselines
 
-OPERATORS = [baselines.hard, baselines.random, baselines.strided_mean, baselines.iterative_softmax]
-SCORED = [baselines.hard, baselines.iterative_softmax]
+OPERATORS = [
+    *(baselines.hard, baselines.random, baselines.strided_mean, baselines.weighted_mean),
+    baselines.iterative_softmax,
+]
 EMBEDDINGS = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0], [5.0, 1.0]]])
 SCORES = torch.tensor([[0.2, 0.9, 0.4, 0.7, 0.1]])
 
@@ -47,6 +49,22 @@ def test_strided_mean_by_hand():
     masked = baselines.strided_mean(EMBEDDINGS, None, 2, mask_BN=torch.tensor([[False, True, True, False, True]]))
     torch.testing.assert_close(masked.embeddings, torch.tensor([[[2.5, 0.5], [5.0, 1.0]]]))
     assert masked.positions.tolist() == [[1, 4]]
+
+
+def test_weighted_mean_by_hand():
+    """Weights within each run are the softmax of the scorer, and its gradient is the softmax's."""
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    result = baselines.weighted_mean(EMBEDDINGS.double(), logits.sigmoid(), 2)
+    assert result.groups.tolist() == [[0, 0, 0, 1, 1]]
+    first, second = logits[0, :3].softmax(0), logits[0, 3:].softmax(0)
+    torch.testing.assert_close(result.weights[0], torch.cat([first, second]))
+    pooled = torch.stack([first @ EMBEDDINGS[0, :3].double(), second @ EMBEDDINGS[0, 3:].double()])
+    torch.testing.assert_close(result.embeddings[0], pooled)
+    assert result.positions.tolist() == [[1, 3]]  # the heaviest, of equals the first
+    grads = (torch.autograd.grad(each.square().sum(), logits)[0] for each in (result.embeddings, pooled))
+    torch.testing.assert_close(*grads)
+    far = baselines.weighted_mean(EMBEDDINGS, torch.tensor([[0.0, 1.0, 1.0, 1.5, -1.0]]), 2)
+    assert far.embeddings.isfinite().all()
 
 
 def test_iterative_softmax_by_hand():
@@ -123,10 +141,8 @@ def test_dtype_is_kept_under_autocast(operator):
 def test_gradients_in_float64():
     embeddings, scores, mask = _inputs(batch=2, num_tokens=9)
 
-    def soft(e, s):
-        return baselines.iterative_softmax(e, s, 3, mask_BN=mask).embeddings
-
-    assert torch.autograd.gradcheck(soft, (embeddings, scores))
+    for soft in (baselines.iterative_softmax, baselines.weighted_mean):
+        assert torch.autograd.gradcheck(lambda e, s, f=soft: f(e, s, 3, mask_BN=mask).embeddings, (embeddings, scores))
     for operator in OPERATORS:
         assert torch.autograd.gradcheck(
             lambda e, f=operator: f(e, scores.detach(), 3, mask_BN=mask).embeddings, embeddings
