@@ -1,6 +1,7 @@
 """From the finished runs of a study to rows of a table and points of learning curves."""
 
 import json
+import math
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transpooler.trainer.config import load_config
 from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class ArmResult:
     rouge_SN: dict[str, np.ndarray]
     """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
-    recalled_SN: np.ndarray | None
-    """Share of the planted facts, where a study has such."""
+    shares_SN: dict[str, np.ndarray]
+    """facts: share of the planted ones, where a study has such; evidence: recall of what the decoder could read, where
+    the arm pools (NaN for a document without any)."""
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
     """Steps, tokens, minutes and memory of each seed's run."""
@@ -40,7 +42,8 @@ class ArmResult:
 
 def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
-    losses, shuffled, scores, recalled, facts = [], [], [], [], []
+    losses, shuffled, scores, facts = [], [], [], []
+    shares: dict[str, list[list[float]]] = {}
     for run in runs.values():
         config = load_config([RunFolder(run).config])
         measured = measure_losses(run, config)
@@ -54,17 +57,23 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            recalled.append([recall_facts(row["reference"], row["generated"]) for row in rows])
+            shares.setdefault("facts", []).append([recall_facts(row["reference"], row["generated"]) for row in rows])
+        elif all("evidence_recall" in row for row in rows):
+            shares.setdefault("evidence", []).append([_number(row["evidence_recall"]) for row in rows])
     return ArmResult(
         arm=arm,
         loss_SN=np.array(losses),
         shuffled_SN=np.array(shuffled),
         rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
         tokens_N=tokens_N,
-        recalled_SN=np.array(recalled) if recalled else None,
+        shares_SN={name: np.array(values) for name, values in shares.items() if len(values) == len(runs)},
         seeds=tuple(runs),
         facts_S=facts,
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _facts(run: Path) -> dict[str, float]:
@@ -110,14 +119,14 @@ def _seed_row(result: ArmResult, number: int) -> dict[str, Any]:
     loss, shuffled = (
         np.average(values_SN[number], weights=weights) for values_SN in (result.loss_SN, result.shuffled_SN)
     )
-    scores = result.rouge_SN | ({} if result.recalled_SN is None else {"facts": result.recalled_SN})
+    scores = result.rouge_SN | result.shares_SN
     return {
         "arm": result.arm,
         "seed": result.seeds[number],
         **result.facts_S[number],
         "loss": float(loss),
         "reads_its_input": float(shuffled - loss),
-        **{name: 100 * float(np.mean(values_SN[number])) for name, values_SN in scores.items()},
+        **{name: 100 * float(np.nanmean(values_SN[number])) for name, values_SN in scores.items()},
     }
 
 
@@ -130,17 +139,18 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
         row |= _columns(name, estimate(100 * values_SN, ones))
-    if result.recalled_SN is not None:
-        row |= _columns("facts", estimate(100 * result.recalled_SN, ones))
+    for name, values_SN in result.shares_SN.items():
+        known_N = ~np.isnan(values_SN).any(0)
+        row |= _columns(name, estimate(100 * values_SN[:, known_N], ones[known_N]))
     # Paired by seed: over those that both have.
     seeds = [] if result is baseline else [seed for seed in result.seeds if seed in baseline.seeds]
     ours, theirs = ([some.seeds.index(seed) for seed in seeds] for some in (result, baseline))
     if seeds:
         apart = compare(result.loss_SN[ours], baseline.loss_SN[theirs], weights)
         row |= _columns(f"loss_less_{baseline.arm}", apart) | {"loss_verdict": judge(apart, lower_is_better=True)}
-    if seeds and result.rouge_SN:
-        apart = compare(100 * result.rouge_SN["rouge1"][ours], 100 * baseline.rouge_SN["rouge1"][theirs], ones)
-        row |= _columns(f"rouge1_less_{baseline.arm}", apart) | {"rouge1_verdict": judge(apart)}
+    for name in result.rouge_SN if seeds else ():
+        apart = compare(100 * result.rouge_SN[name][ours], 100 * baseline.rouge_SN[name][theirs], ones)
+        row |= _columns(f"{name}_less_{baseline.arm}", apart) | {f"{name}_verdict": judge(apart)}
     return row
 
 

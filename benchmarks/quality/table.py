@@ -9,6 +9,9 @@ SHOWN = {
     "loss": ("loss", 3),
     "facts": ("facts, %", 1),
     "rouge1": ("ROUGE-1", 1),
+    "rouge2": ("ROUGE-2", 1),
+    "rougeLsum": ("ROUGE-Lsum", 1),
+    "evidence": ("evidence, %", 1),
 }
 """Column -> (heading, digits)."""
 SCORES = ("facts", "rouge1")

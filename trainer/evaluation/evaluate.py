@@ -7,7 +7,7 @@ document, never logits.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from transpooler.common import UserError, atomic_write, percent, print_table, progress, say, set_quiet, write_json
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, token_bytes
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.ranks import ALONE, Ranks
+from transpooler.trainer.evaluation.evidence import evidence_recall
 from transpooler.trainer.evaluation.generate import batches, decode, generate, reference_text, source_ids
-from transpooler.trainer.evaluation.highlights import highlight
+from transpooler.trainer.evaluation.highlights import highlight, token_weights
 from transpooler.trainer.evaluation.losses import held_out_losses
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
 from transpooler.trainer.guards.run_lock import hold
@@ -68,6 +69,7 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         "mean_words": {name: float(np.mean([count_words(row[name]) for row in rows])) for name in _TEXTS},
         "rouge": _intervals(rows, "rouge", config.seed),
         "lead_rouge": _intervals(rows, "lead_rouge", config.seed),
+        "evidence_recall": _evidence_interval(rows, config.seed),
         "generation": dataclasses.asdict(config.generation),
     }
     if ranks.rank:
@@ -86,8 +88,10 @@ def print_evaluations(*evaluations: dict[str, Any]) -> None:
     rows = []
     for results in evaluations:
         shuffled = results["shuffled_loss"]
-        losses = {"loss": f"{results['loss']:.3f}", "shuffled": "" if shuffled is None else f"{shuffled:.3f}"}
-        rows.append(_row("model" if results["trained"] else "untrained", results, "rouge", "generated") | losses)
+        cells = {"loss": f"{results['loss']:.3f}", "shuffled": "" if shuffled is None else f"{shuffled:.3f}"}
+        if (recall := results.get("evidence_recall")) is not None:
+            cells["evidence"] = _cell(recall)
+        rows.append(_row("model" if results["trained"] else "untrained", results, "rouge", "generated") | cells)
     rows.append(_row(f"lead-{first['lead_words']}", first, "lead_rouge", "lead"))
     print_table(f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)", rows)
 
@@ -148,6 +152,7 @@ def _generate_rows(
 ) -> list[dict[str, Any]]:
     """One row per document, in corpus order."""
     work = ranks.share(list(batches(documents, config.generation.batch_size)))
+    evidence = _evidence_finder(model, tokenizer, config)
     rows = []
     with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
         for number, batch in work:
@@ -165,9 +170,26 @@ def _generate_rows(
                     "rouge": rouge(reference, text),
                     "lead_rouge": rouge(reference, baseline),
                 }
-                rows.append((number, row))
+                rows.append((number, row | evidence(document)))
             bar.advance(len(batch))
     return ranks.gather_in_order(rows)
+
+
+def _evidence_finder(
+    model: "PoolingModel", tokenizer: PreTrainedTokenizerFast, config: Config
+) -> Callable[[Document], dict[str, float | None]]:
+    """What finds a document's evidence recall; nothing where the model does not pool."""
+    if not config.model.pooling:
+        return lambda document: {}
+    table = token_bytes(tokenizer)
+
+    def find(document: Document) -> dict[str, float | None]:
+        assert document.target is not None
+        ids = source_ids(document, tokenizer, config)
+        weights = token_weights(model, ids)[-1]
+        return {"evidence_recall": evidence_recall(ids[:-1], weights[:-1], document.target.tolist(), table)}
+
+    return find
 
 
 def _highlight_documents(
@@ -196,6 +218,11 @@ def _row(name: str, results: dict[str, Any], scores: str, text: str) -> dict[str
 
 def _cell(interval: dict[str, float]) -> str:
     return f"{percent(interval['mean'])} ({percent(interval['low'])}-{percent(interval['high'])})"
+
+
+def _evidence_interval(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float] | None:
+    values = [value for row in rows if (value := row.get("evidence_recall")) is not None]
+    return dataclasses.asdict(bootstrap(values, seed=seed)) if values else None
 
 
 def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str, dict[str, float]]:

@@ -27,10 +27,7 @@ def highlight(
     unknown. Returns pieces (their concatenation is the text that was read), one list of weights in 0..1 per stage, and
     a name per stage.
     """
-    input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
-    model.eval()
-    selection = model.select(input_ids, torch.ones_like(input_ids))
-    stages = [weights[0].double().cpu().numpy() for weights in selection.stage_weights]
+    stages = token_weights(model, ids)
     spans = text_pieces(tokenizer, list(ids)[:-1])
     starts = [start for _, start in spans]
     return {
@@ -40,6 +37,14 @@ def highlight(
         "num_tokens": num_tokens,
         "num_read_tokens": len(ids) - 1,
     }
+
+
+def token_weights(model: "PoolingModel", ids: Sequence[int]) -> list[np.ndarray]:
+    """How much of each token of one document flowed into its slot, after each stage: (N,) float64."""
+    input_ids = torch.as_tensor([list(ids)], dtype=torch.int64, device=model.device)
+    model.eval()
+    selection = model.select(input_ids, torch.ones_like(input_ids))
+    return [weights[0].double().cpu().numpy() for weights in selection.stage_weights]
 
 
 def stage_names(pooling: Sequence[PoolingStage], num_tokens: int) -> list[str]:

@@ -240,7 +240,7 @@ def _result(arm: str, losses: dict[int, float]) -> ArmResult:
         shuffled_SN=values_SN + 1,
         rouge_SN={},
         tokens_N=np.ones(5),
-        recalled_SN=np.full(values_SN.shape, 0.5),
+        shares_SN={"facts": np.full(values_SN.shape, 0.5)},
         seeds=tuple(losses),
         facts_S=[{"steps": 12, "train_minutes": 1.0} for _ in losses],
     )
