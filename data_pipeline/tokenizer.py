@@ -31,6 +31,8 @@ _CHARACTERS_A_TOKEN = 8
 UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OTHER_FILES = ("vocab.json", "*.model", "*.spm", "vocab.txt")
+"""Files of tokenizers that older releases of weights have in place of tokenizer.json."""
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -104,7 +106,9 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     path = Path(folder).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and _HUB_ID.fullmatch(str(folder)):
-        return _load_from_hub(str(folder))
+        return _load_by_class(str(folder), "no such folder, and the hub gives no tokenizer")
+    if not file.is_file() and path.is_dir() and any(any(path.glob(name)) for name in _OTHER_FILES):
+        return _load_by_class(str(path), "its tokenizer files cannot be read")
     if not file.is_file():
         raise UserError(f"{path}: no tokenizer here: expected a folder with tokenizer.json (save_pretrained writes it)")
     try:
@@ -135,14 +139,15 @@ def _load_file(file: Path) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **_PLAIN)
 
 
-def _load_from_hub(name: str) -> "PreTrainedTokenizerFast":
+def _load_by_class(name: str, problem: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of the hub, or of a folder without tokenizer.json, as the class that it names makes it."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **_PLAIN)
     except Exception as error:  # no network, no such repository, no permission: each has its own
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name}: no such folder, and the hub gives no tokenizer ({reason})") from error
+        raise UserError(f"{name}: {problem} ({reason})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{name}: has no fast tokenizer (tokenizer.json); choose another")
     with TemporaryDirectory() as folder:  # its class may have rules of its own: what counts is its tokenizer.json

@@ -29,6 +29,7 @@ def adopt_weights(values: dict[str, Any]) -> None:
         return
     if "kind" not in model and (kind := _kind(values, train["init_from"])) is not None:
         model["kind"] = kind
+    _adopt_tokenizer(values, train["init_from"])
     if model.get("kind") == "compressor":
         _adopt_causal(values, model, train)
     elif model.get("kind", "seq2seq") == "seq2seq":
@@ -43,6 +44,14 @@ def _kind(values: Mapping[str, Any], source: str) -> str | None:
     from transpooler.trainer.config.families.read import read_kind
 
     return read_kind(find_weights(source))
+
+
+def _adopt_tokenizer(values: dict[str, Any], source: str) -> None:
+    """Documents are prepared with the weights' own tokenizer, unless the settings speak of another."""
+    prepare = values.setdefault("prepare", {})
+    tokenizer = prepare.setdefault("tokenizer", {}) if isinstance(prepare, dict) else None
+    if tokenizer == {}:
+        tokenizer["path"] = source
 
 
 def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -> None:

@@ -48,7 +48,9 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
 def export_start(config: Config, output: Path) -> None:
     """Write the model with which a run that starts from weights begins (`train.init_from`), in float32."""
     assert config.train.init_from is not None
-    tokenizer = load_tokenizer(find_weights(config.train.init_from))
+    folder = find_weights(config.train.init_from)
+    read_model_config(folder)  # says what is wrong with a folder that is no model
+    tokenizer = load_tokenizer(folder)
     model = build_model(config, tokenizer)
     start_from(model, config.train.init_from, config, tokenizer)
     export_model(model, tokenizer, output, config, step=0)

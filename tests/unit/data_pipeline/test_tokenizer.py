@@ -54,6 +54,19 @@ def test_a_foreign_tokenizer_gets_what_it_lacks(tmp_path):
     assert min(ids.bos, ids.pad, ids.eos, ids.mask, ids.gap) >= 3
 
 
+def test_a_tokenizer_of_an_older_release_is_read_by_its_class(tokenizer, tmp_path):
+    """A BART's vocab.json and merges.txt, without tokenizer.json."""
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BartTokenizer"}')
+    tokenizer.backend_tokenizer.model.save(str(tmp_path))
+    loaded = load_tokenizer(tmp_path)
+    text = "The quick brown fox"
+    assert loaded(text, add_special_tokens=False).input_ids == tokenizer(text).input_ids
+    (tmp_path / "merges.txt").write_text("nonsense")
+    with pytest.raises(UserError, match="its tokenizer files cannot be read"):
+        load_tokenizer(tmp_path)
+
+
 def test_no_tokenizer_or_a_broken_one(tmp_path):
     with pytest.raises(UserError, match="no tokenizer here"):
         load_tokenizer(tmp_path)

@@ -60,7 +60,15 @@ def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_p
     def read(*options: str) -> dict[str, Any]:
         return asdict(summarize.read_generation(parse(["summarize", "a.txt", "--model", str(model), *options])))
 
-    own = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 2, "length_penalty": 1.5, "no_repeat_ngram_size": 2}
+    own = {
+        "num_beams": 3,
+        "max_new_tokens": 9,
+        "min_new_tokens": 2,
+        "length_penalty": 1.5,
+        "no_repeat_ngram_size": 2,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": None,
+    }
     assert read() == asdict(GenerationConfig(max_new_tokens=256))
     (model / "generation_config.json").write_text(json.dumps(own))
     assert read() == own | {"batch_size": 8}
