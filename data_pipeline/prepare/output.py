@@ -43,8 +43,12 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
 
 
 def open_output(output: str) -> FileStore:
-    """Return the place of an output: a URL, or the real folder behind links. UserError: it names no folder."""
+    """Return the place of an output: a URL, or the real folder behind links. UserError: it names no lasting folder."""
     text = output.removeprefix("file://")
+    if any(part.startswith("memory://") for part in text.split("::")):
+        raise UserError(
+            f"prepare.output: {output!r} ends with the process, and nothing is left; use a folder or bucket"
+        )
     if is_remote(text):
         if not text.split("://", 1)[1].strip("/"):
             raise UserError(f"prepare.output: {output!r} names no bucket or folder; for example s3://bucket/shards")
