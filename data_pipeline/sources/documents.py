@@ -57,7 +57,7 @@ class FileVerdict:
     def add(self, record: Record, result: RawDocument | Dropped) -> None:
         """Count one record, with what `parse` made of it."""
         reason = result.reason if isinstance(result, Dropped) else "kept"
-        if reason in BROKEN and not self.first_bad:
+        if isinstance(result, Dropped) and reason in BROKEN and not self.first_bad:
             self.first_bad = f"{result.path}:{result.line}: {reason}{result.detail and f' ({result.detail})'}"
         if not self.keys and isinstance(result, Dropped) and reason.startswith("missing"):
             value = record[2] if isinstance(record[2], dict) else json.loads(record[2])

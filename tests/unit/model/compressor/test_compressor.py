@@ -125,8 +125,9 @@ def test_a_schedule_that_does_not_fit_is_refused(settings, named):
     ("key", "value"), [("scorer_init_std", -0.1), ("scorer_init_std", math.nan), ("pooling_base", 1.0)]
 )
 def test_poolers_have_the_rules_of_the_encoder_decoder(key: str, value: float) -> None:
+    settings: dict[str, Any] = {key: value}
+    sizes: dict[str, Any] = {name: FAMILIES["llama"].to_dict() for name in ("encoder", "reader")}
     with pytest.raises(ValueError, match=f"{key} is {value}; must be"):
-        CompressorConfig(encoder=FAMILIES["llama"].to_dict(), reader=FAMILIES["llama"].to_dict(), **{key: value})
-    sizes = {name: FAMILIES["llama"].to_dict() for name in ("encoder", "reader")}
-    (problem,) = CompressorArchitecture(**sizes, **{key: value}).problems()
-    assert problem in [*Architecture(**{key: value}).problems()]
+        CompressorConfig(**sizes, **settings)
+    (problem,) = CompressorArchitecture(**sizes, **settings).problems()
+    assert problem in [*Architecture(**settings).problems()]
