@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
+from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated, list_some
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
 from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, DamagedFileError, Record, read_records
 
@@ -21,6 +21,7 @@ BROKEN = ("bad_json", "not_utf8", "wrong_type", "duplicate_member")
 
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _KINDS |= dict.fromkeys((int, float), "a number")
+_SHOWN_KEYS = 20
 _SENTENCE_MARKS = re.compile(r"^\s*<S>\s?|\s?</S>\s*$")
 
 
@@ -76,7 +77,7 @@ class FileVerdict:
         for name, keys, option in sides:
             if self.counts[f"missing_{name}"] and self.counts[f"missing_{name}"] + broken == total:
                 what = f"key {keys[0]!r}" if len(keys) == 1 else f"any of the keys {', '.join(keys)}"
-                have = ", ".join(self.keys) or "none"
+                have = list_some(self.keys, _SHOWN_KEYS) or "none"
                 lacks = "a value for " if set(keys) & set(self.keys) else ""
                 raise UserError(f"{location}: no record has {lacks}{what}; its keys are: {have}; set prepare.{option}")
 
