@@ -25,6 +25,7 @@ from transpooler.common.text import (
     cut_at_white_space,
     is_blank,
     join_hyphenated,
+    list_some,
     percent,
     show_controls,
     split_list,

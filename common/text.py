@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PAGE_BREAK = "\f"
 _HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\r?\n(?=[a-zß-öø-ÿ])")
@@ -15,6 +15,16 @@ _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 def split_list(text: str) -> list[str]:
     """'a, b,a' as ['a', 'b']: each once."""
     return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def list_some(items: Iterable[object], limit: int = 3, noun: str = "") -> str:
+    """The first `limit` items, and how many are left out: 'a, b, c and 2 more', or 'and 2 more files' with a noun."""
+    names = [str(item) for item in items]
+    left_out = len(names) - limit
+    if left_out <= 0:
+        return ", ".join(names)
+    kind = f" {noun}{'s' * (left_out > 1)}" if noun else ""
+    return f"{', '.join(names[:limit])} and {left_out:,} more{kind}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -33,7 +33,8 @@ UNSETTLED_WORDS = 32
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_FILES = ("vocab.json", "*.model", "*.spm", "vocab.txt")
 """Files of tokenizers that older releases of weights have in place of tokenizer.json."""
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+_SPACE = "▁"
 _PLAIN: Any = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
 _ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
@@ -185,23 +186,46 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
 
 
 def token_bytes(tokenizer: "PreTrainedTokenizerFast") -> list[bytes]:
-    """Return for each id the UTF-8 bytes that it adds to a decoded text; a token that begins a word has its space."""
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
-    kinds = {step["type"] for step in (decoder, *decoder.get("decoders", ()))}
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    """Return for each id the UTF-8 bytes that it is in a text; a token that begins or ends a word has its space.
+
+    Where the model falls back to bytes, `<0x0A>` is a newline, whatever the decoder makes of it, or if there is none.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, rules = state["model"], [state[part] for part in ("normalizer", "pre_tokenizer", "decoder")]
+    kinds = {kind for rule in rules for kind in _kinds(rule)}
+    falls_back = model.get("byte_fallback") or "ByteFallback" in kinds
+    suffix = model.get("end_of_word_suffix") or ""
+    prefix = "" if suffix else model.get("continuing_subword_prefix") or "##"
+    spell = _choose_spelling(kinds, _SPACE in json.dumps(rules, ensure_ascii=False), prefix)
+
+    def bytes_of(token: str) -> bytes:
+        if falls_back and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        ends_word = bool(suffix) and token.endswith(suffix)
+        return spell(token.removesuffix(suffix)) + b" " * ends_word
+
+    return [bytes_of(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+
+
+def _choose_spelling(kinds: set[str], marks_spaces: bool, prefix: str) -> Callable[[str], bytes]:
+    """How tokens are spelt: in letters that stand for bytes, with one for a space, or as (pieces of) words."""
     if "ByteLevel" in kinds:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         byte_of = {char: bytes([byte]) for byte, char in bytes_to_unicode().items()}
-        return [b"".join(byte_of.get(char) or char.encode() for char in token) for token in tokens]
-    if kinds & {"Metaspace", "ByteFallback", "Replace"}:
-        found = [_BYTE_TOKEN.fullmatch(token) for token in tokens]
-        return [
-            bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
-            for token, byte in zip(tokens, found, strict=True)
-        ]
-    prefix = decoder.get("prefix", "##")
-    return [(token.removeprefix(prefix) if token.startswith(prefix) else f" {token}").encode() for token in tokens]
+        return lambda token: b"".join(byte_of.get(char) or char.encode() for char in token)
+    if marks_spaces:
+        return lambda token: token.replace(_SPACE, " ").encode()
+    return lambda token: (token.removeprefix(prefix) if token.startswith(prefix) else f" {token}").encode()
+
+
+def _kinds(rule: dict[str, Any] | None) -> Iterator[str]:
+    """The types of a serialised normalizer, pre-tokenizer or decoder, and of its steps."""
+    if rule is not None:
+        yield rule["type"]
+        for name in ("normalizers", "pretokenizers", "decoders"):
+            for step in rule.get(name, ()):
+                yield from _kinds(step)
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -165,11 +165,9 @@ class Architecture:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for full attention"
         if not 0 <= self.dropout < 1:
             yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
-        if self.pooling_base <= 1:
-            yield "pooling_base", f"is {self.pooling_base}; must be above 1"
-        for name in ("init_std", "scorer_init_std"):
-            if (getattr(self, name) or 0) < 0:
-                yield name, f"is {getattr(self, name)}; must not be negative"
+        if self.init_std < 0:
+            yield "init_std", f"is {self.init_std}; must not be negative"
+        yield from pooler_problems(self.pooling_base, self.scorer_init_std)
         yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
 
     @property
@@ -197,6 +195,14 @@ def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:
     if "after_layer" not in values or not set(values) <= known:
         raise ValueError(f"pooling: stage {values} needs after_layer and may have {', '.join(sorted(known))}")
     return PoolingStage(**values)
+
+
+def pooler_problems(pooling_base: float, scorer_init_std: float | None) -> Iterator[tuple[str, str]]:
+    """(key, message) of every bad value among the poolers' settings, which all kinds of model share."""
+    if not 1 < pooling_base < math.inf:
+        yield "pooling_base", f"is {pooling_base}; must be above 1, and finite"
+    if scorer_init_std is not None and not 0 <= scorer_init_std < math.inf:
+        yield "scorer_init_std", f"is {scorer_init_std}; must be finite and not negative"
 
 
 def schedule_problems(pooling: Sequence[PoolingStage], *, first: int, last: int) -> Iterator[tuple[str, str]]:

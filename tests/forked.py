@@ -16,15 +16,7 @@ from transpooler.common import free_port
 from transpooler.launch.ranks.local import rank_environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "deepspeed",
-        "transpooler.launch.train",
-        "transpooler.trainer.train",
-        "transpooler.trainer.checkpoint.checkpoint",
-        "rouge_score",
-    ]
-)
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 DEADLINE_S = 120.0
 
 

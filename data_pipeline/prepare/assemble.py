@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.common import UserError, atomic_write, progress, say, write_json
+from transpooler.common import UserError, atomic_write, list_some, progress, say, write_json
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.inputs import InputGroup
@@ -45,8 +45,8 @@ def assemble(
     named = _name_drops(examples, dropped)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
     if not keep.any():
-        names = [location for group in groups for location in group.locations]
-        raise UserError(f"prepare.sources.{split}: no document of {_list_names(names)} can be used; dropped: {counts}")
+        names = list_some((name for group in groups for name in group.locations), noun="file")
+        raise UserError(f"prepare.sources.{split}: no document of {names} can be used; dropped: {counts}")
     dtype = token_dtype(vocab_size)
     documents, cuts = plan_shards(rows[keep], dtype.itemsize, int(config.shard_size_mib * 2**20))
     plan = documents.tobytes() + json.dumps([str(part) for part in parts]).encode()
@@ -167,10 +167,9 @@ def _count_sources(
     for group in groups:
         end = start + len(group.parts)
         num_records = sum(sum(read_part_info(part)["records"].values()) for part in group.parts)
-        more = f" and {len(group.locations) - 1} more" if group.locations[1:] else ""
         statistics.append(
             {
-                "file": group.locations[0] + more,
+                "file": list_some(group.locations, 1),
                 "num_records": num_records,
                 "num_documents": int(kept[start:end].sum()),
                 "num_source_tokens": int(tokens[start:end].sum()),
@@ -218,7 +217,3 @@ def count_shared(parts: Sequence[Path], others: Sequence[Path]) -> int:
         np.unique(np.concatenate([read_array(part, "hashes") for part in each]), axis=0) for each in (parts, others)
     )
     return len(one) + len(other) - len(np.unique(np.concatenate([one, other]), axis=0))
-
-
-def _list_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")

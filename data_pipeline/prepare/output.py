@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transpooler.common import (
 from transpooler.data_pipeline.prepare.workspace import MADE
 from transpooler.data_pipeline.shards.manifest import REPORT_FORMAT, REPORT_NAME, UPLOAD_NAME, read_report
 from transpooler.data_pipeline.shards.store import FileStore
-from transpooler.data_pipeline.sources.locations import describe_input, is_remote, is_unchanged, stamp
+from transpooler.data_pipeline.sources import stamps
+from transpooler.data_pipeline.sources.locations import is_remote
 
 Splits = dict[str, list[str]]
 
@@ -32,21 +34,21 @@ def describe_inputs(splits: Splits, note: Path) -> dict[str, list[dict[str, Any]
     unchanged files are not computed again.
     """
     items = [item for items in read_json(note).values() for item in items] if note.is_file() else []
-    known = {item["path"]: item for item in items}
-
-    def describe(location: str) -> dict[str, Any]:
-        is_known = known.get(location, {}).items() >= stamp(location).items()
-        return known[location] if is_known else describe_input(location)
-
-    inputs = {split: [describe(location) for location in locations] for split, locations in splits.items()}
+    locations = chain.from_iterable(splits.values())
+    found = {item["path"]: item for item in stamps.describe_inputs(locations, {item["path"]: item for item in items})}
+    inputs = {split: [found[location] for location in names] for split, names in splits.items()}
     if items != [item for items in inputs.values() for item in items]:
         write_json(note, inputs)
     return inputs
 
 
 def open_output(output: str) -> FileStore:
-    """Return the place of an output: a URL, or the real folder behind links. UserError: it names no folder."""
+    """Return the place of an output: a URL, or the real folder behind links. UserError: it names no lasting folder."""
     text = output.removeprefix("file://")
+    if any(part.startswith("memory://") for part in text.split("::")):
+        raise UserError(
+            f"prepare.output: {output!r} ends with the process, and nothing is left; use a folder or bucket"
+        )
     if is_remote(text):
         if not text.split("://", 1)[1].strip("/"):
             raise UserError(f"prepare.output: {output!r} names no bucket or folder; for example s3://bucket/shards")
@@ -171,8 +173,4 @@ def _same_inputs(recorded: dict[str, list[dict[str, Any]]], splits: Splits) -> b
     """Whether the inputs have the paths and sizes of the recorded ones, and the same time of change or content."""
     if {split: [item["path"] for item in items] for split, items in recorded.items()} != splits:
         return False
-    return all(
-        is_unchanged(item, location)
-        for split, locations in splits.items()
-        for item, location in zip(recorded[split], locations, strict=True)
-    )
+    return not any(stamps.find_changed(chain.from_iterable(recorded.values())))

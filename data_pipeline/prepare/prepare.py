@@ -55,8 +55,9 @@ from transpooler.data_pipeline.shards.manifest import (
 )
 from transpooler.data_pipeline.shards.store import FileStore
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
-from transpooler.data_pipeline.sources.locations import is_unchanged, resolve_paths
+from transpooler.data_pipeline.sources.locations import resolve_paths
 from transpooler.data_pipeline.sources.records import Columns
+from transpooler.data_pipeline.sources.stamps import find_changed
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
 
@@ -215,13 +216,12 @@ class _Preparation:
 
     def _check_inputs(self, done: dict[str, list[InputGroup]]) -> None:
         """UserError: an input has changed since it was described. What was read of it is removed."""
-        for split, groups in done.items():
-            recorded = {item["path"]: item for item in self.inputs[split]}
-            for group in groups:
-                for location in group.locations:
-                    if not is_unchanged(recorded[location], location):
-                        shutil.rmtree(group.folder)
-                        raise UserError(f"{location}: changed while it was read; when it is complete, prepare again")
+        changed = set(find_changed(chain.from_iterable(self.inputs[split] for split in done)))
+        for group in chain.from_iterable(done.values()):
+            for location in group.locations:
+                if location in changed:
+                    shutil.rmtree(group.folder)
+                    raise UserError(f"{location}: changed while it was read; when it is complete, prepare again")
 
     def _compare_held_out(self, done: dict[str, list[InputGroup]]) -> None:
         """Say how many documents the held-out splits share, which makes the test no test."""

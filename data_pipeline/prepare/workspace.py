@@ -14,6 +14,7 @@ from pathlib import Path
 from transpooler.common import INCOMPLETE_SUFFIX, UserError, say
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.shards.store import FileStore
+from transpooler.data_pipeline.sources.locations import is_remote
 
 MADE = "output"
 """The folder inside the work folder that is published, and holds nothing else."""
@@ -25,8 +26,10 @@ _LOCK, _MARK = "lock", f"running{INCOMPLETE_SUFFIX}"
 def scratch_folder(config: PrepareConfig, output: FileStore) -> Path:
     """Return the folder of unfinished work; absolute, since processes on other machines use the same paths.
 
-    UserError: it and the output lie in each other.
+    UserError: it and the output lie in each other, or it is a URL.
     """
+    if config.scratch is not None and is_remote(config.scratch):
+        raise UserError(f"prepare.scratch: is {config.scratch!r}, a URL; name a folder that all processes see")
     name = Path(output.location).name + INCOMPLETE_SUFFIX
     if config.scratch is not None:
         work = Path(config.scratch).expanduser().absolute() / name

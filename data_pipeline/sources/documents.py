@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
+from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated, list_some
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
 from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, DamagedFileError, Record, read_records
 
 BROKEN = ("bad_json", "not_utf8", "wrong_type", "duplicate_member")
 """Reasons that count as broken: a file is refused if more than half of its records are."""
 
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_KINDS |= dict.fromkeys((int, float), "a number")
+_SHOWN_KEYS = 20
 _SENTENCE_MARKS = re.compile(r"^\s*<S>\s?|\s?</S>\s*$")
 
 
@@ -40,6 +43,8 @@ class Dropped:
     reason: str
     path: str
     line: int
+    detail: str = field(default="", compare=False)
+    """Which key, and what it holds."""
 
 
 @dataclass
@@ -53,8 +58,8 @@ class FileVerdict:
     def add(self, record: Record, result: RawDocument | Dropped) -> None:
         """Count one record, with what `parse` made of it."""
         reason = result.reason if isinstance(result, Dropped) else "kept"
-        if reason in BROKEN and not self.first_bad:
-            self.first_bad = f"{result.path}:{result.line}: {reason}"
+        if isinstance(result, Dropped) and reason in BROKEN and not self.first_bad:
+            self.first_bad = f"{result.path}:{result.line}: {reason}{result.detail and f' ({result.detail})'}"
         if not self.keys and isinstance(result, Dropped) and reason.startswith("missing"):
             value = record[2] if isinstance(record[2], dict) else json.loads(record[2])
             self.keys = [key for key in value if key != "__key__"]
@@ -72,7 +77,7 @@ class FileVerdict:
         for name, keys, option in sides:
             if self.counts[f"missing_{name}"] and self.counts[f"missing_{name}"] + broken == total:
                 what = f"key {keys[0]!r}" if len(keys) == 1 else f"any of the keys {', '.join(keys)}"
-                have = ", ".join(self.keys) or "none"
+                have = list_some(self.keys, _SHOWN_KEYS) or "none"
                 lacks = "a value for " if set(keys) & set(self.keys) else ""
                 raise UserError(f"{location}: no record has {lacks}{what}; its keys are: {have}; set prepare.{option}")
 
@@ -129,12 +134,12 @@ def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
         except (ValueError, RecursionError):
             return Dropped("bad_json", location, line)
     if not isinstance(value, dict):
-        return Dropped("wrong_type", location, line)
+        return Dropped("wrong_type", location, line, f"{_KINDS[type(value)]}, not an object")
     texts: list[str | None] = []
     for name, keys in (("source", columns.sources), ("target", columns.targets)):
         text, problem = _find_text(value, keys, name) if keys else (None, None)
         if problem:
-            return Dropped(problem, location, line)
+            return Dropped(problem, location, line, _find_no_text(value, keys) if problem == "wrong_type" else "")
         if text and PAGE_BREAK in text and location.endswith((".txt", ".tar")):
             text = join_hyphenated(text)  # as `summarize` does with files of text
         texts.append(text)
@@ -158,6 +163,15 @@ def _find_text(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple
     if is_blank(text):
         return None, f"empty_{name}"
     return (text, None) if _encodable(text) else (None, "not_utf8")
+
+
+def _find_no_text(value: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """Say which part of the first key that is present is no text, such as `article[1] is a number`."""
+    path, part = next((key, value[key]) for key in keys if value.get(key) is not None)
+    while isinstance(part, list):
+        index = next(index for index, item in enumerate(part) if _join_text(item) is None)
+        path, part = f"{path}[{index}]", part[index]
+    return f"{path} is {_KINDS.get(type(part), type(part).__name__)}, not a text"
 
 
 def _join_text(value: Any) -> str | None:

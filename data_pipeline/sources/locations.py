@@ -6,7 +6,6 @@ with config= and revision= if needed.
 """
 
 import glob
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
-from transpooler.common import UserError, sha256_of
+from transpooler.common import UserError
 from transpooler.data_pipeline.sources.zstd import open_zstd
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -72,33 +71,6 @@ def file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: unknown kind of URL ({error}); use s3://, gs://, hf:// or a local path") from error
 
 
-def stamp(location: str) -> dict[str, Any]:
-    """Describe an input such that another or changed one differs, without reading it."""
-    if location.startswith(DATASETS):
-        return {"path": location, "size_bytes": None, "version": _dataset_version(location)}
-    if is_remote(location):
-        system, path = file_system(location)
-        return {"path": location, "size_bytes": system.info(path)["size"], "version": str(system.ukey(path))}
-    status = os.stat(location)
-    return {"path": location, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def describe_input(location: str) -> dict[str, Any]:
-    """Return `stamp`, and the SHA-256 of a local file."""
-    known = stamp(location)
-    return known if "version" in known else {**known, "sha256": sha256_of(Path(location))}
-
-
-def is_unchanged(recorded: dict[str, Any], location: str) -> bool:
-    """Whether `describe_input` gave `recorded` for this input: stamps or, of local files, contents are equal."""
-    if is_remote(location) and not location.startswith(DATASETS):
-        file_system(location)[0].invalidate_cache()  # what it knows is of before
-    now = stamp(location)
-    if "sha256" not in recorded or now["size_bytes"] != recorded["size_bytes"]:
-        return now == recorded
-    return now["mtime_ns"] == recorded["mtime_ns"] or sha256_of(Path(location)) == recorded["sha256"]
-
-
 def dataset_options(location: str) -> tuple[str, dict[str, str]]:
     """Split a datasets:// location into name or folder, and options (split, config, revision)."""
     name, _, query = location.removeprefix(DATASETS).partition("?")
@@ -106,15 +78,6 @@ def dataset_options(location: str) -> tuple[str, dict[str, str]]:
     if unknown := options.keys() - {"split", "config", "revision"}:
         raise UserError(f"{location}: unknown option {min(unknown)}; use split, config, revision")
     return name, options
-
-
-def _dataset_version(location: str) -> str:
-    name, options = dataset_options(location)
-    if not os.path.isdir(name):
-        return options.get("revision", "")
-    files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-    states = [f"{path.relative_to(name)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
-    return hashlib.sha256("\n".join(states).encode()).hexdigest()
 
 
 def _match_local(pattern: str, prefix: str) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from transpooler.common import DONE, PREEMPTED, STALLED, USER_ERROR
+from transpooler.common import DONE, PREEMPTED, STALLED, USER_ERROR, list_some
 from transpooler.common.files import FULL
 from transpooler.launch.cluster.attempt import Outcome
 from transpooler.launch.cluster.hosts import Host
@@ -75,7 +75,7 @@ def decide(
     delay_s = min(cluster.max_restart_delay_s, cluster.restart_delay_s * 2 ** (history.fruitless - 1))
     why = f"restart {history.fruitless} without progress of at most {cluster.max_restarts}"
     failed = [host.name for host in hosts if history.failures.get(host.name, 0) >= cluster.host_failures]
-    names, remaining = ", ".join(failed), len(hosts) - len(failed)
+    names, remaining = list_some(failed), len(hosts) - len(failed)
     if not failed or len(hosts) == 1:
         return Decision(True, why, delay_s=delay_s)
     if not cluster.elastic:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.model.architecture import PoolingStage, schedule_problems
+from transpooler.model.architecture import PoolingStage, pooler_problems, schedule_problems
 
 DOCUMENT = "{document}"
 
@@ -56,8 +56,7 @@ class CompressorArchitecture:
             yield "encoder_layers", f"is {self.encoder_layers}; the encoder has {whole}"
         if self.block_size is not None and self.block_size < 1:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for the whole document"
-        if self.pooling_base <= 1:
-            yield "pooling_base", f"is {self.pooling_base}; must be above 1"
+        yield from pooler_problems(self.pooling_base, self.scorer_init_std)
         if self.prompt.count(DOCUMENT) != 1:
             yield "prompt", f"is {self.prompt!r}; must hold {DOCUMENT} once"
         same = all(self.encoder[name] == self.reader[name] for name in ("hidden_size", "vocab_size"))

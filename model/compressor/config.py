@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from transpooler.model.architecture import PoolingStage, pooling_stage, schedule_problems
+from transpooler.model.architecture import PoolingStage, pooler_problems, pooling_stage, schedule_problems
 
 
 class CompressorConfig(PreTrainedConfig):
@@ -45,7 +45,10 @@ class CompressorConfig(PreTrainedConfig):
         stages = [pooling_stage(stage) for stage in self.pooling]
         self.pooling = [asdict(stage) for stage in stages]
         self.prefix_ids, self.prompt_ids = list(self.prefix_ids), list(self.prompt_ids)
-        problems = list(schedule_problems(stages, first=0, last=self.encoder.num_hidden_layers))
+        problems = [
+            *pooler_problems(self.pooling_base, self.scorer_init_std),
+            *schedule_problems(stages, first=0, last=self.encoder.num_hidden_layers),
+        ]
         if self.carry_embeddings and (self.encoder.hidden_size, self.encoder.vocab_size) != (
             self.reader.hidden_size,
             self.reader.vocab_size,

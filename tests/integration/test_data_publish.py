@@ -1,4 +1,4 @@
-"""Outputs in a real S3 bucket: foreign files, failures and kills while they are uploaded, what `verify` finds there."""
+"""Inputs and outputs in a real S3 bucket: changes, foreign files, failures and kills in an upload, and `verify`."""
 
 import json
 import signal
@@ -18,6 +18,7 @@ from transpooler.data_pipeline.shards.inspect import describe_shards
 from transpooler.data_pipeline.shards.manifest import UPLOAD_NAME
 from transpooler.data_pipeline.shards.store import FileStore
 from transpooler.data_pipeline.shards.verify import find_problems
+from transpooler.data_pipeline.sources.stamps import find_changed
 
 KILL = """
 import json, os, sys
@@ -139,3 +140,28 @@ def test_verify_and_inspect_read_a_url(config, bucket):
     assert f"{url}/train/extra.tar: not in report.json" in found
     assert f"{url}/lengths.svg: missing" in found
     assert len(found.splitlines()) == 3
+
+
+def may_not_list(*_, **__):
+    raise PermissionError("may not list")
+
+
+def test_inputs_of_one_folder_are_compared_by_one_listing(config, bucket, monkeypatch):
+    rows = Path(config.sources.train[0]).read_bytes()
+    for number in range(6):
+        bucket.pipe_file(f"bucket/in/{number}.jsonl", rows.replace(b"Document", b"Document %d, " % number))
+    config = replace(config, sources=SourcesConfig(train=("s3://bucket/in/*.jsonl",)))
+    report = prepare(config)
+    assert report["splits"]["train"]["documents"] == 180
+    inputs, requests = report["inputs"]["train"], []
+    bucket.s3.meta.events.register("before-call.s3", lambda model, **_: requests.append(model.name))
+    assert (list(find_changed(inputs)), requests) == ([], ["ListObjectsV2"])
+    prepare(config)  # the inputs are as they were
+    changed = "s3://bucket/in/3.jsonl"
+    bucket.pipe_file(changed, bucket.cat_file(changed).replace(b"Some words", b"Sore words"))
+    assert list(find_changed(inputs)) == [changed]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket), "ls", may_not_list)
+        assert list(find_changed(inputs)) == [changed]
+    with pytest.raises(UserError, match="from other input files, or they have changed"):
+        prepare(config)

@@ -18,6 +18,7 @@ from transpooler.common import UserError, all_problems, atomic_write
 from transpooler.trainer.config.adopt import adopt_weights
 from transpooler.trainer.config.presets import find_config, preset_names
 from transpooler.trainer.config.root import Config, model_schema
+from transpooler.trainer.config.wrong_types import dataclass_of, misused_switches, type_problems
 
 WITHOUT_EFFECT = (("engine", "partition_activations"),)
 """Keys of earlier versions that never had an effect: in files, such as an older run's config.yaml, they are dropped."""
@@ -58,15 +59,16 @@ def config_from_dict(values: dict[str, Any]) -> Config:
         raise UserError("\n".join(unknown))
     found: list[str] = []
 
-    def validate(schema: Any, given: Any, prefix: tuple[str, ...] = ()) -> Any:
+    def validate(schema: Any, given: Any, prefix: str = "") -> Any:
+        found.extend(misused_switches(given, schema, prefix))
         try:
             return _type_checker(schema).validate_python(given)
         except ValidationError as error:
-            found.extend(_type_problem(item, prefix) for item in error.errors())
+            found.extend(type_problems(error.errors(), schema, prefix))
             return schema()
 
     # A section of several kinds is built first: told apart by trying, its problems would be those of every kind.
-    model = validate(model_schema(values), values.get("model", {}), ("model",))
+    model = validate(model_schema(values), values.get("model", {}), "model")
     config = validate(Config, values | {"model": model})
     if found:
         raise UserError("\n".join(found))
@@ -109,7 +111,7 @@ def _merge(parts: Sequence[Part], overrides: Sequence[str]) -> dict[str, Any]:
             OmegaConf.update(merged, key, value, merge=True)
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
     return typing.cast(dict[str, Any], resolved)
 
 
@@ -121,7 +123,7 @@ def _read_override(override: str) -> tuple[str, Any]:
     from yaml import YAMLError
 
     key, separator, text = override.partition("=")
-    if not separator:
+    if not separator or not key.strip():
         raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     if not is_quoted and text.strip() not in ("", "~", "null") and _is_text(_annotation_of(key)):
@@ -167,12 +169,12 @@ class _UnknownKey(typing.NamedTuple):
 
 def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[_UnknownKey]:
     """Keys that the dataclass `schema` does not have, each with the nearest known key."""
-    if (element := _dataclass_of(schema)) is None:
+    if (element := dataclass_of(schema)) is None:
         return
     if isinstance(values, list):
         for index, item in enumerate(values):
             yield from _unknown_keys(item, element, f"{prefix.removesuffix('.')}[{index}].")
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or typing.get_origin(schema) is tuple:  # the latter is a value of a wrong type
         return
     hints = typing.get_type_hints(element)
     if element is Config:
@@ -186,18 +188,11 @@ def _unknown_keys(values: Any, schema: Any, prefix: str) -> Iterator[_UnknownKey
         yield _UnknownKey(values, key, f"{prefix}{key}", remedy)
 
 
-def _dataclass_of(annotation: Any) -> Any:
-    """The dataclass inside an annotation such as `X`, `X | None` or `tuple[X, ...]`, or None."""
-    if dataclasses.is_dataclass(annotation):
-        return annotation
-    return next((found for inner in typing.get_args(annotation) if (found := _dataclass_of(inner))), None)
-
-
 def _annotation_of(key: str) -> Any:
     """The type of the setting with this path; None where there is no such setting."""
     schema: Any = Config
     for part in re.sub(r"\[\d+\]", "", key).split("."):
-        element = _dataclass_of(schema)
+        element = dataclass_of(schema)
         schema = None if element is None else typing.get_type_hints(element).get(part)
     return schema
 
@@ -207,8 +202,3 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (
         isinstance(annotation, types.UnionType) and set(annotation.__args__) == {str, type(None)}
     )
-
-
-def _type_problem(item: Any, prefix: tuple[str, ...]) -> str:
-    key = ".".join(str(part) for part in (*prefix, *item["loc"]))
-    return f"{key} is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -27,13 +27,15 @@ from typing import IO, Any
 
 import torch
 
-from transpooler.common import STALLED
+from transpooler.common import STALLED, list_some
 from transpooler.trainer.config.train import GuardsConfig
 from transpooler.trainer.run_folder import RunFolder
 
 BEAT_EVERY_S = 2.0
 GRACE_S = 5.0
 """Time for the other ranks to see the alarm and write their stacks."""
+SHOWN_RANKS = 8
+"""Of those that are gone: a host that fails takes many with it."""
 BACKUP_S = 60.0
 """The dump in C comes this much later than the thread's."""
 STORE_TIMEOUT_S = 5.0
@@ -100,7 +102,7 @@ class Watchdog:
         time.sleep(GRACE_S)
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         gone = [rank for rank in others if not self._read(f"{rank}/lost")] if self._store_answers() else [0]
-        who = f"rank {', '.join(map(str, gone))} is gone" if gone else "another rank was gone for a while"
+        who = f"rank {list_some(gone, SHOWN_RANKS)} is gone" if gone else "another rank was gone for a while"
         self._end(f"{who} ({str(error).splitlines()[0][:160]})", tell=self.rank == 0 or 0 in gone)
 
     def _cancel_backup(self) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 DEFAULTS = {"num_beams": 1, "min_new_tokens": 0, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
 """What `transformers` does where its file says nothing."""
+PARTS = (".", "reader")
+"""Where in a model folder that file lies: a compressor's is that of its reader, which writes the summaries."""
 
 
 def set_generation(target: "transformers.GenerationConfig", settings: GenerationConfig) -> None:
@@ -26,9 +28,11 @@ def set_generation(target: "transformers.GenerationConfig", settings: Generation
 
 def stored_generation(folder: Path) -> dict[str, Any]:
     """The `generation` section that a model folder carries; empty if it carries none."""
-    path = folder / "generation_config.json"
-    stored = read_json(path) if path.is_file() else None
+    paths = (folder / part / "generation_config.json" for part in PARTS)
+    stored = next((read_json(path) for path in paths if path.is_file()), None)
     if not isinstance(stored, dict):
         return {}
     found = {name: stored.get(name) or default for name, default in DEFAULTS.items()}
+    forced = ("forced_bos_token_id", "forced_eos_token_id")
+    found |= {name: stored[name] for name in forced if isinstance(stored.get(name), int)}
     return found | ({"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {})

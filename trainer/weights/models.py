@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import UserError, read_json
+from transpooler.common import UserError, list_some, read_json
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
@@ -182,4 +182,4 @@ def _loading_problems(found: dict[str, Any]) -> Iterator[str]:
         # A mismatched weight comes with its two shapes.
         names = sorted(item if isinstance(item, str) else item[0] for item in found[f"{kind}_keys"])
         if names:
-            yield f"{kind} weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            yield f"{kind} weights: {list_some(names)}"

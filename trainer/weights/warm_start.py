@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from transpooler.common import UserError, say
+from transpooler.common import UserError, list_some, say
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
@@ -57,7 +57,7 @@ def start_from(model: PreTrainedModel, source: str | Path, config: Config, token
     except ValueError as error:
         raise user_error(folder, found.kind, error) from error
     if lacking := [name for name in missing if not _MAY_BE_NEW.search(name)]:
-        raise UserError(f"train.init_from {folder}: lacks {_some(lacking)}; download or save it again")
+        raise UserError(f"train.init_from {folder}: lacks {list_some(lacking)}; download or save it again")
     _report(folder, missing, [name for name in unused if not name.endswith(found.family.derived)])
     if found.limit is not None:
         say(f"train.init_from {folder}: {found.limit}")
@@ -80,7 +80,7 @@ def _start_compressor(model: nn.Module, config: Config) -> None:
             missing, _ = copy_weights(model, stored, names)
         own = "reader." if part == "reader" else "encoder.stock."
         if lacking := [name for name in missing if name.startswith(own)]:
-            raise UserError(f"{folder}: lacks weights of the {part}: {_some(lacking)}; download or save it again")
+            raise UserError(f"{folder}: lacks weights of the {part}: {list_some(lacking)}; download or save it again")
     say(f"train.init_from {whole}: every tensor of the reader and of {config.model.num_layers} encoder layers is there")
 
 
@@ -136,8 +136,3 @@ def _report(folder: Path, missing: list[str], unused: list[str]) -> None:
             say(f"train.init_from {folder}: {', '.join(names)} {what}: no counterpart")
     if not missing and not unused:
         say(f"train.init_from {folder}: every tensor found its place")
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

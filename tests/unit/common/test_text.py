@@ -2,7 +2,7 @@
 
 import pytest
 
-from transpooler.common import cut_at_white_space, is_blank, show_controls
+from transpooler.common import cut_at_white_space, is_blank, list_some, show_controls
 from transpooler.common.log import say
 
 
@@ -11,6 +11,20 @@ from transpooler.common.log import say
 )
 def test_what_cannot_be_seen_is_blank(text: str, blank: bool) -> None:
     assert is_blank(text) is blank
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "", ""),
+        (3, "file", "0, 1, 2"),
+        (4, "", "0, 1, 2 and 1 more"),
+        (4, "file", "0, 1, 2 and 1 more file"),
+        (2003, "file", "0, 1, 2 and 2,000 more files"),
+    ],
+)
+def test_lists_show_their_beginning_and_count_the_rest(count: int, noun: str, text: str) -> None:
+    assert list_some(range(count), noun=noun) == text
 
 
 def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

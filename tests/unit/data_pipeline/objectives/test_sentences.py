@@ -54,6 +54,42 @@ def test_sentences_end_where_they_end_in_the_text(kind: str) -> None:
         assert sentences(CHINESE) == ["我们今天去学校。", *quote, "完"]
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [None, decoders.Fuse(), decoders.ByteFallback(), decoders.WordPiece()],
+    ids=["none", "fuse", "bytes", "words"],
+)
+def test_bytes_that_a_model_falls_back_to_are_what_they_spell(decoder: Any) -> None:
+    tokenizer = make("bytes")
+    tokenizer.backend_tokenizer.decoder = decoder
+    ids = np.array(tokenizer("abc.\tde. fg\nh", add_special_tokens=False).input_ids)
+    spelt = token_bytes(tokenizer)
+    assert b"".join(spelt[i] for i in ids) == b" abc.\tde. fg\nh"
+    assert [len(part) for part in np.split(ids, SentenceEnds(spelt).find(ids))] == [5, 4, 4, 1]
+
+
+def test_text_that_looks_like_a_byte_stays_text_where_nothing_falls_back() -> None:
+    tokenizer = make("unigram")
+    tokenizer.add_tokens(["<0x0A>"])
+    assert token_bytes(tokenizer)[-1] == b"<0x0A>"
+
+
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_words_that_their_end_marks(byte_level: bool) -> None:
+    """As in CLIP and in the first GPT."""
+    vocab = {token: i for i, token in enumerate([*"abcdefgh.", *(f"{letter}</w>" for letter in "abcdefgh.")])}
+    backend: Any = Tokenizer(models.BPE(vocab, [], end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if byte_level:
+        steps: list[Any] = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.BPEDecoder()
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = np.array(tokenizer("abc. def. gh", add_special_tokens=False).input_ids)
+    ends = SentenceEnds(token_bytes(tokenizer)).find(ids)
+    assert ["".join(tokenizer.decode(part).split()) for part in np.split(ids, ends)] == ["abc.", "def.", "gh"]
+
+
 def test_cuts_that_are_no_ends_are_counted() -> None:
     tokenizer = make("bpe")
     ends = SentenceEnds(token_bytes(tokenizer))

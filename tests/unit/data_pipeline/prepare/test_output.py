@@ -133,6 +133,21 @@ def test_an_output_that_names_no_folder_is_a_mistake(config, output):
         prepare(replace(config, output=output))
 
 
+@pytest.mark.parametrize("output", ["memory://shards", "simplecache::memory://shards"])
+def test_what_nothing_would_be_left_of_is_refused(config: PrepareConfig, output: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^prepare.output: '{output}' ends with the process, .*use a folder or bucket$"
+    ):
+        prepare(replace(config, output=output))
+
+
+def test_work_behind_a_url_is_refused(config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^prepare.scratch: is 's3://bucket/work', a URL; name a folder"):
+        prepare(replace(config, scratch="s3://bucket/work"))
+    assert os.listdir(tmp_path) == ["train.jsonl"]
+
+
 def test_the_working_folder_and_file_urls_are_outputs(config, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")

@@ -297,7 +297,7 @@ def test_inputs_are_hashed_once_for_all_tasks_of_an_array(config, tmp_path, monk
         hashed.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr("transpooler.data_pipeline.sources.locations.sha256_of", noting)
+    monkeypatch.setattr("transpooler.data_pipeline.sources.stamps.sha256_of", noting)
     prepare(config, array_task=(0, 2))
     prepare(config, array_task=(1, 2))
     assert sorted(hashed) == ["notes.txt", "train.jsonl"]

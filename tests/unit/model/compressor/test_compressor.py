@@ -1,5 +1,6 @@
 """A compressor's stock parts stay what they are: equal to the stock models to the bit, whatever their family."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from transpooler.model.architecture import Architecture
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
 
@@ -116,3 +119,15 @@ def test_every_parameter_learns_and_a_copy_is_a_model_of_its_own():
 def test_a_schedule_that_does_not_fit_is_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         compressor("llama", **settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scorer_init_std", -0.1), ("scorer_init_std", math.nan), ("pooling_base", 1.0)]
+)
+def test_poolers_have_the_rules_of_the_encoder_decoder(key: str, value: float) -> None:
+    settings: dict[str, Any] = {key: value}
+    sizes: dict[str, Any] = {name: FAMILIES["llama"].to_dict() for name in ("encoder", "reader")}
+    with pytest.raises(ValueError, match=f"{key} is {value}; must be"):
+        CompressorConfig(**sizes, **settings)
+    (problem,) = CompressorArchitecture(**sizes, **settings).problems()
+    assert problem in [*Architecture(**settings).problems()]

@@ -108,7 +108,7 @@ def test_a_key_of_an_earlier_version_that_had_no_effect_is_dropped_from_a_file_a
         assert load_config([run], ["train.log_every_steps=7"]).train.log_every_steps == 7
     assert load_saved_config(path) == (Config(), [])
     path.write_text("engine: null\n")
-    with pytest.raises(UserError, match=r"engine is None"):
+    with pytest.raises(UserError, match=r"engine is null; must be a mapping"):
         load_config([path])
     with pytest.raises(UserError, match=r"engine.partition_activations: unknown key"):
         load_config([], ["engine.partition_activations=true"])

@@ -10,7 +10,7 @@ import pytest
 from transpooler.common import UserError, all_problems
 from transpooler.launch.commands.prepare import array_task
 from transpooler.trainer.config import Config, load_config
-from transpooler.trainer.config.load import _dataclass_of
+from transpooler.trainer.config.wrong_types import dataclass_of
 
 NEVER = (".nan", "-.inf", "-1", "1e300", "5000000000")
 SMALL = ("0", "1e-300")
@@ -102,7 +102,7 @@ def numbers(schema: Any, prefix: str = "") -> Iterator[str]:
     """Keys of the schema that take numbers."""
     hints = typing.get_type_hints(schema)
     for entry in dataclasses.fields(schema):
-        inner, hint = _dataclass_of(hints[entry.name]), str(hints[entry.name])
+        inner, hint = dataclass_of(hints[entry.name]), str(hints[entry.name])
         if inner is not None:
             index = "[0]" if hint.startswith("tuple") else ""
             yield from numbers(inner, f"{prefix}{entry.name}{index}.")
@@ -151,7 +151,7 @@ def test_the_reasons_are_of_keys_that_exist_and_the_defaults_are_good():
         ("train.max_time=90m", "train.max_time", "90m"),
         ("cluster.environment.A=[b", "", "cluster.environment.A=[b: not valid YAML"),
         ("prepare.sources.train=[*.jsonl]", "", "prepare.sources.train=.*not valid YAML: .*; put texts into quotes"),
-        ("run=", "", "run is None"),
+        ("run=", "", "run is null"),
     ],
 )
 def test_a_text_on_the_command_line_is_itself(override: str, key: str, value: str | None) -> None:

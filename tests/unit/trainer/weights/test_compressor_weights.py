@@ -15,6 +15,7 @@ from transpooler.trainer.estimate.memory import estimate_run
 from transpooler.trainer.evaluation.generate import generate
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.weights.export import export_model
+from transpooler.trainer.weights.generation import stored_generation
 from transpooler.trainer.weights.models import build_model, load_model
 from transpooler.trainer.weights.warm_start import start_from
 
@@ -114,6 +115,14 @@ def test_an_export_is_a_stock_reader_and_an_encoder(settings, shards, tmp_path):
     assert torch.equal(written, model.generate(torch.tensor([sources[0]]), max_new_tokens=5, num_beams=1))
     marks = highlight(loaded, its_tokenizer, sources[0], 54)
     assert marks["stage_names"] == ["after layer 1: 27 of 54 tokens", "after layer 2: 7 of 54 tokens"]
+
+
+def test_an_export_is_generated_from_as_its_run_said(settings, shards, tmp_path):
+    beams = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 2, "length_penalty": 1.5, "no_repeat_ngram_size": 2}
+    config = load_config([], [*settings, *(f"generation.{name}={value}" for name, value in beams.items())])
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    export_model(build_model(config, tokenizer), tokenizer, tmp_path / "export", config, step=3)
+    assert stored_generation(tmp_path / "export") == beams
 
 
 def test_the_plan_counts_what_the_model_holds(settings, shards):
