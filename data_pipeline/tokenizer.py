@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -255,16 +255,25 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> SpecialIds:
     return SpecialIds(**ids, gap=gap)
 
 
-def adding_eos(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
-    """A copy that ends every text by </s>, as every document and every summary of the training ended."""
+def leading_special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the special tokens that it puts before a text that it ends by </s>, as BART's does with <s>."""
+    ids = tokenizer("", add_special_tokens=True).input_ids
+    return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else []
+
+
+def framing(tokenizer: "PreTrainedTokenizerFast", prefix_ids: Sequence[int]) -> "PreTrainedTokenizerFast":
+    """A copy that begins every text by these ids and ends it by </s>, as the documents of the training were."""
     import copy
 
     from tokenizers.processors import TemplateProcessing
 
     ending: Any = copy.deepcopy(tokenizer)
-    eos = str(tokenizer.eos_token)
+    ids = [*prefix_ids, tokenizer.eos_token_id]
+    *first, eos = tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
     ending.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
+        single=[*first, "$A", eos],
+        pair=[*first, "$A", eos, "$B:1", f"{eos}:1"],
+        special_tokens=list(zip(tokens, ids, strict=True)),
     )
     return ending
 

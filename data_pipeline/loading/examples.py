@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transpooler.data_pipeline.config import DataConfig
-from transpooler.data_pipeline.limits import begin, cut
+from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.data_pipeline.objectives.sentences import count_forced_cuts
 from transpooler.data_pipeline.objectives.vocabulary import Vocabulary
@@ -39,10 +39,12 @@ class ExampleMaker:
         if not self.objective.needs_summaries:
             name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
             rng = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch, name]))
-            window = config.max_source_tokens - 1
+            window = max(1, config.max_source_tokens - 1 - len(config.source_prefix_ids))
             start = int(rng.integers(max(1, len(source) - window + 1)))
             source = source[start : start + window].astype(np.int64)
         source, target = self._make_pair(source, document.target, config, self._vocabulary, rng)
         eos = self.special.eos
-        begun = begin(target, config.target_prefix_ids)
-        return cut(source, config.max_source_tokens, eos), cut(begun, config.max_target_tokens, eos)
+        return (
+            cut(source, config.max_source_tokens, eos, config.source_prefix_ids),
+            cut(target, config.max_target_tokens, eos, config.target_prefix_ids),
+        )

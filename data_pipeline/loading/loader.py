@@ -177,7 +177,8 @@ class Loader:
         ]
 
     def _length(self, item: Item) -> int:
-        return cut_length(int(self.corpora[item[0]].dataset.source_lengths[item[1]]), self.config.max_source_tokens)
+        length = int(self.corpora[item[0]].dataset.source_lengths[item[1]])
+        return cut_length(length, self.config.max_source_tokens, len(self.config.source_prefix_ids))
 
     def _make_step(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
         batches, damage, num_source_tokens = [], list[str](), 0

@@ -85,7 +85,7 @@ def batch_order(config: DataConfig, corpora: list[Corpus], seed: int) -> BatchOr
     )
     orders = [
         CorpusOrder(
-            cut_lengths(corpus.dataset, config.max_source_tokens),
+            cut_lengths(corpus.dataset, config),
             cut,
             seed=key_of(seed, number),
             shard_documents=corpus.dataset.shard_documents,
@@ -97,10 +97,11 @@ def batch_order(config: DataConfig, corpora: list[Corpus], seed: int) -> BatchOr
     return BatchOrder(orders, [corpus.weight for corpus in corpora], config.chunks_per_step)
 
 
-def cut_lengths(dataset: ShardDataset, max_source_tokens: int) -> np.ndarray:
+def cut_lengths(dataset: ShardDataset, config: DataConfig) -> np.ndarray:
     """Return the length of each document's source as the loader will cut it; uint16 if that suffices, else uint32."""
-    dtype = np.uint16 if max_source_tokens < 1 << 16 else np.uint32
-    return cut_length(dataset.source_lengths, max_source_tokens).astype(dtype)
+    limit = config.max_source_tokens
+    dtype = np.uint16 if limit < 1 << 16 else np.uint32
+    return cut_length(dataset.source_lengths, limit, len(config.source_prefix_ids)).astype(dtype)
 
 
 def list_keys(corpora: list[Corpus], chunks: list[Chunk]) -> list[str]:

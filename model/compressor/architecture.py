@@ -29,7 +29,8 @@ class CompressorArchitecture:
     pooling_base: float = 20.0
     """Base b of the pair softmax, softmax(b^s) (Successive Halving paper)."""
     scorer_init_std: float | None = None
-    """Standard deviation of the scorers' initial weights; null = the encoder's own."""
+    """Standard deviation of the scorers' initial weights; null = 2 / sqrt(width): most pairs are then decided from the
+    start, and slots are tokens that the reader knows, not averages that it would first have to learn to read."""
     carry_embeddings: bool = True
     """Add the pooled input embeddings to what the adapter gives: an untrained model then reads the kept tokens."""
     prompt: str = DOCUMENT

@@ -18,6 +18,10 @@ from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Scorer, pool_packed
 
 
+LOGIT_STD = 2.0
+"""Of the first scores' logits over normalised tokens: enough that most pairs are decided, and few scores saturate."""
+
+
 class CompressorPreTrainedModel(PreTrainedModel):
     """What the encoder and the whole compressor share as `transformers` models."""
 
@@ -32,8 +36,9 @@ class CompressorPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
-            initialization.normal_(module.weight, std=self.config.scorer_init_std)
+        if isinstance(module, Scorer):
+            std = self.config.scorer_init_std
+            initialization.normal_(module.weight, std=module.in_features**-0.5 * LOGIT_STD if std is None else std)
         if getattr(module, "starts_at_zero", False):
             initialization.zeros_(cast(Tensor, module.weight))
 

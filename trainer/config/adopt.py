@@ -79,8 +79,20 @@ def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -
     values["model"] = adopted | model
     if found.generation:
         values["generation"] = found.generation | (values.get("generation") or {})
-        if (first := found.generation.get("forced_bos_token_id")) is not None:
-            values["data"] = {"target_prefix_ids": [first]} | (values.get("data") or {})
+    if prefixes := _prefixes(folder, found.generation.get("forced_bos_token_id")):
+        values["data"] = prefixes | (values.get("data") or {})
+
+
+def _prefixes(folder: Path, first_of_targets: int | None) -> dict[str, list[int]]:
+    """How sources and targets begin in the weights' own training."""
+    from transpooler.data_pipeline.tokenizer import leading_special_ids, load_tokenizer
+
+    found = {} if first_of_targets is None else {"target_prefix_ids": [first_of_targets]}
+    try:
+        prefix = leading_special_ids(load_tokenizer(folder))
+    except UserError:  # weights alone: whoever needs their tokenizer says that it is not there
+        return found
+    return found | ({"source_prefix_ids": prefix} if prefix else {})
 
 
 def _longest(data: Mapping[str, Any]) -> Iterator[int]:
@@ -90,7 +102,10 @@ def _longest(data: Mapping[str, Any]) -> Iterator[int]:
             yield value
 
 
-_OF_WEIGHTS = {"generation": ("forced_bos_token_id", "forced_eos_token_id"), "data": ("target_prefix_ids",)}
+_OF_WEIGHTS = {
+    "generation": ("forced_bos_token_id", "forced_eos_token_id"),
+    "data": ("source_prefix_ids", "target_prefix_ids"),
+}
 """Keys of other sections that weights fill in."""
 
 

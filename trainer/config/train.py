@@ -13,9 +13,9 @@ class TrainConfig:
     steps: int = at_least(1, 300_000)
     """Optimizer steps of the whole run."""
     init_from: str | None = None
-    """Folder of a model whose weights start the run: an export of ours, also with another pooling schedule, or a BART
-    of `transformers`; with model.kind=compressor any causal language model, which then reads the slots. Weights without
-    a counterpart are reported. null starts from random weights."""
+    """Folder, or repository of the hub, of a model whose weights start the run: an export of ours, also with another
+    pooling schedule; a BART, PEGASUS, T5 or one of their kin; or a causal language model, which then reads the slots.
+    `model`, `generation` and `data` take over what follows from it. null starts from random weights."""
     init_encoder_from: str | None = None
     """compressor: folder of the causal language model whose layers read the document; null = that of init_from."""
     resume: bool = True

@@ -57,7 +57,7 @@ def estimate_run(config: Config, world_size: int) -> RunEstimate:
     """Estimate a run on `world_size` ranks of one machine. UserError where the shards are missing."""
     data, engine = config.data, config.engine
     corpora = open_corpora(data, data.train_split)
-    lengths = [cut_lengths(corpus.dataset, data.max_source_tokens) for corpus in corpora]
+    lengths = [cut_lengths(corpus.dataset, data) for corpus in corpora]
     sources = np.concatenate(lengths).astype(np.int64)
     targets = _targets(config, np.concatenate([corpus.dataset.target_lengths for corpus in corpora]), sources)
     tokenizer = load_tokenizer(tokenizer_folder(data))
@@ -245,7 +245,8 @@ def _targets(config: Config, summaries: np.ndarray, sources: np.ndarray) -> np.n
     """Lengths of what is generated: of the summaries, else about what the objective takes out of the source."""
     objective = OBJECTIVES[config.data.objective]
     lengths = summaries if objective.needs_summaries else sources * objective.target_share(config.data)
-    return cut_length(lengths.astype(np.int64), config.data.max_target_tokens)
+    data = config.data
+    return cut_length(lengths.astype(np.int64), data.max_target_tokens, len(data.target_prefix_ids))
 
 
 def _memory(world_size: int) -> int:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.data_pipeline.limits import begin, cut
+from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids
+from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids, leading_special_ids
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 
@@ -46,11 +46,11 @@ def summarize(
     max_source_tokens: int | None = None,
 ) -> Iterator[Summary]:
     """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit."""
-    limit = source_limit(tokenizer, max_source_tokens)
+    limit, prefix = source_limit(tokenizer, max_source_tokens), leading_special_ids(tokenizer)
     for batch in batches(texts, generation.batch_size):
         heads = [head_of(text) if isinstance(text, str) else text for text in batch]
-        sources = [leading_ids(tokenizer, head, limit - 1) for head in heads]
-        read = [cut(ids, limit, tokenizer.eos_token_id).tolist() for ids, _ in sources]
+        sources = [leading_ids(tokenizer, head, max(1, limit - 1 - len(prefix))) for head in heads]
+        read = [cut(ids, limit, tokenizer.eos_token_id, prefix).tolist() for ids, _ in sources]
         summaries = generate(model, tokenizer, read, generation)
         for (ids, whole), read_ids, text in zip(sources, read, summaries, strict=True):
             yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=read_ids)
@@ -101,15 +101,16 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def source_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: Config) -> list[int]:
-    """Token ids that the model reads: cut to data.max_source_tokens, </s> at the end."""
-    return cut(document.source, config.data.max_source_tokens, tokenizer.eos_token_id).tolist()
+    """Token ids that the model reads: data.source_prefix_ids first, cut to data.max_source_tokens, </s> at the end."""
+    data = config.data
+    return cut(document.source, data.max_source_tokens, tokenizer.eos_token_id, data.source_prefix_ids).tolist()
 
 
 def target_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: Config) -> list[int]:
-    """Token ids of the document's summary: cut to data.max_target_tokens, </s> at the end."""
+    """Token ids of the document's summary: data.target_prefix_ids first, cut to data.max_target_tokens, </s> last."""
     assert document.target is not None
-    target = begin(document.target, config.data.target_prefix_ids)
-    return cut(target, config.data.max_target_tokens, tokenizer.eos_token_id).tolist()
+    data = config.data
+    return cut(document.target, data.max_target_tokens, tokenizer.eos_token_id, data.target_prefix_ids).tolist()
 
 
 def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import transformers
 
 from transpooler.common import INCOMPLETE_SUFFIX, UserError, fsync_folder, read_json
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
-from transpooler.data_pipeline.tokenizer import adding_eos, load_tokenizer
+from transpooler.data_pipeline.tokenizer import framing, leading_special_ids, load_tokenizer
 from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
@@ -79,7 +79,7 @@ def export_model(
         else:
             folders += save_compressor(model, incomplete)
         for each in folders:
-            _save_tokenizer(tokenizer, each)
+            _save_tokenizer(tokenizer, each, config.data.source_prefix_ids)
         (incomplete / "README.md").write_text(
             model_card(model, config, step, str(tokenizer.eos_token)), encoding="utf-8"
         )
@@ -96,7 +96,7 @@ def renew_export(source: Path, folder: Path) -> None:
     with _whole_folder(folder) as incomplete:
         shutil.copytree(source, incomplete, ignore=shutil.ignore_patterns("*.py", "__pycache__"), dirs_exist_ok=True)
         write_code(incomplete)
-        _save_tokenizer(tokenizer, incomplete)
+        _save_tokenizer(tokenizer, incomplete, leading_special_ids(tokenizer))
 
 
 @contextmanager
@@ -132,9 +132,9 @@ def _check_free(folder: Path, incomplete: Path) -> None:
         raise UserError(f"{incomplete}: was not left by an export; move it, or choose another folder than {folder}")
 
 
-def _save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer as its users need it: it ends texts by </s>, and knows nothing of this machine."""
-    adding_eos(tokenizer).save_pretrained(folder)
+def _save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path, prefix_ids: Sequence[int]) -> None:
+    """Write the tokenizer as its users need it: it begins and ends texts, and knows nothing of this machine."""
+    framing(tokenizer, prefix_ids).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = {name: value for name, value in read_json(path).items() if name not in OF_THIS_MACHINE}
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

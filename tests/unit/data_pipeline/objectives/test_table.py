@@ -55,3 +55,7 @@ def test_a_limit_includes_the_end_of_the_text(length, expected):
     assert cut(tokens, 4, 2).dtype == np.int64
     assert cut_length(length, 4) == len(expected)
     assert cut_length(np.array([length], np.uint32), 4).tolist() == [len(expected)]
+    for limit in (2, 3, 4, 9):
+        begun = cut(tokens, limit, 2, (5, 6))
+        assert begun.tolist() == [*[5, 6, *tokens.tolist()][: limit - 1], 2]
+        assert cut_length(length, limit, 2) == len(begun)

@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
 from tests.stock_models import stock
-from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.data_pipeline.loading.examples import ExampleMaker
+from transpooler.data_pipeline.shards.dataset import Document
+from transpooler.data_pipeline.tokenizer import framing, load_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config
+from transpooler.trainer.config.evaluation import GenerationConfig
+from transpooler.trainer.evaluation.generate import source_ids, summarize
 from transpooler.trainer.weights.models import load_model
 
 
@@ -121,3 +126,24 @@ def test_a_repository_of_the_hub_is_found_in_its_cache_and_its_absence_said(bart
     assert (tmp_path / "ours" / "model.safetensors").is_file()
     assert absent.returncode == 2
     assert "someone/else: no such folder, and the hub does not give it" in absent.stderr.splitlines()[-1]
+
+
+def test_sources_begin_as_the_weights_tokenizer_begins_them(bart, tmp_path, capsys):
+    """A BART's with <s>: in training, in evaluation, in `summarize`, and by the export's own tokenizer."""
+    framing(load_tokenizer(bart), [0]).save_pretrained(bart)
+    more = ("data.max_source_tokens=40", "data.max_target_tokens=20")
+    config = load_config([], [f"train.init_from={bart}", *more])
+    assert config.data.source_prefix_ids == config.data.target_prefix_ids == (0,)
+    tokenizer = load_tokenizer(bart)
+    document = Document("key", np.arange(6, 9), np.arange(20, 23), {})
+    assert source_ids(document, tokenizer, config) == [0, 6, 7, 8, 2]
+    source, target = ExampleMaker(config.data, tokenizer, 0).example(document, "key", 0)
+    assert (source.tolist(), target.tolist()) == ([0, 6, 7, 8, 2], [0, 20, 21, 22, 2])
+    assert adopt(capsys, bart, "--output", tmp_path / "ours", *more)[0] == 0
+    model, own = load_model(tmp_path / "ours")
+    (summary,) = summarize(model, own, ["alpha beta"], GenerationConfig(max_new_tokens=2))
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert exported("alpha beta").input_ids == summary.read_ids
+    assert (summary.read_ids[0], summary.read_ids[-1]) == (0, 2)
+    assert main(["export", str(tmp_path / "ours"), "--output", str(tmp_path / "again")]) == 0
+    assert load_tokenizer(tmp_path / "again")("alpha beta").input_ids == summary.read_ids
