@@ -17,7 +17,6 @@ from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Scorer, pool_packed
 
-
 LOGIT_STD = 2.0
 """Of the first scores' logits over normalised tokens: enough that most pairs are decided, and few scores saturate."""
 

@@ -24,6 +24,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "blockwise": {"block_size": 16},
     "pyramid": {"block_size": 16, "pooling": [{"after_layer": 1, "length": 32}, {"after_layer": 3, "length": 16}]},
     "ratio": {"block_size": 16, "pooling": [{"after_layer": 2, "ratio": 0.25}], "norm": "pre", "positions": "rotary"},
+    "options": {
+        "num_heads": 4,
+        "kv_heads": 2,
+        "head_dim": 6,
+        "positions": "relative",
+        "activation": "geglu",
+        "block_size": 16,
+        "pooling": [{"after_layer": 2, "ratio": 0.25}],
+        "attention_bias": False,
+    },
     "gated": {
         "activation": "swiglu",
         "block_size": 16,
@@ -39,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_backward_are_what_torch_counts(kind):
     torch.manual_seed(0)
-    config = TranspoolerConfig(**SIZES, **KINDS[kind])
+    config = TranspoolerConfig(**SIZES | KINDS[kind])
     model = TranspoolerForConditionalGeneration(config)
     ids = torch.randint(6, 70, (2, 64))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, :24]}
@@ -56,7 +66,7 @@ def test_forward_and_backward_are_what_torch_counts(kind):
 
 
 def test_padding_is_no_work_and_pooling_saves_it():
-    whole, pooled = (TranspoolerConfig(**SIZES, **KINDS[kind]).architecture for kind in ("blockwise", "pyramid"))
+    whole, pooled = (TranspoolerConfig(**SIZES | KINDS[kind]).architecture for kind in ("blockwise", "pyramid"))
     batch = {
         "attention_mask": (torch.arange(64) < torch.tensor([[64], [20]])).long(),
         "labels": torch.where(torch.arange(24) < torch.tensor([[24], [7]]), 9, -100),

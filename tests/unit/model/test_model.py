@@ -38,6 +38,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"pooling": FIXED},
     "modern": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "activation": "swiglu"},
     "modern_normed": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "pooling_norm": "before"},
+    "options": {
+        "pooling": RATIOS,
+        "norm": "pre",
+        "norm_kind": "rms",
+        "norm_eps": 1e-6,
+        "activation": "geglu",
+        "positions": "relative",
+        "relative_buckets": 8,
+        "relative_max_distance": 12,
+        "relative_per_layer": True,
+        "num_heads": 4,
+        "kv_heads": 2,
+        "head_dim": 6,
+        "attention_scale": 0.7,
+        "attention_bias": False,
+        "ffn_bias": False,
+        "embedding_norm": True,
+        "tied_head": False,
+        "logits_bias": True,
+        "logits_scale": 0.5,
+    },
     "blockwise": {},
     "vanilla": {"block_size": None},
 }
@@ -73,6 +94,19 @@ def test_batched_equals_alone(model, batch):
     for row, length in enumerate(LENGTHS):
         alone = model(input_ids=batch["input_ids"][row : row + 1, :length], labels=batch["labels"][row : row + 1])
         torch.testing.assert_close(logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_positions_that_start_in_each_block_make_blocks_alike(positions):
+    """A block is encoded as it would be alone; with positions of the document it is not, but for the first."""
+    ids = torch.randint(6, 300, (1, 24), generator=torch.Generator().manual_seed(2))
+    for counted_from, alike in (("block", True), ("document", False)):
+        settings: dict[str, Any] = {"positions": positions, "block_positions": counted_from, "max_positions": 24}
+        encoder = build(**settings).model.encoder
+        whole = encoder(ids).last_hidden_state[0]
+        alone = torch.cat([encoder(ids[:, start : start + 8]).last_hidden_state[0] for start in (0, 8, 16)])
+        torch.testing.assert_close(whole[:8], alone[:8], atol=1e-5, rtol=1e-4)
+        assert torch.allclose(whole, alone, atol=1e-4) == alike
 
 
 def test_the_side_of_the_padding_changes_nothing(model, batch):
@@ -116,7 +150,7 @@ def test_saved_and_loaded_is_the_same_model(model, batch, tmp_path):
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is TranspoolerForConditionalGeneration
     assert loaded.config.pooling == model.config.pooling
-    assert loaded.lm_head.weight is loaded.model.encoder.embed_tokens.weight
+    assert (loaded.lm_head.weight is loaded.model.encoder.embed_tokens.weight) == model.config.tied_head
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
