@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators: `python -m transpooler.trainer.engine.compiled_ops cpu_adam` builds one, or several."""
+"""DeepSpeed's compiled operators: `python -m transpooler.trainer.engine.compiled_ops cpu_adam` builds one (or more)."""
 
 import sys
 from typing import Any
