@@ -23,6 +23,7 @@ STAMP := $(VENV)/.installed
 CLUSTER_LOG := $(VENV)/cluster-tests.log
 SHARED_OUT := $(BIN)/pytest -n 3 --dist worksteal
 BUILD := $(BIN)/python -m transpooler.model.ops.soft_topk  # once, before many processes want it at the same time
+OPERATORS := $(BIN)/python -m transpooler.trainer.engine.compiled_ops cpu_adam fused_adam
 
 # DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
@@ -48,8 +49,9 @@ check: lint
 	@$(BUILD)
 	$(SHARED_OUT) tests/unit $(PYTEST)
 
-test: lint
-	@$(BUILD)
+test: $(STAMP)
+	@# What the tests need compiled is compiled beside the linters, which take one core.
+	@{ $(BUILD); $(OPERATORS); } & build=$$!; $(MAKE) --no-print-directory lint; failed=$$?; wait $$build; exit $$failed
 	@# Tests of clusters mostly wait: they run beside the others and go first where both want a core.
 	@# Of the others, the long ones come first: one half begins with them, the other takes over what is left of them.
 	@rm -f $(CLUSTER_LOG)

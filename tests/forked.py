@@ -68,6 +68,11 @@ def train(world_size: int, settings: Sequence[str], log: Path, prelude: Callable
     return Job(world_size, _train, (list(settings), prelude), log)
 
 
+def command(world_size: int, arguments: Sequence[str], log: Path) -> Job:
+    """`transpooler ARGUMENTS` in so many ranks."""
+    return Job(world_size, _command, (list(arguments),), log)
+
+
 def whole_weights(job: Any) -> dict[str, Any]:
     """In a rank, on all at once: copies of the weights of a `trainer.job.Job` by name, whole also under ZeRO 3."""
     from transpooler.trainer.engine.engine import gather_weights
@@ -75,6 +80,12 @@ def whole_weights(job: Any) -> dict[str, Any]:
     items = dict(job.engine.module.named_parameters())
     with gather_weights(list(items.values())):
         return {name: value.detach().clone() for name, value in items.items()}
+
+
+def _command(arguments: list[str]) -> int:
+    from transpooler.launch.cli import main
+
+    return main(arguments)
 
 
 def _train(settings: list[str], prelude: Callable[..., None] | None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from transpooler.common import free_port, read_json, start_of
+from transpooler.common import USER_ERROR, free_port, read_json, start_of
 from transpooler.launch.ranks import local
 from transpooler.trainer.run_folder import RunFolder
 
@@ -97,6 +97,17 @@ def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:
     process.communicate(timeout=60)  # until all that hold its pipes have ended
     ranks = [int(path.name.partition("-")[0]) for path in tmp_path.glob("*-ready*")]
     assert [start_of(pid) for pid in ranks] == [None, None]
+
+
+def test_a_killed_rank_ends_the_others_and_the_launcher(tmp_path: Path) -> None:
+    (tmp_path / "stub_rank.py").write_text(STUB)
+    process = start("stub_rank", str(tmp_path), "ours", path=tmp_path)
+    wait_until_ready(process, tmp_path)
+    ranks = {path.name: int(path.name.partition("-")[0]) for path in tmp_path.glob("*-ready*")}
+    os.kill(next(pid for name, pid in ranks.items() if "-ready1-" in name), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, USER_ERROR)
+    assert [start_of(pid) for pid in ranks.values()] == [None, None]
 
 
 def wait_until_ready(process: subprocess.Popen[str], folder: Path) -> None:

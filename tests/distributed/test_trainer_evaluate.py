@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from tests.paths import ROOT
@@ -28,7 +29,8 @@ def test_evaluation_in_the_loop_and_the_best_checkpoint(stage, tiny_settings, tm
     for processes in (1, 2):
         run = tmp_path / f"ranks{processes}"
         settings = [*tiny_settings, *IN_LOOP, f"run={run}", f"engine.zero_stage={stage}"]
-        _launch("train", *settings, "--processes", str(processes))
+        job = forked.train(processes, settings, tmp_path / "log.txt")
+        assert job.codes() == [0] * processes, job.output()
         rows[processes] = [row for row in read_metrics(run) if row["split"] == "validation"]
     assert [row["step"] for row in rows[2]] == [1, 2, 3, 4]
     for one, two in zip(rows[1], rows[2], strict=True):
@@ -45,18 +47,23 @@ def test_evaluation_in_the_loop_and_the_best_checkpoint(stage, tiny_settings, tm
 def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_number_of_ranks(tiny_settings, tmp_path):
     run = tmp_path / "run"
     settings = [*tiny_settings, *IN_LOOP, f"run={run}", "train.steps=30", "train.patience=2"]
-    _launch("train", *settings, "train.generate_documents=0", "optimizer.learning_rate=100")
+    settings += ["train.generate_documents=0", "optimizer.learning_rate=100"]
+    assert forked.train(1, settings, tmp_path / "log.txt").codes() == [0]
     steps = [row["step"] for row in read_metrics(run) if row["split"] == "validation"]
     assert len(steps) < 10
     assert (run / "export" / "config.json").is_file()
     before = (run / "metrics.jsonl").read_bytes()
-    _launch("train", *settings, "train.generate_documents=0", "optimizer.learning_rate=100")  # trained already
+    assert forked.train(1, settings, tmp_path / "log.txt").codes() == [0]  # trained already
     assert (run / "metrics.jsonl").read_bytes() == before
 
     outputs = {}
     for processes in (1, 2, 3):
         folder = tmp_path / f"evaluated{processes}"
-        _launch("evaluate", str(run), "--processes", str(processes), "--output", str(folder))
+        command = ["evaluate", str(run), "--output", str(folder)]
+        if processes == 3:  # the whole command, with its launcher; ranks alone show the same for the others
+            _launch(*command, "--processes", str(processes))
+        else:
+            assert forked.command(processes, command, tmp_path / "log.txt").codes() == [0] * processes
         outputs[processes] = [(folder / name).read_bytes() for name in ("metrics.json", "generated.jsonl")]
     assert json.loads(outputs[1][0])["num_documents"] == 5
     assert outputs[1] == outputs[2] == outputs[3]

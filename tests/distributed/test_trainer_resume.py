@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,24 +25,24 @@ def settings(tiny_settings):
 
 
 def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, tmp_path):
-    expected = tmp_path / "undisturbed"
-    assert _start(settings, expected).wait(DEADLINE_S) == 0
+    expected, log = tmp_path / "undisturbed", tmp_path / "log.txt"
+    assert forked.train(2, [*settings, f"run={expected}"], log).codes() == [0, 0], log.read_text()
 
     killed = tmp_path / "killed"
-    launcher = _start(settings, killed)
+    job = forked.train(2, [*settings, f"run={killed}"], log)
     _wait_for_step(killed, 19)
-    _ranks_below(launcher)[-1].kill()
-    assert launcher.wait(DEADLINE_S) not in (0, 2)
+    job.kill()
+    job.codes()
     assert RunFolder(killed).checkpoint_steps()[-1] in (16, 24, 32)
     # What was being written when the power went: neither is taken for good.
     (killed / "checkpoints" / ".incomplete" / "global_step40").mkdir(parents=True, exist_ok=True)
     with open(killed / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 39, "split": "tra')
-    assert _start(settings, killed).wait(DEADLINE_S) == 0
+    assert forked.train(2, [*settings, f"run={killed}"], log).codes() == [0, 0], log.read_text()
     _assert_same(killed, expected)
 
     preempted = tmp_path / "preempted"
-    launcher = _start(settings, preempted)
+    launcher = _start(settings, preempted)  # the whole command: the signal goes through its launcher
     _wait_for_step(preempted, 10)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(DEADLINE_S) == 75
@@ -71,11 +71,6 @@ def _wait_for_step(run: Path, step: int) -> None:
     while not any(row["step"] >= step for row in read_metrics(run)):
         assert time.monotonic() < deadline, f"{run} never reached step {step}"
         time.sleep(0.01)
-
-
-def _ranks_below(launcher: subprocess.Popen) -> list[psutil.Process]:
-    below = psutil.Process(launcher.pid).children(recursive=True)
-    return [process for process in below if process.cmdline()[2:4] == ["-m", "transpooler.launch.train"]]
 
 
 def _assert_same(run: Path, expected: Path) -> None:

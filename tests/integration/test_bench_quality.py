@@ -62,19 +62,20 @@ def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
 def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
     (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
     part = subprocess.run(
-        [*command, "--arms", "warm, warm", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
+        [*command, "--arms", "blockwise, blockwise", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
     )
     assert part.returncode == 0, part.stderr
     rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
-    assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "1", "warm": "2"}
+    assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "2", "warm": "1"}
     text = (out / "quality.md").read_text()
     assert "Arms differ in their seeds" in text
     assert "commit unknown" in text
     # What was trained with other settings than the study has now is no part of it.
-    study.write_text(yaml.safe_dump(STUDY | {"arms": STUDY["arms"] | {"blockwise": {"model": {"block_size": 8}}}}))
-    other = subprocess.run([*command, "--seeds", "2", "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
-    assert "blockwise-seed0: was trained with other settings" in other.stderr
-    assert next(csv.DictReader((out / "seeds.csv").open()))["seed"] == "2"
+    warm = STUDY["arms"]["warm"] | {"model": {"pooling": [{"after_layer": 2, "length": 4}]}}
+    study.write_text(yaml.safe_dump(STUDY | {"arms": STUDY["arms"] | {"warm": warm}}))
+    other = subprocess.run([*command, "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
+    assert "warm-seed0: was trained with other settings" in other.stderr
+    assert {row["arm"] for row in csv.DictReader((out / "seeds.csv").open())} == {"blockwise"}
 
 
 def _evaluated_loss(run: Path) -> float:

@@ -1,17 +1,16 @@
 """A run under torch.compile: the losses of the eager one, killed and resumed without a trace. One real rank."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
+import torch
 
-from tests.paths import ROOT
 from transpooler.trainer.metrics import TIMED, read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
+DEADLINE_S = 900.0
 SETTINGS = [
     "data.batch_size=4",
     "engine={zero_stage: 1, micro_batch_size: 4}",
@@ -29,19 +28,20 @@ def test_a_compiled_run_equals_the_eager_one_and_survives_a_kill(tiny_settings, 
     _finish(settings, eager)
     settings.append("engine.compile=true")
     output = _finish(settings, compiled)
+    assert "Recompiling function" in output  # for other lengths, so what torch tells about compiling is there
     assert "graph_break" not in output
     for row, expected in zip(read_metrics(compiled), read_metrics(eager), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], abs=2e-5), (row["step"], row["split"])
         assert row["ledger" if row["split"] == "train" else "num_target_tokens"]
 
-    process = _start(settings, killed)
-    deadline = time.monotonic() + 600
+    job = _start(settings, killed)
+    deadline = time.monotonic() + DEADLINE_S
     while not any(row["step"] >= 6 for row in read_metrics(killed)):
-        assert process.poll() is None, process.communicate()[0]
+        assert job.processes[0].is_alive(), job.output()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    job.kill()
+    job.codes()
     assert RunFolder(killed).checkpoint_steps()[-1] in (4, 8)
     _finish(settings, killed)
     rows, expected_rows = (
@@ -51,17 +51,16 @@ def test_a_compiled_run_equals_the_eager_one_and_survives_a_kill(tiny_settings, 
     assert rows == expected_rows
 
 
-def _start(settings: list[str], run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "transpooler.launch.train", *settings, f"run={run}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "graph_breaks,recompiles"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def _start(settings: list[str], run: Path) -> forked.Job:
+    return forked.train(1, [*settings, f"run={run}"], run.with_suffix(".txt"), tell_of_compiling)
+
+
+def tell_of_compiling() -> None:
+    """In a rank: what TORCH_LOGS would do."""
+    torch._logging.set_logs(graph_breaks=True, recompiles=True)
 
 
 def _finish(settings: list[str], run: Path) -> str:
-    process = _start(settings, run)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output[-3000:]
-    (run / "log.txt").write_text(output)
-    return output
+    job = _start(settings, run)
+    assert job.codes(DEADLINE_S) == [0], job.output()[-3000:]
+    return job.output()

@@ -118,8 +118,8 @@ def test_demo_launch_and_torchrun_train_beside_the_users_files(programs: Path, h
     assert (here / "demo" / "report.html").is_file()
     assert "held-out loss" in output
     settings = [*TINY, "data.shards=demo/shards"]
-    run(programs, here, "transpooler", "launch", "local", *settings, "run=launched", "cluster.processes_per_node=2")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run(programs, here, "transpooler", "launch", "local", *settings, "run=launched", "cluster.processes_per_node=1")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     run(programs, here, "python", *torchrun, "-m", "transpooler.launch.train", *settings, "run=torchrun")
     for name in ("launched", "torchrun"):
         assert (here / name / "export" / "config.json").is_file()

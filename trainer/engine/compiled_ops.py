@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators: `python -m transpooler.trainer.engine.compiled_ops cpu_adam` builds one."""
+"""DeepSpeed's compiled operators: `python -m transpooler.trainer.engine.compiled_ops cpu_adam` builds one (or more)."""
 
 import sys
 from typing import Any
@@ -20,4 +20,5 @@ def load_operator(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    load_operator(sys.argv[1])
+    for operator in sys.argv[1:]:
+        load_operator(operator)

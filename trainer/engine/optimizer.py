@@ -1,8 +1,11 @@
 """The optimizers and how each is built; their parameter groups; the learning rate as a pure function of the step."""
 
+import importlib
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +17,12 @@ from transpooler.trainer.engine.compiled_ops import load_operator
 
 def build_optimizer(model: nn.Module, settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
     """The optimizer that is asked for, over `parameter_groups`; compiles DeepSpeed's operator where it needs one."""
-    if operator := operator_of(settings, engine):
-        load_operator(operator)
-    groups = parameter_groups(model, settings)
-    return METHODS[settings.name, engine.offloads_optimizer].build(groups, settings, engine)
+    method = METHODS[settings.name, engine.offloads_optimizer]
+    if method.operator:
+        load_operator(method.operator)
+    if not method.is_compiled:
+        _import_muon_uncompiled()
+    return method.build(parameter_groups(model, settings), settings, engine)
 
 
 def operator_of(settings: OptimizerConfig, engine: EngineConfig) -> str | None:
@@ -124,6 +129,15 @@ def _build_muon(groups: list[dict[str, Any]], settings: OptimizerConfig, engine:
     return MuonWithAuxAdam([{**(muon if group["use_muon"] else adam), **group} for group in groups])
 
 
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, as every engine of ZeRO does, without torch's compiler: that takes seconds of a start.
+
+    Its functions stay uncompiled in this process, slower and as right, should Muon be used later.
+    """
+    with mock.patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+
+
 def _deepspeed(name: str, **options: Any) -> Builder:
     """Builds one of the Adams in deepspeed.ops.adam."""
 
@@ -140,17 +154,20 @@ def _adam(settings: OptimizerConfig) -> dict[str, Any]:
 
 
 class OptimizerMethod(NamedTuple):
-    """How an optimizer is built, and the operator (DeepSpeed's name of it) that must be compiled before."""
+    """How an optimizer is built, the operator (DeepSpeed's name of it) that must be compiled before, and whether torch
+    compiles what it does.
+    """
 
     build: Builder
     operator: str | None = None
+    is_compiled: bool = False
 
 
 METHODS = {
     ("adamw", False): OptimizerMethod(_build_adamw),
     ("adamw", True): OptimizerMethod(_deepspeed("DeepSpeedCPUAdam", adamw_mode=True), "cpu_adam"),
     ("fused_adamw", False): OptimizerMethod(_deepspeed("FusedAdam", adam_w_mode=True), "fused_adam"),
-    ("muon", False): OptimizerMethod(_build_muon),
+    ("muon", False): OptimizerMethod(_build_muon, is_compiled=True),
 }
 """Every optimizer by its name and whether its states are offloaded. What a configuration has to respect about each:
 trainer/config/optimizer.py."""

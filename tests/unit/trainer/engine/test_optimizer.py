@@ -1,11 +1,22 @@
 """Parameter groups, the learning rate, the guarded AdamW, and the table of optimizers."""
 
+import importlib
+import os
+import sys
+
 import pytest
 import torch
 
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
-from transpooler.trainer.engine.optimizer import METHODS, GuardedAdamW, learning_rate, operator_of, parameter_groups
+from transpooler.trainer.engine.optimizer import (
+    METHODS,
+    GuardedAdamW,
+    build_optimizer,
+    learning_rate,
+    operator_of,
+    parameter_groups,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +75,18 @@ def test_a_gradient_that_is_not_finite_leaves_the_step_out():
 def test_every_optimizer_of_the_configuration_can_be_built():
     offloaded = {(name, True) for name, traits in OPTIMIZERS.items() if traits.offloads}
     assert METHODS.keys() == {(name, False) for name in OPTIMIZERS} | offloaded
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_torchs_compiler_is_brought_along_for_muon_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("original_muon", "muon_optimizer"):
+        monkeypatch.delitem(sys.modules, f"deepspeed.runtime.zero.muon.{module}", raising=False)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
+    build_optimizer(model, OptimizerConfig(name=name), EngineConfig())
+    muon = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    assert hasattr(muon.zeropower_via_newtonschulz5, "_torchdynamo_orig_callable") is (name == "muon")
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
 def test_the_operator_that_must_be_compiled():
