@@ -1,6 +1,7 @@
 """From a configuration to a run that is ready to take its next step: checks first, then folders, then the engine."""
 
 import dataclasses
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
 from transpooler.trainer.config.differences import resume_conflicts
 from transpooler.trainer.config.load import load_saved_config
+from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.distributed import init_distributed
 from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, sharded_init
+from transpooler.trainer.engine.parameters import check_patterns, freeze
 from transpooler.trainer.engine.protocol import TrainingEngine
 from transpooler.trainer.engine.ranks import run_on_all_ranks
 from transpooler.trainer.engine.settings import deepspeed_config
@@ -41,7 +44,10 @@ class Job:
     validation: Loader | None
     engine: TrainingEngine
     state: TrainState
+    settings: dict[str, Any]
+    """DeepSpeed's configuration."""
     facts: dict[str, Any]
+    """What a resumed run must agree with, or be resharded for; see `checkpoint.save`."""
     metrics: MetricsWriter | None
     """On rank 0 alone."""
     stop: Stop
@@ -56,6 +62,18 @@ class Job:
         self.mark("checkpoint")
         checkpoint.save(self.engine, self.state, self.run, self.facts, self.config.train)
         self.saved_step = self.state.step
+
+    def enter_due_stage(self) -> None:
+        """Where a stage has ended, save, and go on as a run does that resumes here: with an engine for the next one."""
+        if stage_of(self.config.stages, self.state.step).number == self.state.stage:
+            return
+        self.save()
+        self.mark("stage")
+        self.engine.destroy()
+        del self.engine
+        gc.collect()  # engines are full of cycles, and two models may not fit
+        self.engine, state = open_engine(self.config, self.loader, self.settings, self.facts, self.state.step)
+        self.state.begin_stage(state.stage)
 
     def mark(self, phase: str) -> None:
         """Tell the watchdog that something ended and `phase` begins."""
@@ -84,21 +102,14 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
     check_fragment(settings)
     step = checkpoint.agree_on_newest_valid(run)
-    model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
-    if config.train.init_from is not None and step is None:
-        start_from(model, config.train.init_from, config, loader.tokenizer)
-    engine = create_engine(model, config.engine, config.optimizer, settings)
     facts = {
         "world_size": world_size,
         "zero_stage": config.engine.zero_stage,
         "precision": config.engine.precision,
         "tokenizer_fingerprint": loader.tokenizer_fingerprint,
     }
-    if step is None:
-        torch.manual_seed(_rank_seed(config.seed, rank, 0))
-        state = TrainState()
-    else:
-        state = checkpoint.load(engine, run, step, facts, seed=_rank_seed(config.seed, rank, step))
+    engine, state = open_engine(config, loader, settings, facts, step)
+    if step is not None:
         say(f"{run}: resumed at step {step}")
     torch.distributed.barrier()  # every rank has read config.yaml, which rank 0 now writes
     metrics = None
@@ -111,7 +122,35 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
             wandb_project=config.train.wandb_project,
             settings=dataclasses.asdict(config),
         )
-    return Job(config, run, rank, world_size, loader, validation, engine, state, facts, metrics, stop or Stop(), step)
+    return Job(
+        config, run, rank, world_size, loader, validation, engine, state, settings, facts, metrics, stop or Stop(), step
+    )
+
+
+def open_engine(
+    config: Config, loader: Loader, settings: dict[str, Any], facts: dict[str, Any], step: int | None
+) -> tuple[TrainingEngine, TrainState]:
+    """The engine, ready for the step that follows the checkpoint of `step` (None: for the first), and the state.
+
+    Within a stage everything continues to the bit. The first step of a stage has weights and random state from the
+    checkpoint, and a fresh optimizer. A collective.
+    """
+    rank, stage = torch.distributed.get_rank(), stage_of(config.stages, step or 0)
+    model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
+    if config.train.init_from is not None and step is None:
+        start_from(model, config.train.init_from, config, loader.tokenizer)
+    check_patterns(model, config.stages, config.name_patterns)
+    freeze(model, stage)
+    engine = create_engine(model, config.engine, stage.optimizer, settings)
+    if step is None:
+        torch.manual_seed(_rank_seed(config.seed, rank, 0))
+        state = TrainState()
+    else:
+        seed = _rank_seed(config.seed, rank, step)
+        state = checkpoint.load(engine, Path(config.run), step, facts, seed=seed, stage=stage.number)
+    if len(config.stages) > 1:
+        say(f"step {state.step}: {stage.key}, to step {stage.last}")
+    return engine, state
 
 
 def check_run_folder(config: Config, run: Path) -> None:

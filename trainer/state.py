@@ -11,6 +11,8 @@ class TrainState:
 
     step: int = 0
     """Optimizer steps done (skipped ones included)."""
+    stage: int = 0
+    """Number of the stage (`train.stages`) that the optimizer belongs to."""
     skipped_steps: int = 0
     """Steps without an update, because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
@@ -37,6 +39,10 @@ class TrainState:
     """Moving mean of the loss per target token; with its variance, what a spike is measured by."""
     loss_variance: float = 0.0
     losses_seen: int = 0
+
+    def begin_stage(self, number: int) -> None:
+        """Enter a stage, whose evaluations are counted anew."""
+        self.stage, self.evaluations_without_gain = number, 0
 
     def record(self, keys: Sequence[str]) -> None:
         """Chain the documents of one global batch into the ledger."""

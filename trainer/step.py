@@ -5,6 +5,8 @@ from dataclasses import astuple, dataclass
 import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
+from transpooler.trainer.config import Config
+from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm
 from transpooler.trainer.engine.optimizer import learning_rate, set_learning_rate
 from transpooler.trainer.engine.ranks import raise_on_all_ranks, sum_over_ranks
@@ -62,8 +64,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         return None
     if counts.failures:
         raise_on_all_ranks(step.error)
-    rate = learning_rate(job.state.step, job.config.optimizer, job.config.train.steps)
-    set_learning_rate(engine.optimizer.param_groups, rate)
+    set_learning_rate(engine.optimizer.param_groups, rate_of_step(job.config, job.state.step))
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
         loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
@@ -82,6 +83,12 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         skipped=not engine.was_step_applied(),
         spike=is_spike(job.state, float(loss_share), settings.spike_threshold),
     )
+
+
+def rate_of_step(config: Config, step: int) -> float:
+    """Learning rate of the 0-based step: each stage has a schedule of its own."""
+    stage = stage_of(config.stages, step)
+    return learning_rate(step - stage.first, stage.optimizer, stage.steps)
 
 
 @torch.no_grad()

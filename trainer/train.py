@@ -11,7 +11,6 @@ from transpooler.common import PREEMPTED, UserError, exit_on_stop_signals, peak_
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale
-from transpooler.trainer.engine.optimizer import learning_rate
 from transpooler.trainer.estimate.flops import peak_tflops
 from transpooler.trainer.guards.loss_spikes import note_loss
 from transpooler.trainer.guards.run_lock import hold
@@ -20,7 +19,7 @@ from transpooler.trainer.guards.watchdog import is_lost_connection, watchdog
 from transpooler.trainer.job import Job, prepare_job
 from transpooler.trainer.profiler import profiling
 from transpooler.trainer.run_folder import RunFolder
-from transpooler.trainer.step import StepResult, train_step
+from transpooler.trainer.step import StepResult, rate_of_step, train_step
 from transpooler.trainer.validation import evaluate_in_loop, is_complete
 from transpooler.trainer.weights.export import export_run
 
@@ -88,6 +87,7 @@ def _loop(job: Job) -> bool:
                 job.save()
             if is_complete(job):
                 return True
+            job.enter_due_stage()
             job.mark("data")
             job.loader.damaged_documents = (
                 state.damaged_documents
@@ -153,7 +153,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         "step": state.step,
         "split": "train",
         "loss": loss,
-        "learning_rate": learning_rate(state.step - 1, job.config.optimizer, job.config.train.steps),
+        "learning_rate": rate_of_step(job.config, state.step - 1),
         "grad_norm": result.gradient_norm,
         **loss_scale(job.engine),
         **clock.window(),

@@ -43,7 +43,8 @@ def is_complete(job: Job) -> bool:
     state, settings = job.state, job.config.train
     if state.evaluation_pending:
         return False
-    if settings.patience and state.evaluations_without_gain >= settings.patience:
+    in_last_stage = state.stage == len(job.config.stages) - 1
+    if settings.patience and in_last_stage and state.evaluations_without_gain >= settings.patience:
         return True
     return state.step >= settings.steps
 

@@ -115,12 +115,13 @@ def problems(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 
         yield "manifest.json or run.json is not one of ours"
 
 
-def load(engine: TrainingEngine, run: Path, step: int, facts: dict[str, Any], seed: int) -> TrainState:
+def load(engine: TrainingEngine, run: Path, step: int, facts: dict[str, Any], seed: int, stage: int = 0) -> TrainState:
     """Load the checkpoint of `step` into the engine and the random state; returns the run's state.
 
     With the world size and ZeRO stage of the checkpoint, training continues to the bit; with others, weights and
-    optimizer states are resharded, and dropout draws from `seed`. Raises UserError, before anything is loaded, if any
-    other of `facts` differs or a file is not one of ours.
+    optimizer states are resharded, and dropout draws from `seed`. Where `stage` (of `train.stages`) is another than
+    the checkpoint's, it begins: the optimizer stays as it is. Raises UserError, before anything is loaded, if any other
+    of `facts` differs or a file is not one of ours.
     """
     folder, rank = RunFolder(run).checkpoint(step), torch.distributed.get_rank()
     saved = read_json(folder / "run.json")
@@ -130,19 +131,24 @@ def load(engine: TrainingEngine, run: Path, step: int, facts: dict[str, Any], se
                 f"{folder}: saved with {key} = {saved.get(key)}, but this run has {value}; "
                 f"resume with {saved.get(key)}, or start a new run from its export (train.init_from)"
             )
-    if all(saved.get(key) == facts.get(key) for key in RESHARDED):
-        random_state = load_file(folder / f"random_rank{rank}.pt")
+    state = TrainState(**saved["state"])
+    changes = [f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]]
+    random_state = None if changes else load_file(folder / f"random_rank{rank}.pt")
+    if changes or state.stage != stage:
+        restore(engine, folder, saved, weights_alone=state.stage != stage)
+    else:
         with _record_files(engine), weights_only(folder), without_patterns(folder.parent) as parent:
             loaded, _ = engine.load_checkpoint(str(parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed finds no checkpoint of ours in it; remove the folder")
-        _set_random_state(random_state)
-    else:
-        restore(engine, folder, saved)
+    if random_state is None:
         torch.manual_seed(seed)
-        changes = [f"{key} {saved.get(key)} -> {facts[key]}" for key in RESHARDED if saved.get(key) != facts[key]]
         say(f"{folder}: resharded ({', '.join(changes)})")
-    return TrainState(**saved["state"])
+    else:
+        _set_random_state(random_state)
+    if state.stage != stage:
+        state.begin_stage(stage)
+    return state
 
 
 def steps_to_remove(steps: list[int], keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> list[int]:

@@ -26,4 +26,7 @@ def consolidate_weights(run: Path, step: int) -> dict[str, Any]:
     # DeepSpeed prints every step of this.
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], weights_only(folder), without_patterns(folder.parent) as parent:
-        return get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
+        trained = get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
+    # Of frozen parameters DeepSpeed's tool finds none at stage 1, and at the others those of the run's precision.
+    others = {name: value for name, value in load_file(model_file(folder))["module"].items() if name not in trained}
+    return {name: value.float() if value.is_floating_point() else value for name, value in (others | trained).items()}

@@ -61,7 +61,12 @@ def optimizer_files(folder: Path) -> list[Path]:
 
 def model_file(folder: Path) -> Path:
     """DeepSpeed's file of weights and counters; that of rank 0 at ZeRO stage 3, where each rank writes one."""
-    return min(folder.glob("*model_states.pt"), key=_rank_of)
+    return model_files(folder)[0]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of weights and counters in order of the ranks: one, or one a rank at ZeRO stage 3."""
+    return sorted(folder.glob("*model_states.pt"), key=_rank_of)
 
 
 def _rank_of(path: Path) -> tuple[int, str]:

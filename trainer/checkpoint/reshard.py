@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from transpooler.common import UserError
-from transpooler.trainer.checkpoint.files import model_file, optimizer_files
+from transpooler.trainer.checkpoint.files import model_file, model_files, optimizer_files
 from transpooler.trainer.checkpoint.safe_load import load_file
 from transpooler.trainer.engine.protocol import TrainingEngine
 
@@ -40,13 +40,16 @@ class _Piece:
 class SavedStates:
     """Weights and optimizer states of a checkpoint by parameter name, however they were sharded."""
 
-    def __init__(self, folder: Path, order: list[str] | None) -> None:
-        """`order`: names of the parameters in the optimizer's order; only stage 0 needs it."""
-        self.folder = folder
+    def __init__(self, folder: Path, order: list[str] | None, weights_alone: bool = False) -> None:
+        """`order`: names of the parameters in the optimizer's order; only stage 0 needs it. `weights_alone` leaves out
+        all states of the optimizer.
+        """
+        self.folder, self._weights_alone = folder, weights_alone
         self._pieces: dict[str, list[_Piece]] = {}
         self.model = load_file(model_file(folder), mmap=True)
         files = [load_file(path, mmap=True)["optimizer_state_dict"] for path in optimizer_files(folder)]
-        self.loss_scale = {key: files[0][key] for key in ("loss_scaler", "dynamic_loss_scale")} if files else {}
+        scale = () if weights_alone or not files else ("loss_scaler", "dynamic_loss_scale")
+        self.loss_scale = {key: files[0][key] for key in scale}
         for rank, states in enumerate(files):
             if "param_slice_mappings" in states:
                 self._read_stage_1_2(states)
@@ -54,6 +57,10 @@ class SavedStates:
                 self._read_stage_3(states, rank, len(files))
         if not files:
             self._read_stage_0(order or [])
+        if files and "param_slice_mappings" not in files[0]:
+            self._read_frozen_parts()
+        else:
+            self._read_frozen()
 
     def parameter(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, scalars) of one parameter by key: the whole tensors (numel,), float32, and what is not per element.
@@ -94,7 +101,23 @@ class SavedStates:
             flat = {key: value.flatten() if _is_elementwise(value) else value for key, value in state.items()}
             self._add(name, weight.flatten(), flat, 0, weight.numel())
 
+    def _read_frozen(self) -> None:
+        known = self._pieces.keys() | set(self.model["buffer_names"])
+        for name, value in self.model["module"].items():
+            if name not in known:
+                self._add(name, value.flatten(), {}, 0, value.numel())
+
+    def _read_frozen_parts(self) -> None:
+        """Stage 3 cuts them as it cuts the others; each rank's part lies in its own file of weights."""
+        left = {name: shape.numel() for name, shape in self.model["frozen_param_shapes"].items()}
+        for path in model_files(self.folder):
+            for name, part in load_file(path, mmap=True)["frozen_param_fragments"].items():
+                numel = min(part.numel(), left[name])
+                self._add(name, part, {}, 0, numel)
+                left[name] -= numel
+
     def _add(self, name: str, weight: Tensor, state: dict[str, Any], start: int, numel: int) -> None:
+        state = {} if self._weights_alone else state
         tensors = {key: value for key, value in state.items() if _is_elementwise(value)}
         for key, value in tensors.items():
             if value.numel() < weight.numel():  # states may be longer, by padding
@@ -106,16 +129,19 @@ class SavedStates:
         self._pieces.setdefault(name, []).append(_Piece({WEIGHT: weight, **tensors}, scalars, start, numel))
 
 
-def restore(engine: TrainingEngine, folder: Path, facts: dict[str, Any]) -> None:
-    """Load a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json."""
-    if any(group.get("use_muon") for group in engine.optimizer.param_groups):
+def restore(engine: TrainingEngine, folder: Path, facts: dict[str, Any], *, weights_alone: bool = False) -> None:
+    """Load a checkpoint of any world size and ZeRO stage into the engine; `facts` are its run.json.
+
+    `weights_alone` leaves the optimizer as it is, which may then train other parameters than the checkpoint's.
+    """
+    if not weights_alone and any(group.get("use_muon") for group in engine.optimizer.param_groups):
         # Stages 1 and 2 keep the momentum of a whole matrix, even on a rank that holds a slice of it.
         raise UserError(
             f"{folder}: Muon's momentum cannot be cut for other ranks or another ZeRO stage; resume with "
             f"{facts['world_size']} ranks and engine.zero_stage={facts['zero_stage']}, or start a new run from its "
             "export (train.init_from)"
         )
-    saved = SavedStates(folder, facts.get("optimizer_order"))
+    saved = SavedStates(folder, facts.get("optimizer_order"), weights_alone)
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     stage = engine.zero_optimization_stage()
     if stage == 0:
@@ -124,6 +150,10 @@ def restore(engine: TrainingEngine, folder: Path, facts: dict[str, Any]) -> None
         _restore_stage_3(engine, saved, names)
     else:
         _restore_stage_1_2(engine, saved, names)
+    if stage < 3:
+        for name, parameter in engine.module.named_parameters():
+            if not parameter.requires_grad:
+                parameter.data.copy_(saved.parameter(name)[0][WEIGHT].view_as(parameter))
     buffers = dict(engine.module.named_buffers())
     for name in saved.model["buffer_names"]:
         buffers[name].copy_(saved.model["module"][name])
@@ -181,10 +211,20 @@ def _restore_stage_3(engine: TrainingEngine, saved: SavedStates, names: dict[int
             own.copy_slice(saved, names[id(parameter)], start, rank * size, numel)
             start += size
         parts.append(own)
+    for name, frozen in engine.module.named_parameters():
+        if not frozen.requires_grad:
+            _copy_part(frozen, saved.parameter(name)[0][WEIGHT], rank)
     ours["fp32_flat_groups"] = [part.states.pop(WEIGHT) for part in parts]
     ours["optimizer_state_dict"]["state"] = _list_states(parts)
     optimizer.load_state_dict({rank: ours})
     optimizer.checkpoint_event_epilogue()
+
+
+def _copy_part(frozen: Any, whole: Tensor, rank: int) -> None:
+    """Fill a rank's part of a frozen parameter at stage 3, which pads the last one."""
+    size = frozen.ds_tensor.numel()
+    own = whole[rank * size : (rank + 1) * size]
+    frozen.ds_tensor.data[: own.numel()].copy_(own)
 
 
 class _OwnPart:

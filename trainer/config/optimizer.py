@@ -1,5 +1,6 @@
 """The `optimizer:` section: the optimizer and its learning-rate schedule."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transpooler.common import at_least, between, one_of, positive
@@ -26,6 +27,26 @@ OPTIMIZERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """Settings of the parameters whose names match a pattern."""
+
+    match: str = ""
+    """Pattern of names, such as 'model.encoder.*'; * stands for anything, dots included (Python's fnmatch)."""
+    learning_rate: float | None = at_least(0, None)
+    """Peak learning rate in place of optimizer.learning_rate; what is a multiple of that, such as
+    scorer_learning_rate_scale or the ratio of Muon's to it, becomes a multiple of this. null = the same."""
+    weight_decay: float | None = at_least(0, None)
+    """In place of optimizer.weight_decay; norms, biases and embeddings have none here, too. null = the same."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """A group must say whom it means and what for."""
+        if not self.match:
+            yield "match", "is empty; give a pattern of parameters' names, such as 'model.encoder.*'"
+        if self.learning_rate is None and self.weight_decay is None:
+            yield "match", f"is {self.match!r}, but the group sets nothing; give learning_rate or weight_decay"
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimizer, its parameter groups and its learning-rate schedule."""
 
@@ -40,7 +61,9 @@ class OptimizerConfig:
     weight_decay: float = at_least(0, 0.1)
     """Decoupled weight decay; norms, biases and embeddings have none."""
     scorer_learning_rate_scale: float = at_least(0, 1.0)
-    """Learning rate of the poolers' scorers, as a multiple of learning_rate."""
+    """Learning rate of the poolers' scorers, as a multiple of learning_rate, or of their group's."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Parameters with a learning rate or weight decay of their own; the first group that matches a name decides."""
     muon_learning_rate: float = positive(0.02)
     """muon: peak learning rate of the matrices; it follows the same schedule."""
     muon_momentum: float = between(0, 1, 0.95, exclude=(1,))

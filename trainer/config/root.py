@@ -13,6 +13,7 @@ from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.evaluation import EvaluationConfig, GenerationConfig
 from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
+from transpooler.trainer.config.stages import Stage, plan_stages
 from transpooler.trainer.config.train import GuardsConfig, TrainConfig
 
 MODEL_KINDS: dict[str, type] = {"seq2seq": Architecture, "compressor": CompressorArchitecture}
@@ -52,6 +53,25 @@ class Config:
             raise UserError(f"model.kind is {self.model.kind!r}; this needs seq2seq")
         return self.model
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The run's stages, at least one."""
+        return plan_stages(self.train.stages, self.train.steps, self.train.freeze, self.optimizer)
+
+    @property
+    def name_patterns(self) -> dict[str, tuple[str, ...]]:
+        """All patterns of parameters' names, by the setting that holds them."""
+        patterns = {"train.freeze": self.train.freeze}
+        groups = {"optimizer": self.optimizer.groups}
+        for number, stage in enumerate(self.train.stages):
+            patterns[f"train.stages[{number}].freeze"] = stage.freeze or ()
+            groups[f"train.stages[{number}]"] = stage.groups or ()
+        return patterns | {
+            f"{key}.groups[{number}].match": (group.match,)
+            for key, each in groups.items()
+            for number, group in enumerate(each)
+        }
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Rules that span sections."""
         data, train, micro_batch_size = self.data, self.train, self.engine.micro_batch_size
@@ -88,7 +108,7 @@ class Config:
 
     def _optimizer_problems(self) -> Iterator[tuple[str, str]]:
         """The optimizer against ZeRO, offload and the run's length."""
-        optimizer, engine, steps = self.optimizer, self.engine, self.train.steps
+        optimizer, engine = self.optimizer, self.engine
         if (traits := OPTIMIZERS.get(optimizer.name)) is not None:
             if traits.needs_zero and not engine.shards_states:
                 yield "optimizer.name", f"is {optimizer.name!r}, which works under ZeRO only; use engine.zero_stage=1"
@@ -101,13 +121,8 @@ class Config:
             if engine.offloads_optimizer and not traits.offloads:
                 able = ", ".join(name for name, each in OPTIMIZERS.items() if each.offloads)
                 yield "optimizer.name", f"is {optimizer.name!r}, but engine.offload_optimizer works with {able}"
-        warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
-        if optimizer.schedule == "wsd" and warmup + decay > steps:
-            problem = f"is {decay}; with warmup_steps = {warmup} it exceeds train.steps = {steps}"
-            yield "optimizer.decay_steps", problem
-        if warmup > steps:
-            problem = f"is {warmup}, above train.steps = {steps}: the peak is never reached"
-            yield "optimizer.warmup_steps", problem
+        for stage in self.stages:
+            yield from _schedule_problems(stage)
 
     def _timeout_problems(self) -> Iterator[tuple[str, str]]:
         """Whoever knows more about a hang must speak first: the watchdog, then the collective, then the launcher."""
@@ -125,3 +140,13 @@ class Config:
                 f"is {hang_s:g}, not above engine.collective_timeout_s = {collective_s:g}, so no rank could tell what "
                 "it waited for; raise it (0 = never), or lower engine.collective_timeout_s",
             )
+
+
+def _schedule_problems(stage: Stage) -> Iterator[tuple[str, str]]:
+    """A schedule against the length of its stage."""
+    optimizer, steps = stage.optimizer, f"{stage.key}.steps = {stage.steps}"
+    warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
+    if optimizer.schedule == "wsd" and warmup + decay > stage.steps:
+        yield "optimizer.decay_steps", f"is {decay}; with warmup_steps = {warmup} it exceeds {steps}"
+    if warmup > stage.steps:
+        yield "optimizer.warmup_steps", f"is {warmup}, above {steps}: the peak is never reached"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transpooler.common import at_least, duration_s, one_of
+from transpooler.trainer.config.stages import StageConfig, length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,12 @@ class TrainConfig:
     `model`, `generation` and `data` take over what follows from it. null starts from random weights."""
     init_encoder_from: str | None = None
     """compressor: folder of the causal language model whose layers read the document; null = that of init_from."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of names of parameters that are not trained, such as 'model.encoder.*'; * stands for anything, dots
+    included (Python's fnmatch)."""
+    stages: tuple[StageConfig, ...] = ()
+    """Parts of the run, one after the other, each with its steps, what is frozen and its learning rates; each begins
+    with a fresh optimizer and a schedule of its own. None = the whole run is one."""
     resume: bool = True
     """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
     checkpoint_every_steps: int = at_least(1, 1000)
@@ -55,6 +62,7 @@ class TrainConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
+        yield from length_problems(self.stages, self.steps)
         if self.max_time is not None and not (duration_s(self.max_time) or 0) > 0:
             yield "max_time", f"is {self.max_time!r}; give seconds, or days, hours, minutes such as 1d12h, 90m, 1h30m"
         if self.best_metric != "loss" and not self.generate_documents:

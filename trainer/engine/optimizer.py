@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from transpooler.trainer.config.engine import EngineConfig
-from transpooler.trainer.config.optimizer import OptimizerConfig
+from transpooler.trainer.config.optimizer import GroupConfig, OptimizerConfig
 from transpooler.trainer.engine.compiled_ops import load_operator
+from transpooler.trainer.engine.parameters import is_match, names_of_parameters
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerConfig, engine: EngineConfig) -> torch.optim.Optimizer:
@@ -31,38 +32,44 @@ def operator_of(settings: OptimizerConfig, engine: EngineConfig) -> str | None:
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups for the optimizer: matrices decay; norms, biases and embeddings do not; scorers have a learning rate of
-    their own; with Muon, so do the matrices of the layers.
+    """Groups for the optimizer, of the parameters that are trained.
 
-    Each group carries `lr_scale`, its learning rate as a multiple of the schedule's; with Muon, each group and each
-    parameter `use_muon`.
+    Matrices decay; norms, biases and embeddings do not; scorers have a learning rate of their own; with Muon, so do the
+    matrices of the layers. `settings.groups` divide each of these further. A group carries `lr_scale`, its learning
+    rate as a multiple of the schedule's; with Muon, each group and each parameter `use_muon`.
     """
     muon = settings.traits.whole_matrices
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[str, list[Tensor]] = {"decay": [], "no_decay": [], "scorer": [], "muon": []}
-    for name, parameter in model.named_parameters():
+    groups: dict[tuple[str, GroupConfig], list[Tensor]] = {}
+    for parameter, names in names_of_parameters(model).items():
         # Under zero.Init a rank's part has no shape of its own; DeepSpeed remembers the whole one.
         plain = len(getattr(parameter, "ds_shape", parameter.shape)) < 2 or id(parameter) in embeddings
-        kind = "scorer" if "scorer" in name.split(".") else "no_decay" if plain else "decay"
-        if kind == "decay" and muon and not name.startswith("lm_head"):
+        kind = "scorer" if "scorer" in names[0].split(".") else "no_decay" if plain else "decay"
+        if kind == "decay" and muon and not names[0].startswith("lm_head"):
             kind = "muon"
         setattr(parameter, "use_muon", kind == "muon")  # noqa: B010  # where ZeRO looks for what to orthogonalize
-        groups[kind].append(parameter)
+        if parameter.requires_grad:
+            own = next((group for group in settings.groups if is_match(names, group.match)), GroupConfig())
+            groups.setdefault((kind, own), []).append(parameter)
+    kinds = ("decay", "no_decay", "scorer", "muon")
     scales = {
         "scorer": settings.scorer_learning_rate_scale,
         "muon": settings.muon_learning_rate / settings.learning_rate,
     }
-    return [
-        {
+
+    def make_group(kind: str, own: GroupConfig, parameters: list[Tensor]) -> dict[str, Any]:
+        rate = settings.learning_rate if own.learning_rate is None else own.learning_rate
+        decay = settings.weight_decay if own.weight_decay is None else own.weight_decay
+        scale = scales.get(kind, 1.0) * (rate / settings.learning_rate)
+        return {
             "params": parameters,
-            "weight_decay": settings.weight_decay if kind in ("decay", "muon") else 0.0,
-            "lr": settings.learning_rate * scales.get(kind, 1.0),
-            "lr_scale": scales.get(kind, 1.0),
+            "weight_decay": decay if kind in ("decay", "muon") else 0.0,
+            "lr": settings.learning_rate * scale,
+            "lr_scale": scale,
             **({"use_muon": kind == "muon"} if muon else {}),
         }
-        for kind, parameters in groups.items()
-        if parameters
-    ]
+
+    return [make_group(*key, groups[key]) for key in sorted(groups, key=lambda key: kinds.index(key[0]))]
 
 
 def learning_rate(step: int, settings: OptimizerConfig, total_steps: int) -> float:
