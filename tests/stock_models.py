@@ -67,6 +67,20 @@ def stock(name: str, tokenizer, folder: Path) -> Any:
             made.lm_head.weight = torch.nn.Parameter(torch.randn_like(made.shared.weight))
         if name == "marian":
             made.final_logits_bias.normal_()
+    if "forced_bos_token_id" in values:  # only generation_config.json keeps it
+        made.generation_config.forced_bos_token_id = values["forced_bos_token_id"]
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return made
+
+
+def stock_causal(tokenizer, folder: Path) -> Any:
+    """A small random Llama, saved as `transformers` saves it, with the corpus's tokenizer."""
+    torch.manual_seed(3)
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "pad", "eos")}
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **special)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model

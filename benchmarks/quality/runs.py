@@ -203,15 +203,18 @@ def _config(
     more: dict[str, Any] | None = None,
 ) -> Config:
     """The configuration of a run of `arm`; UserError names `who`."""
-    train = {"steps": steps, "init_from": None if start is None else str(RunFolder(start.folder).export)}
+    train: dict[str, Any] = {"steps": steps}
+    if start is not None:
+        train["init_from"] = str(RunFolder(start.folder).export)
     values = {"run": str(folder), "seed": seed, "train": train}
     return resolve_config(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
 
 
 def _decisive_settings(config: Config) -> tuple[Any, ...]:
     """The settings that a trained model depends on. Others, such as paths and cadences, may change afterwards."""
-    train, engine = config.train, config.engine
-    return config.seed, config.model, config.data, config.optimizer, train.steps, train.init_from, engine.precision
+    train = config.train
+    what = (train.steps, train.init_from, train.init_encoder_from, train.freeze, train.stages)
+    return config.seed, config.model, config.data, config.optimizer, what, config.engine.precision
 
 
 def _command(place: Workplace, command: str, config: Config, name: str, *arguments: str) -> None:

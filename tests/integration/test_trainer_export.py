@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tests.stock_models import stock_causal
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.weights.export import export_model
@@ -141,3 +143,45 @@ def test_an_export_that_is_trained_and_saved_again_carries_its_code(tiny_setting
     again, *others = torch.load(tmp_path / "answer.pt")
     assert torch.equal(again, model.generate(ids, max_new_tokens=6, num_beams=2))
     assert all(len(each) == 2 for each in others)
+
+
+READER_OF_SLOTS = """
+import sys, torch
+from transformers import AutoModel, AutoModelForCausalLM
+folder, given, answer = sys.argv[1:]
+encoder = AutoModel.from_pretrained(f"{folder}/encoder", trust_remote_code=True).eval()
+reader = AutoModelForCausalLM.from_pretrained(f"{folder}/reader").eval()
+with torch.no_grad():
+    slots = encoder(**torch.load(given))
+    read = {"inputs_embeds": slots.last_hidden_state, "attention_mask": slots.attention_mask}
+    logits = reader(**read).logits
+assert type(reader).__module__.startswith("transformers."), type(reader)
+torch.save({"slots": slots.last_hidden_state, "logits": logits}, answer)
+encoder.save_pretrained(f"{folder}/again")  # carries the code along
+AutoModel.from_pretrained(f"{folder}/again", trust_remote_code=True)
+"""
+
+
+def test_a_stranger_loads_both_parts_of_a_compressor(shards, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    stock_causal(tokenizer, tmp_path / "llama")
+    pooling = "model.pooling=[{after_layer: 1, ratio: 0.5}, {after_layer: 2, length: 8}]"
+    config = load_config([], [f"train.init_from={tmp_path / 'llama'}", f"data.shards={shards}", pooling])
+    model: Any = build_model(config, tokenizer).eval()
+    export_model(model, tokenizer, tmp_path / "export", config, step=1)
+    ids = torch.randint(6, len(tokenizer), (2, 60), generator=torch.Generator().manual_seed(1))
+    given = {"input_ids": ids, "attention_mask": (torch.arange(60) < torch.tensor([[60], [33]])).long()}
+    torch.save(given, tmp_path / "given.pt")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    paths = map(str, (tmp_path / "export", tmp_path / "given.pt", tmp_path / "answer.pt"))
+    command = [sys.executable, "-P", "-c", READER_OF_SLOTS, *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = torch.load(tmp_path / "answer.pt")
+    with torch.no_grad():
+        slots = model.encoder(**given)
+        logits = model.reader(inputs_embeds=slots.last_hidden_state, attention_mask=slots.attention_mask).logits
+    torch.testing.assert_close(answer["slots"], slots.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(answer["logits"], logits, atol=1e-5, rtol=1e-5)

@@ -9,6 +9,7 @@ from transpooler.common import UserError
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import DOCUMENT, CompressorArchitecture
 from transpooler.trainer.config import Config
+from transpooler.trainer.weights.export_code import COMPRESSOR_ENCODER, write_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,12 +71,13 @@ def stock_names(stored: Iterable[str], num_layers: int, part: str) -> Iterator[t
 
 
 def save_compressor(model: "CompressorForConditionalGeneration", folder: Path) -> list[Path]:
-    """Write config.json, encoder/ (stock layers, poolers, adapter) and reader/, a stock folder that anything loads.
+    """Write config.json, encoder/ (stock layers, poolers, adapter, code) and reader/, a folder that anything loads.
 
     Returns the folders of the two, which need a tokenizer, too.
     """
     model.config.save_pretrained(folder)
     model.encoder.save_pretrained(folder / "encoder")
+    write_code(folder / "encoder", COMPRESSOR_ENCODER)
     model.reader.save_pretrained(folder / "reader")
     return [folder / "encoder", folder / "reader"]
 

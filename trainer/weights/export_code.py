@@ -6,7 +6,7 @@ imports rewritten. The compiled and Triton kernels stay behind: plain torch comp
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,41 +16,51 @@ ROOT = "transpooler.model"
 PREFIX = "transpooler_"
 NAMES = {f"{ROOT}.modeling": "modeling_transpooler", f"{ROOT}.config": "configuration_transpooler"}
 """Files with names that readers of model folders expect."""
-AUTO_MAP = {
+SEQ2SEQ = {
     "AutoConfig": "configuration_transpooler.TranspoolerConfig",
     "AutoModel": "modeling_transpooler.TranspoolerModel",
     "AutoModelForSeq2SeqLM": "modeling_transpooler.TranspoolerForConditionalGeneration",
     "AutoModelForSequenceClassification": "transpooler_classification.TranspoolerForSequenceClassification",
     "AutoModelForTextEncoding": "transpooler_encoder.TranspoolerEncoder",
 }
+"""Classes of an encoder-decoder's folder, by the Auto class that makes them."""
+COMPRESSOR_ENCODER = {
+    "AutoConfig": "transpooler_compressor_config.CompressorConfig",
+    "AutoModel": "transpooler_compressor_encoder.CompressorEncoder",
+}
+"""Those of a compressor's encoder/."""
 LEFT_BEHIND = (
     "transpooler.model.ops.build_lock",
     "transpooler.model.ops.soft_topk.__main__",
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",
 )
-OTHER_KIND = f"{ROOT}.compressor"
-"""A kind of model whose exports are those of a stock model."""
 NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():\n    return None\n'
 
 
-def write_code(folder: Path) -> None:
-    """Write the files into an export, and where the Auto classes find them into its config.json."""
+def write_code(folder: Path, auto_map: Mapping[str, str] = SEQ2SEQ) -> None:
+    """Write the modules that the classes of `auto_map` need, and into config.json where the Auto classes find them."""
     root = Path(str(files(ROOT)))
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
-    for name, path in paths.items():
-        if name in (*LEFT_BEHIND, ROOT, f"{ROOT}.ops") or name.startswith(OTHER_KIND):
+    by_file = {_flat_name(name): name for name in paths}
+    due, written = [by_file[name.partition(".")[0]] for name in auto_map.values()], set[str]()
+    while due:
+        if (name := due.pop()) in written:
             continue
-        text = NO_KERNELS if name.endswith(".cpp_backend") else _flatten(path.read_text(encoding="utf-8"), set(paths))
-        text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name)))
+        written.add(name)
+        text, needed = _flatten(paths[name].read_text(encoding="utf-8"), set(paths))
+        if name.endswith(".cpp_backend"):
+            text, needed = NO_KERNELS, []
+        due += needed
+        text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name), auto_map))
         (folder / f"{_flat_name(name)}.py").write_text(text, encoding="utf-8")
-    config = read_json(folder / "config.json") | {"auto_map": AUTO_MAP}
+    config = read_json(folder / "config.json") | {"auto_map": dict(auto_map)}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _registrations(file: str) -> Iterator[str]:
+def _registrations(file: str, auto_map: Mapping[str, str]) -> Iterator[str]:
     """Each class names the Auto class that makes it: whoever saves the model again then saves this code with it."""
-    for auto_class, name in AUTO_MAP.items():
+    for auto_class, name in auto_map.items():
         if name.startswith(f"{file}."):
             yield f"{name.removeprefix(f'{file}.')}.register_for_auto_class({auto_class!r})\n"
 
@@ -64,8 +74,11 @@ def _flat_name(module: str) -> str:
     return NAMES.get(module) or PREFIX + module.removeprefix(f"{ROOT}.").replace(".", "_")
 
 
-def _flatten(text: str, modules: set[str]) -> str:
-    """A module's text with its imports of `model` made flat and relative, and operator names of its own."""
+def _flatten(text: str, modules: set[str]) -> tuple[str, list[str]]:
+    """A module's text with its imports of `model` made flat and relative, and operator names of its own; the modules
+    that it imports.
+    """
+    needed = []
 
     def rewrite(match: re.Match) -> str:
         indent, module, names = match.groups()
@@ -75,17 +88,19 @@ def _flatten(text: str, modules: set[str]) -> str:
             if inner in LEFT_BEHIND:
                 lines.append(f"{indent}{name} = None")
             elif inner in modules:
+                needed.append(inner)
                 # transformers finds files by lines such as the first; it overlooks the second.
                 lines.append(f"{indent}from .{_flat_name(inner)} import __name__ as _  # noqa: F401")
                 lines.append(f"{indent}from . import {_flat_name(inner)} as {name}")
             else:
+                needed.append(module)
                 lines.append(f"{indent}from .{_flat_name(module)} import {name}")
         return "\n".join(lines)
 
     line = rf"^( *)from ({re.escape(ROOT)}[\w.]*) import (\([^)]*\)|[\w, ]+)$"
     text = re.sub(line, rewrite, text, flags=re.MULTILINE)
     if '"transpooler::' not in text:
-        return text
+        return text, needed
     # Two exports in one process are two modules, which must not register the same operator.
     own = text.replace('"transpooler::', 'f"transpooler_{zlib.crc32(__name__.encode())}::')
-    return own.replace("import torch\n", "import zlib\n\nimport torch\n", 1)
+    return own.replace("import torch\n", "import zlib\n\nimport torch\n", 1), needed

@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import transformers
 
-from tests.stock_models import stock
+from tests.stock_models import stock, stock_causal
 from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import framing, load_tokenizer
@@ -55,11 +54,8 @@ def test_a_bart_becomes_a_pooling_model_that_summarizes(bart, tmp_path, capsys):
 
 
 def test_a_causal_language_model_becomes_a_reader(shards, tmp_path, capsys):
-    tokenizer, folder, output = load_tokenizer(shards / "tokenizer"), tmp_path / "llama", tmp_path / "ours"
-    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder, output = tmp_path / "llama", tmp_path / "ours"
+    stock_causal(load_tokenizer(shards / "tokenizer"), folder)
     options = ("--pooling", "2:0.25", "--output", output, "model.encoder_layers=2")
     assert adopt(capsys, folder, *options)[0] == 0
     model, _ = load_model(output)
