@@ -89,16 +89,23 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: st
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_arm_of_the_committed_studies_is_a_valid_configuration(path: Path, tmp_path: Path) -> None:
+def test_every_arm_of_the_committed_studies_is_a_valid_configuration(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaConfig
+
     from transpooler.trainer.config.load import config_from_dict
 
+    monkeypatch.chdir(tmp_path)
+    LlamaConfig(num_hidden_layers=8, vocab_size=300).save_pretrained("SmolLM2-135M-Instruct")  # weights of some
     study = load_study(path)
-    assert len(study.arms) >= 6
+    assert len(study.arms) >= 3
     for arm in study.arms:
         assert resolve_config(study, arm.name, [arm.settings]) != config_from_dict({})
     check_study(Workplace(study=study, shards=tmp_path, output=tmp_path))
-    part = load_study(path, arms=" random, hard,random", seeds="1, 0,1")
-    assert (part.asked, part.seeds, part.arms) == (("random", "hard"), (1, 0), study.arms)
+    first, second = (arm.name for arm in study.arms[:2])
+    part = load_study(path, arms=f" {second}, {first},{second}", seeds="1, 0,1")
+    assert (part.asked, part.seeds, part.arms) == ((second, first), (1, 0), study.arms)
 
 
 def test_studies_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
