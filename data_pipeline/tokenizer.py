@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
@@ -161,8 +161,18 @@ def head_of(text: str) -> Head:
     return lambda num_characters: text[:num_characters]
 
 
-def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) -> tuple[list[int], bool]:
-    """Return the first `limit` ids of a text (all if it has fewer), and whether they are all.
+class Leading(NamedTuple):
+    """The beginning of a text."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Characters [start, end) of each token in the text as it was given."""
+    whole: bool
+    """Whether these are all."""
+
+
+def leading_tokens(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) -> Leading:
+    """Return the first `limit` tokens of a text (all if it has fewer).
 
     The ids are those that encoding the whole text gives, but no more of it than necessary is read, through `head`. This
     works because words (in the sense of the tokenizer's pre-tokenizer) are encoded one by one: a prefix that ends at
@@ -178,10 +188,9 @@ def leading_ids(tokenizer: "PreTrainedTokenizerFast", head: Head, limit: int) ->
             # `split_special_tokens` encodes special tokens in a text as characters: no document can end itself by </s>.
             encoded = tokenizer(parts[0], add_special_tokens=False, split_special_tokens=True, verbose=False)
             ids, words = encoded.input_ids, encoded.word_ids()
-            if whole:
-                return ids[:limit], len(ids) <= limit
-            if words and bisect_left(words, words[-1] - UNSETTLED_WORDS) > limit:
-                return ids[:limit], False
+            settled = words and bisect_left(words, words[-1] - UNSETTLED_WORDS) > limit
+            if whole or settled:
+                return Leading(ids[:limit], encoded.encodings[0].offsets[:limit], whole and len(ids) <= limit)
         size *= 2
 
 

@@ -24,9 +24,14 @@ def select(encoder: TranspoolerEncoder, input_ids_BN: Tensor, attention_mask_BN:
         if training:
             encoder.train()
     mask = torch.ones_like(input_ids_BN) if attention_mask_BN is None else attention_mask_BN
-    order = front_order(mask.bool())
-    slots = torch.arange(input_ids_BN.shape[1], device=input_ids_BN.device).expand_as(order)
-    slots = torch.where(mask.bool().gather(1, order), slots, -1)
+    return follow(stages, mask.bool())
+
+
+def follow(stages: Sequence[PooledStage], mask_BN: Tensor) -> Selection:
+    """Follow each token through the stages; mask_BN bool, False = padding."""
+    order = front_order(mask_BN)
+    slots = torch.arange(mask_BN.shape[1], device=mask_BN.device).expand_as(order)
+    slots = torch.where(mask_BN.gather(1, order), slots, -1)
     weights, stage_weights = (slots >= 0).float(), []
     for stage in stages:
         at = slots.clamp(min=0)

@@ -24,8 +24,9 @@ from transpooler.model.classification import TranspoolerForSequenceClassificatio
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.decoder import TranspoolerDecoder
 from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedModel
+from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
-from transpooler.model.inspection import pooling_statistics, select
+from transpooler.model.inspection import follow, pooling_statistics, select
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import EncoderOutput, Selection
 
@@ -192,6 +193,26 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
         return select(self.model.encoder, input_ids, attention_mask)
+
+    @torch.no_grad()
+    def trace(self, input_ids: Tensor, written: Tensor) -> Trace:
+        """Find what was read for each token of a text that was written about one document.
+
+        input_ids int64 (1, N), written int64 (1, T) -> the cross-attention of the step that chose each token, averaged
+        over layers and heads (rows sum to 1), and what the poolers kept.
+        """
+        check_single(input_ids, written)
+        encoded, mean = self.get_encoder()(input_ids, output_pooling=True), MeanAttention()
+        layers = cast(Sequence[Any], self.model.decoder.layers)
+        others = [layer.self_attention for layer in layers]
+        with averaged([layer.cross_attention for layer in layers], mean, dropped=others):
+            self.model(
+                encoder_outputs=encoded,
+                decoder_input_ids=self.prepare_decoder_input_ids_from_labels(written),
+                use_cache=False,
+                output_attentions=True,
+            )
+        return Trace(mean.result(), follow(encoded.pooled_stages, torch.ones_like(input_ids).bool()))
 
     def pooling_statistics(self) -> dict[str, float]:
         """What the poolers did in the last forward pass in training; see `inspection.pooling_statistics`."""

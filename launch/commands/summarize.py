@@ -81,7 +81,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--html", type=Path, metavar="FILE", help="also write a page that shows what the model kept of each document"
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object per document, with its name, the row's id and lengths"
+        "--json",
+        action="store_true",
+        help="one JSON object per document, with its name, the row's id, lengths, and the sources of each sentence",
+    )
+    parser.add_argument(
+        "--no-sources",
+        action="store_true",
+        help="with --json: no sources, which cost a second encoding",
     )
 
 
@@ -102,7 +109,10 @@ def run(parsed: argparse.Namespace) -> None:
         watched = parsed.output is not None or not sys.stdout.isatty()
         bar = stack.enter_context(progress("summarize (documents)", total)) if watched else None
         documents = read_documents(inputs, parsed.column)
-        summaries = _summarize_all(model, tokenizer, documents, parsed.max_source_tokens, generation)
+        with_sources = parsed.json and not parsed.no_sources
+        summaries = _summarize_all(
+            model, tokenizer, documents, parsed.max_source_tokens, generation, with_sources=with_sources
+        )
         finished = _write_all(summaries, write, parsed.json, total, bar)
         if parsed.html is not None:
             from transpooler.trainer.report import write_documents
@@ -118,6 +128,8 @@ def _summarize_all(
     documents: Iterator[InputDocument],
     max_source_tokens: int | None,
     generation: GenerationConfig,
+    *,
+    with_sources: bool,
 ) -> Iterator[tuple[InputDocument, "Summary"]]:
     """Every document with its Summary, in order; logs at the end how many were cut."""
     from transpooler.trainer.evaluation.generate import batches, source_limit, summarize
@@ -125,7 +137,7 @@ def _summarize_all(
     total = num_cut = 0
     for batch in batches(documents, generation.batch_size):
         heads = [document.head for document in batch]
-        found = summarize(model, tokenizer, heads, generation, max_source_tokens=max_source_tokens)
+        found = summarize(model, tokenizer, heads, generation, max_source_tokens, with_sources=with_sources)
         for document, summary in zip(batch, found, strict=True):
             total, num_cut = total + 1, num_cut + (summary.num_source_tokens is None)
             yield document, summary

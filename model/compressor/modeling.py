@@ -13,9 +13,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPreTrainedModel
-from transpooler.model.inspection import pooling_statistics, select
+from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
+from transpooler.model.inspection import follow, pooling_statistics, select
 from transpooler.model.modeling import IGNORED_LABEL, token_loss
-from transpooler.model.outputs import Selection
+from transpooler.model.outputs import EncoderOutput, Selection
 
 
 class CompressorForConditionalGeneration(CompressorPreTrainedModel):
@@ -77,7 +78,10 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
         Padding stands on the left, so that windows and positions count real tokens alone. Any engine that takes
         embeddings as a prompt can continue from the rows where the mask is 1.
         """
-        encoded = self.encoder(input_ids, attention_mask)
+        return self._wrap(self.encoder(input_ids, attention_mask))
+
+    def _wrap(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+        """Slots between prefix and prompt, padding on the left."""
         slots, mask = cast(Tensor, encoded.last_hidden_state), cast(Tensor, encoded.attention_mask)
         parts = [
             self._embed(self.config.prefix_ids, slots),
@@ -121,6 +125,28 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
         return select(cast(Any, self.encoder), input_ids, attention_mask)
+
+    @torch.no_grad()
+    def trace(self, input_ids: Tensor, written: Tensor) -> Trace:
+        """Find what was read for each token of a text that was written about one document.
+
+        input_ids int64 (1, N), written int64 (1, T) -> the reader's attention to the slots in the step that chose each
+        token, averaged over layers and heads (what prompt and text got is left out), and what the poolers kept.
+        """
+        check_single(input_ids, written)
+        encoded = self.encoder(input_ids, output_pooling=True)
+        prompt, _ = self._wrap(encoded)
+        embeddings = torch.cat([prompt, self.get_input_embeddings()(written[:, :-1]).to(prompt.dtype)], dim=1)
+        first, last = len(self.config.prefix_ids), prompt.shape[1] - len(self.config.prompt_ids)
+        mean = MeanAttention(queries=slice(prompt.shape[1] - 1, None), keys=slice(first, last))
+        before = self.reader.config._attn_implementation
+        self.reader.set_attn_implementation("eager")  # the only one that gives weights
+        try:
+            with averaged([layer.self_attn for layer in self.reader.get_decoder().layers], mean):
+                self.reader(inputs_embeds=embeddings, use_cache=False)
+        finally:
+            self.reader.set_attn_implementation(before)
+        return Trace(mean.result(), follow(encoded.pooled_stages, torch.ones_like(input_ids).bool()))
 
     def pooling_statistics(self) -> dict[str, float]:
         """What the poolers did in the last forward pass; see `inspection.pooling_statistics`."""

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
+from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import Head, head_of, leading_ids, leading_special_ids
+from transpooler.data_pipeline.tokenizer import Head, head_of, leading_special_ids, leading_tokens, token_bytes
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
+from transpooler.trainer.evaluation.sources import GroundedSentence, ground
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
@@ -31,11 +33,15 @@ class Summary:
     """Tokens of the document; None if it was cut, because the rest is not read."""
     read_ids: list[int]
     """Token ids that the model read, </s> included."""
+    sentences: tuple[GroundedSentence, ...] | None = None
+    """Its sentences with their sources, where they were asked for."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the text under `summary`, and the lengths."""
+        """For JSON: the text under `summary`, the lengths, and sentences with their sources."""
         lengths = {"num_source_tokens": self.num_source_tokens, "num_read_tokens": len(self.read_ids)}
-        return {"summary": self.text, **lengths}
+        found = self.sentences
+        grounded = {} if found is None else {"sentences": [sentence.as_dict() for sentence in found]}
+        return {"summary": self.text, **lengths, **grounded}
 
 
 def summarize(
@@ -44,16 +50,30 @@ def summarize(
     texts: Iterable[str | Head],
     generation: GenerationConfig,
     max_source_tokens: int | None = None,
+    *,
+    with_sources: bool = False,
 ) -> Iterator[Summary]:
-    """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit."""
+    """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit.
+
+    with_sources: find the passages that each sentence comes from, which encodes every document once more.
+    """
+    ends = SentenceEnds(token_bytes(tokenizer)) if with_sources else None
     limit, prefix = source_limit(tokenizer, max_source_tokens), leading_special_ids(tokenizer)
     for batch in batches(texts, generation.batch_size):
         heads = [head_of(text) if isinstance(text, str) else text for text in batch]
-        sources = [leading_ids(tokenizer, head, max(1, limit - 1 - len(prefix))) for head in heads]
-        read = [cut(ids, limit, tokenizer.eos_token_id, prefix).tolist() for ids, _ in sources]
-        summaries = generate(model, tokenizer, read, generation)
-        for (ids, whole), read_ids, text in zip(sources, read, summaries, strict=True):
-            yield Summary(text=text, num_source_tokens=len(ids) if whole else None, read_ids=read_ids)
+        sources = [leading_tokens(tokenizer, head, max(1, limit - 1 - len(prefix))) for head in heads]
+        read = [cut(source.ids, limit, tokenizer.eos_token_id, prefix).tolist() for source in sources]
+        written = generate_ids(model, tokenizer, read, generation)
+        for source, read_ids, ids in zip(sources, read, written, strict=True):
+            sentences = None
+            if ends is not None:
+                sentences = ground(model, tokenizer, ends, read_ids, source.offsets, ids, len(prefix))
+            yield Summary(
+                text=_text(tokenizer, ids),
+                num_source_tokens=len(source.ids) if source.whole else None,
+                read_ids=read_ids,
+                sentences=sentences,
+            )
 
 
 def source_limit(tokenizer: PreTrainedTokenizerFast, max_source_tokens: int | None) -> int:
@@ -61,7 +81,6 @@ def source_limit(tokenizer: PreTrainedTokenizerFast, max_source_tokens: int | No
     return max_source_tokens or int(tokenizer.model_max_length)
 
 
-@torch.no_grad()
 def generate(
     model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
@@ -70,7 +89,20 @@ def generate(
     *,
     synced: bool = False,
 ) -> list[str]:
-    """Decoded results of beam search over one batch of token ids (</s> included).
+    """The texts of `generate_ids`."""
+    return [_text(tokenizer, ids) for ids in generate_ids(model, tokenizer, sources, generation, synced=synced)]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: "PoolingModel",
+    tokenizer: PreTrainedTokenizerFast,
+    sources: Sequence[Sequence[int]],
+    generation: GenerationConfig,
+    *,
+    synced: bool = False,
+) -> list[list[int]]:
+    """Results of beam search over one batch of token ids (</s> included), without what begins and ends a text.
 
     `synced`: continue until all ranks have finished, because each forward pass of ZeRO 3 needs all of them.
     """
@@ -90,7 +122,8 @@ def generate(
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),
     )
-    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    none = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, generation.forced_bos_token_id}
+    return [[token for token in row if token not in none] for row in generated.tolist()]
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -119,6 +152,10 @@ def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> st
         return text
     assert document.target is not None
     return decode(document.target, tokenizer)
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def decode(ids: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.data_pipeline.tokenizer import leading_ids, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer import leading_tokens, load_tokenizer, train_tokenizer
 
 MANY_WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa"
 PIECES = (
@@ -86,10 +86,12 @@ def test_they_are_those_of_the_whole_text(kind: str, monkeypatch: pytest.MonkeyP
     for seed in range(2):
         text = text_of(seed)
         ids = whole_ids(tokenizer, text)
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         assert len(ids) > 400
         for limit in (*range(400), len(ids) - 1, len(ids), len(ids) + 1):
-            found, whole = leading_ids(tokenizer, head_of(text), limit)
-            assert (found, whole) == (ids[:limit], limit >= len(ids)), (seed, limit)
+            found = leading_tokens(tokenizer, head_of(text), limit)
+            assert (found.ids, found.whole) == (ids[:limit], limit >= len(ids)), (seed, limit)
+            assert found.offsets == offsets[:limit]
 
 
 def test_texts_without_white_space_or_words() -> None:
@@ -97,8 +99,8 @@ def test_texts_without_white_space_or_words() -> None:
     for text in ("", " ", "\n" * 5000, "ab" * 4000, " " * 4000 + "the end", "the end" + " " * 4000, "word " * 900):
         ids = whole_ids(tokenizer, text)
         for limit in (0, 1, 7, 300):
-            found = leading_ids(tokenizer, head_of(text), limit)
-            assert found == (ids[:limit], limit >= len(ids)), (text[:9], limit)
+            found = leading_tokens(tokenizer, head_of(text), limit)
+            assert (found.ids, found.whole) == (ids[:limit], limit >= len(ids)), (text[:9], limit)
 
 
 def test_no_more_is_read_than_is_needed() -> None:
@@ -110,5 +112,6 @@ def test_no_more_is_read_than_is_needed() -> None:
         asked.append(num_characters)
         return text[: num_characters * 50]  # more than was asked for is not looked at
 
-    assert leading_ids(tokenizer, head, 100) == (whole_ids(tokenizer, text)[:100], False)
+    found = leading_tokens(tokenizer, head, 100)
+    assert (found.ids, found.whole) == (whole_ids(tokenizer, text)[:100], False)
     assert max(asked) < 3000

@@ -106,15 +106,15 @@ def test_an_interrupt_keeps_what_is_finished(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    generate, calls = generate_module.generate, []
+    generate, calls = generate_module.generate_ids, []
 
-    def interrupted(*arguments: Any) -> list[str]:
+    def interrupted(*arguments: Any) -> list[list[int]]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(generate_module, "generate", interrupted)
+    monkeypatch.setattr(generate_module, "generate_ids", interrupted)
     files = write(tmp_path, a="alpha", b="beta", c="gamma")
     options = ("-q", "--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
     code, _, err = run(capsys, model, *files, *options)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_ids, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_tokens, load_tokenizer, train_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.weights.export import MARK, export_model, export_run
@@ -42,7 +42,7 @@ def test_an_export_loads_equal_and_says_what_it_is(exported):
     raw, clean = "alpha\r\nbe\x00ta cafe\u0301 </s>", "alpha\nbeta caf\u00e9 </s>"  # read as it was prepared
     assert stranger(raw).input_ids == stranger(clean).input_ids
     assert stranger(clean).input_ids.count(tokenizer.eos_token_id) == 1
-    assert leading_ids(its_tokenizer, head_of(raw), 99) == leading_ids(its_tokenizer, head_of(clean), 99)
+    assert leading_tokens(its_tokenizer, head_of(raw), 99).ids == leading_tokens(its_tokenizer, head_of(clean), 99).ids
     assert not {"is_local", "local_files_only"} & set(json.loads((folder / "tokenizer_config.json").read_text()))
 
 
