@@ -158,8 +158,8 @@ class Architecture:
             if (getattr(self, name) or 0) < 0:
                 yield name, f"is {getattr(self, name)}; must not be negative"
         # A direction has half of the buckets, and half of those count single steps.
-        if self.relative_buckets % 4 or not self.relative_buckets <= 2 * self.relative_max_distance:
-            most = f"at most 2 x relative_max_distance = {2 * self.relative_max_distance}"
+        if self.relative_buckets % 4 or not self.relative_buckets < 2 * self.relative_max_distance:
+            most = f"below 2 x relative_max_distance = {2 * self.relative_max_distance}"
             yield "relative_buckets", f"is {self.relative_buckets}; must be a multiple of 4, and {most}"
         if self.block_size is not None and self.block_size < 1:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for full attention"

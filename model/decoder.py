@@ -68,7 +68,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         cos_sin = self.cos_sin(positions, x)
         own_cache = None if past_key_values is None else past_key_values.self_attention_cache
         mask = create_causal_mask(self.config, x, attention_mask, own_cache)
-        masks = self._add_biases(mask, positions)
+        masks = self._add_biases(mask, positions, num_past + embeddings.shape[1])
         hidden_states, attentions, cross_attentions = [], [], []
         for layer, mask in zip(self.layers, masks, strict=True):
             hidden_states.append(x)
@@ -86,11 +86,11 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
             cross_attentions=tuple(cross_attentions) if output_attentions else None,
         )
 
-    def _add_biases(self, mask: Any, positions_1T: Tensor) -> list[Tensor | None]:
+    def _add_biases(self, mask: Any, positions_1T: Tensor, num_tokens: int) -> list[Tensor | None]:
         """The layers' masks; with relative positions the layers' biases where `mask` (None: causal) lets attend."""
         if self.relative_bias is None:
             return [mask] * len(self.layers)
-        num_keys = mask.shape[-1] if mask is not None else int(positions_1T[0, -1]) + 1
+        num_keys = num_tokens if mask is None else mask.shape[-1]
         keys_1M = torch.arange(num_keys, device=positions_1T.device)[None]
         if mask is None:
             mask = (keys_1M[:, None] <= positions_1T[..., None])[:, None]

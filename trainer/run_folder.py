@@ -89,3 +89,15 @@ def require_run(folder: Path) -> None:
 def _numbers(folder: Path, prefix: str) -> list[int]:
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def why_no_model(folder: Path) -> str:
+    """What is wrong with a folder that was given for a model and has no config.json, and the remedy."""
+    if RunFolder(folder).export_config.is_file():
+        return f"a run folder, not an exported model; use {RunFolder(folder).export}"
+    if folder.is_file():
+        return "a file; give the folder that holds it"
+    remedy = "train one or run `transpooler export`"
+    if not folder.exists() and len(folder.parts) == 1:
+        remedy += f", or give an id of the hub, which is OWNER/NAME, such as google-t5/{folder}"
+    return f"no exported model there (no config.json); {remedy}"

@@ -25,8 +25,8 @@ def adopt_weights(values: dict[str, Any]) -> None:
     if not isinstance(train, Mapping) or not isinstance(train.get("init_from"), str):
         return
     model = values.setdefault("model", {})
-    if not isinstance(model, dict):
-        return
+    if not all(isinstance(values.get(name) or {}, dict) for name in ("model", "data", "generation", "prepare")):
+        return  # whoever checks types says so
     if "kind" not in model and (kind := _kind(values, train["init_from"])) is not None:
         model["kind"] = kind
     _adopt_tokenizer(values, train["init_from"])
@@ -40,22 +40,23 @@ def _kind(values: Mapping[str, Any], source: str) -> str | None:
     """Which kind of model the run has, or can make of the weights; None where that is not known."""
     if "model" in (saved := _saved(values)):
         return (saved["model"] or {}).get("kind")
-    from transpooler.trainer.config.families.hub import find_weights
+    from transpooler.trainer.config.families.hub import find_weights_if_there
     from transpooler.trainer.config.families.read import read_kind
 
-    return read_kind(find_weights(source))
+    return read_kind(find_weights_if_there(source))
 
 
 def _adopt_tokenizer(values: dict[str, Any], source: str) -> None:
     """Documents are prepared with the weights' own tokenizer, unless the settings speak of another."""
-    prepare = values.setdefault("prepare", {})
-    tokenizer = prepare.setdefault("tokenizer", {}) if isinstance(prepare, dict) else None
-    if tokenizer == {}:
-        tokenizer["path"] = source
+    from transpooler.trainer.config.families.hub import find_weights_if_there
+
+    prepare = values.get("prepare") or {}
+    if not prepare.get("tokenizer"):
+        values["prepare"] = prepare | {"tokenizer": {"path": str(find_weights_if_there(source))}}
 
 
 def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -> None:
-    from transpooler.trainer.config.families.hub import find_weights
+    from transpooler.trainer.config.families.hub import find_weights_if_there
 
     if {entry.name for entry in fields(Architecture)} <= model.keys():
         return
@@ -66,7 +67,7 @@ def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -
             kept = known if section == "model" else {key: known[key] for key in _OF_WEIGHTS[section] if key in known}
             values[section] = kept | (values.get(section) or {})
         return
-    folder = find_weights(source)
+    folder = find_weights_if_there(source)
     if not folder.exists():  # an earlier stage may still have to write it
         return
     from transpooler.trainer.config.families.read import read_pretrained
@@ -79,19 +80,23 @@ def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -
     values["model"] = adopted | model
     if found.generation:
         values["generation"] = found.generation | (values.get("generation") or {})
-    if prefixes := _prefixes(folder, found.generation.get("forced_bos_token_id")):
+    tokenizer = ((values.get("prepare") or {}).get("tokenizer") or {}).get("path") or folder
+    if prefixes := _prefixes(tokenizer, found.generation.get("forced_bos_token_id")):
         values["data"] = prefixes | (values.get("data") or {})
 
 
-def _prefixes(folder: Path, first_of_targets: int | None) -> dict[str, list[int]]:
-    """How sources and targets begin in the weights' own training."""
+def _prefixes(tokenizer_folder: str | Path, first_of_targets: int | None) -> dict[str, list[int]]:
+    """How sources and targets begin in the weights' own training: targets as sources where that is with <s>."""
     from transpooler.data_pipeline.tokenizer import leading_special_ids, load_tokenizer
 
     found = {} if first_of_targets is None else {"target_prefix_ids": [first_of_targets]}
     try:
-        prefix = leading_special_ids(load_tokenizer(folder))
+        tokenizer = load_tokenizer(tokenizer_folder)
+        prefix = leading_special_ids(tokenizer)
     except UserError:  # weights alone: whoever needs their tokenizer says that it is not there
         return found
+    if prefix == [tokenizer.bos_token_id]:
+        found = {"target_prefix_ids": prefix} | found
     return found | ({"source_prefix_ids": prefix} if prefix else {})
 
 
@@ -103,7 +108,7 @@ def _longest(data: Mapping[str, Any]) -> Iterator[int]:
 
 
 _OF_WEIGHTS = {
-    "generation": ("forced_bos_token_id", "forced_eos_token_id"),
+    "generation": ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens"),
     "data": ("source_prefix_ids", "target_prefix_ids"),
 }
 """Keys of other sections that weights fill in."""
@@ -119,6 +124,7 @@ def _adopt_causal(values: Mapping[str, Any], model: dict[str, Any], train: Mappi
 
 def _read_causal_config(source: str, part: str) -> dict[str, Any]:
     """config.json of a causal language model, defaults filled in; of a compressor, that of its part."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from transpooler.model.compressor.config import CompressorConfig
@@ -128,7 +134,7 @@ def _read_causal_config(source: str, part: str) -> dict[str, Any]:
     try:
         AutoConfig.register(CompressorConfig.model_type, CompressorConfig, exist_ok=True)
         config: Any = AutoConfig.from_pretrained(find_weights(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"train.init_from {source}: no model there: {reason}") from error
     if isinstance(config, CompressorConfig):

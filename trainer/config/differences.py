@@ -7,12 +7,18 @@ from transpooler.trainer.config.root import Config
 
 _NO_SHAPES = ("dropout", "init_std")
 """Fields of the architecture that shape no weight and no computation at inference."""
-_POSITIONS = (
-    *("positions", "max_positions", "sinusoid_steps", "position_offset", "block_positions"),
-    *("relative_buckets", "relative_max_distance", "relative_per_layer"),
-)
+_OF_POSITIONS = ("sinusoid_steps", "position_offset", "relative_buckets", "relative_max_distance", "relative_per_layer")
+"""Fields that mean something with the weights' own kind of positions alone."""
 FREE_WHEN_STARTING = (
-    *(*_NO_SHAPES, *_POSITIONS, "block_size", "decoder_start_token_id", "vocab_rows"),
+    *(
+        *_NO_SHAPES,
+        "positions",
+        "max_positions",
+        "block_positions",
+        "block_size",
+        "decoder_start_token_id",
+        "vocab_rows",
+    ),
     *("pooling", "pooling_base", "pooling_norm", "scorer_init_std"),
 )
 """Fields of the architecture in which a run may differ from the weights that it starts from."""
@@ -47,6 +53,8 @@ def resume_conflicts(before: Config, after: Config) -> list[str]:
 def starting_conflicts(weights: Architecture, run: Architecture) -> list[str]:
     """In words, where a run's architecture contradicts that of the weights from which it starts."""
     names = [entry.name for entry in dataclasses.fields(Architecture) if entry.name not in FREE_WHEN_STARTING]
+    if weights.positions != run.positions:
+        names = [name for name in names if name not in _OF_POSITIONS]
     pairs = {name: (_effective(weights, name), _effective(run, name)) for name in names}
     return [f"model.{name} is {new!r}, in the weights {old!r}" for name, (old, new) in pairs.items() if old != new]
 

@@ -96,8 +96,10 @@ class Config:
             lengths = {"max_target_tokens": data.max_target_tokens}
             if model.block_positions == "document":
                 lengths["max_source_tokens"] = data.max_source_tokens
-            elif (model.block_size or data.max_source_tokens) > model.max_positions:
-                yield "model.block_size", f"is {model.block_size}, above model.max_positions = {model.max_positions}"
+            elif (longest := model.block_size or data.max_source_tokens) > model.max_positions:
+                size = "null" if model.block_size is None else model.block_size
+                problem = f"is {size}, so blocks have up to {longest} tokens, above model.max_positions"
+                yield "model.block_size", f"{problem} = {model.max_positions}"
             for name, tokens in lengths.items():
                 if tokens > model.max_positions:
                     yield f"data.{name}", f"is {tokens}, above model.max_positions = {model.max_positions}"

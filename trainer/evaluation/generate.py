@@ -119,6 +119,7 @@ def generate_ids(
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         forced_bos_token_id=generation.forced_bos_token_id,
         forced_eos_token_id=generation.forced_eos_token_id,
+        suppress_tokens=list(generation.suppress_tokens) or None,
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),
     )

@@ -48,9 +48,10 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
 def export_start(config: Config, output: Path) -> None:
     """Write the model with which a run that starts from weights begins (`train.init_from`), in float32."""
     assert config.train.init_from is not None
+    _check_free(output, _incomplete(output))  # before anything slow
     folder = find_weights(config.train.init_from)
     read_model_config(folder)  # says what is wrong with a folder that is no model
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(config.prepare.tokenizer.path or folder)
     model = build_model(config, tokenizer)
     start_from(model, config.train.init_from, config, tokenizer)
     export_model(model, tokenizer, output, config, step=0)
@@ -102,7 +103,7 @@ def renew_export(source: Path, folder: Path) -> None:
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which then replaces `folder`; UserError if either is not ours."""
-    incomplete = folder.with_name(folder.name + INCOMPLETE_SUFFIX)
+    incomplete = _incomplete(folder)
     _check_free(folder, incomplete)
     try:
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -121,8 +122,14 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 
 
+def _incomplete(folder: Path) -> Path:
+    return folder.with_name(folder.name + INCOMPLETE_SUFFIX)
+
+
 def _check_free(folder: Path, incomplete: Path) -> None:
     """UserError where something else stands in the way than what an export left."""
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; choose the name of a folder")
     if folder.is_dir() and any(folder.iterdir()):
         path = folder / "config.json"
         values = read_json(path) if path.is_file() else None

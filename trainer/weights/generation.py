@@ -24,6 +24,7 @@ def set_generation(target: "transformers.GenerationConfig", settings: Generation
     target.no_repeat_ngram_size = settings.no_repeat_ngram_size
     target.forced_bos_token_id = settings.forced_bos_token_id
     target.forced_eos_token_id = settings.forced_eos_token_id
+    target.suppress_tokens = list(settings.suppress_tokens) or None
 
 
 def stored_generation(folder: Path) -> dict[str, Any]:
@@ -35,4 +36,5 @@ def stored_generation(folder: Path) -> dict[str, Any]:
     found = {name: stored.get(name) or default for name, default in DEFAULTS.items()}
     forced = ("forced_bos_token_id", "forced_eos_token_id")
     found |= {name: stored[name] for name in forced if isinstance(stored.get(name), int)}
+    found |= {"suppress_tokens": tuple(stored["suppress_tokens"])} if stored.get("suppress_tokens") else {}
     return found | ({"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {})

@@ -10,7 +10,7 @@ from transpooler.common import UserError, list_some, read_json
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.run_folder import why_no_model
 from transpooler.trainer.weights.compressor import compressor_config, load_compressor
 
 if TYPE_CHECKING:
@@ -83,9 +83,12 @@ def model_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "Trans
     """The model of a run as `transformers` configures it: its architecture, and ids of the tokenizer."""
     from transpooler.model import TranspoolerConfig
 
+    rows = vocabulary_rows(config, tokenizer, config.seq2seq.vocab_rows)
+    if (start := config.seq2seq.decoder_start_token_id or 0) >= rows:
+        raise UserError(f"model.decoder_start_token_id is {start}; the vocabulary has {rows:,} tokens")
     return TranspoolerConfig.from_architecture(
         config.seq2seq,
-        vocab_size=vocabulary_rows(config, tokenizer, config.seq2seq.vocab_rows),
+        vocab_size=rows,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -99,9 +102,8 @@ def vocabulary_rows(config: Config, tokenizer: "PreTrainedTokenizerFast", stored
     """
     if stored is None:
         return len(tokenizer)
-    ids: Any = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    needs_all = max(ids) >= stored or not OBJECTIVES[config.data.objective].needs_summaries
-    return max(stored, len(tokenizer)) if needs_all else stored
+    needs_all = not OBJECTIVES[config.data.objective].needs_summaries
+    return max(stored, len(tokenizer) if needs_all else _needed_rows(tokenizer))
 
 
 MODEL_TYPES = ("transpooler", "transpooler_compressor")
@@ -117,9 +119,7 @@ def require_model(folder: Path) -> None:
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder; UserError if there is none."""
     if not (folder / "config.json").is_file():
-        if RunFolder(folder).export_config.is_file():
-            raise UserError(f"{folder}: a run folder, not an exported model; use {RunFolder(folder).export}")
-        raise UserError(f"{folder}: no exported model there (no config.json); train one or run `transpooler export`")
+        raise UserError(f"{folder}: {why_no_model(folder)}")
     values = read_json(folder / "config.json")
     return values if isinstance(values, dict) else {}
 

@@ -1,6 +1,6 @@
 """The first weights of a run from a model on disk: an export of ours, or one of a family of `transformers`.
 
-Tensors are read from safetensors one at a time, under ZeRO 3 by rank 0 alone, so no rank ever holds the whole model.
+Tensors are read one at a time, under ZeRO 3 into the gathered parameter, so no rank ever holds the whole model.
 Every tensor without a counterpart is reported.
 """
 
@@ -29,6 +29,9 @@ from transpooler.trainer.weights.models import read_model_config
 
 TABLES = ("shared", "embedder.positions", "embed_tokens", "lm_head")
 """Parts of the names of tables, which may differ in their number of rows."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SHOWN = 12
+"""How many names a line lists."""
 _MAY_BE_NEW = re.compile(r"\.poolers\.|\.embedder\.positions\.|\.relative_bias\.|\[")
 """Parts of the names of weights that a run may have and its beginning may lack."""
 
@@ -41,14 +44,18 @@ def start_from(model: PreTrainedModel, source: str | Path, config: Config, token
     folder = find_weights(source)
     read_model_config(folder)  # says what is wrong with a folder that is no model
     found = read_pretrained(folder)
-    if fingerprint(load_tokenizer(folder)) != fingerprint(tokenizer):
+    own = config.prepare.tokenizer.path or folder
+    if fingerprint(load_tokenizer(own)) != fingerprint(tokenizer):
         raise UserError(
             f"train.init_from {folder}: its tokenizer is not that of {config.data.shards}; prepare the documents "
-            f"with prepare.tokenizer.path={folder}"
+            f"with prepare.tokenizer.path={own}"
         )
     known = {entry.name for entry in fields(Architecture)}
     weights = Architecture(**{name: value for name, value in found.fields.items() if name in known})
-    if conflicts := starting_conflicts(weights, config.seq2seq):
+    conflicts = starting_conflicts(weights, config.seq2seq)
+    if weights.vocab_rows is not None and (rows := model.config.vocab_size) < weights.vocab_rows:
+        conflicts.append(f"model.vocab_rows is {rows}, in the weights {weights.vocab_rows}")
+    if conflicts:
         raise UserError(f"train.init_from {folder}: {'; '.join(conflicts)}; leave out what the weights decide")
     try:
         with open_tensors(folder) as stored:
@@ -118,7 +125,10 @@ def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
     table = any(part in name for part in TABLES)
     tensor = tensor.reshape(-1, *parameter.shape[1:]) if parameter.dim() == 1 else tensor  # final_logits_bias is a row
     if tensor.shape[1:] != parameter.shape[1:] or (tensor.shape != parameter.shape and not table):
-        raise UserError(f"train.init_from: {name} is {tuple(parameter.shape)} here and {tuple(tensor.shape)} there")
+        shapes = f"{tuple(parameter.shape)} here and {tuple(tensor.shape)} there"
+        raise UserError(f"train.init_from: {name} is {shapes}; give the config.json that belongs to the weights")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"train.init_from: {name} is {tensor.dtype}: its weights are quantised; give the full ones")
     rows = min(len(tensor), len(parameter))
     parameter[:rows] = tensor[:rows].to(parameter.dtype)
     if len(parameter) == rows:
@@ -133,6 +143,6 @@ def _copy_tensor(name: str, parameter: Tensor, tensor: Tensor) -> str | None:
 def _report(folder: Path, missing: list[str], unused: list[str]) -> None:
     for names, what in ((missing, "start from random weights"), (unused, "are left out")):
         if names:
-            say(f"train.init_from {folder}: {', '.join(names)} {what}: no counterpart")
+            say(f"train.init_from {folder}: {list_some(names, SHOWN)} {what}: no counterpart")
     if not missing and not unused:
         say(f"train.init_from {folder}: every tensor found its place")

@@ -32,12 +32,15 @@ STACK = {
 """Other parts of a stack, and ours."""
 
 
+NAMES_OF_EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+
+
 def fields(values: Values, stored: StoredTensors) -> Fields:
     """What all kin of BART have in common."""
     require_equal(
         values, ("decoder_attention_heads", "encoder_attention_heads"), ("decoder_ffn_dim", "encoder_ffn_dim")
     )
-    names = (f"{stack}{name}.weight" for name in ("shared", "encoder.embed_tokens") for stack in ("model.", "", "led."))
+    names = (f"{stack}{name}.weight" for name in NAMES_OF_EMBEDDINGS for stack in ("model.", "", "led."))
     return {
         "d_model": values["d_model"],
         "encoder_layers": values["encoder_layers"],

@@ -29,7 +29,7 @@ class Family(NamedTuple):
     """Our name of a stored tensor; a name without a counterpart stays as it is."""
     position_offset: int = 0
     """Rows at the start of a stored table of positions that belong to no position."""
-    derived: tuple[str, ...] = ("final_logits_bias",)
+    derived: tuple[str, ...] = ("final_logits_bias", "encoder.version", "decoder.version")
     """Ends of the names of tensors that may be left out without a word: computed ones, and zeros."""
     limit: Callable[[Values], str] | None = None
     """Where the model computes something else than ours without blocks and pooling, in words."""

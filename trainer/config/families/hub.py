@@ -1,13 +1,16 @@
 """Weights by name: a folder, or a repository of the Hugging Face hub, which is downloaded once."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 from transpooler.common import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja")
 """What is downloaded: configurations, weights, tokenizers; no code."""
+OLDER_WEIGHTS = ("pytorch_model*.bin",)
+"""Downloaded where there is no safetensors file."""
 
 
 def find_weights(source: str | Path) -> Path:
@@ -18,10 +21,26 @@ def find_weights(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.exists() or not _HUB_ID.fullmatch(str(source)) or path.parent.exists():
         return path
+    return _download(str(source))
+
+
+def find_weights_if_there(source: str | Path) -> Path:
+    """As `find_weights`, but a folder that an earlier run has yet to write is no error, though it looks like an id."""
+    try:
+        return find_weights(source)
+    except UserError:
+        return Path(source)
+
+
+@cache
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*FILES, *OLDER_WEIGHTS]))
+        return folder
     except Exception as error:  # no network, no such repository, no permission: each has its own
         reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: no such folder, and the hub does not give it ({reason})") from error
+        raise UserError(f"{name}: no such folder, and the hub does not give it ({reason})") from error

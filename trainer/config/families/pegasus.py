@@ -20,7 +20,7 @@ def _our_name(name: str) -> str:
     return name if name.endswith("embed_positions.weight") else our_name(name)
 
 
-DERIVED = ("final_logits_bias", "embed_positions.weight")
+DERIVED = ("final_logits_bias", "embed_positions.weight", "embed_positions.weights", "encoder.version")
 """Sinusoids are stored, but computed here."""
 PEGASUS = Family(kin(norm="pre"), _our_name, derived=DERIVED)
 MARIAN = Family(_marian, _our_name, derived=DERIVED)

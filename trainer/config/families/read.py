@@ -1,12 +1,14 @@
 """Reads a folder of pretrained weights: which family, which architecture, how its texts begin."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transpooler.common import UserError, read_json
+from transpooler.common import UserError, read_json, say
 from transpooler.trainer.config.families import FAMILIES
 from transpooler.trainer.config.families.family import Family, Fields, user_error
 from transpooler.trainer.config.families.stored import open_tensors
+from transpooler.trainer.run_folder import why_no_model
 
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 """Tokens that `generate` writes first and last, whatever the model says."""
@@ -24,7 +26,7 @@ class Pretrained(NamedTuple):
     family: Family
     fields: Fields
     """Of `Architecture`."""
-    generation: dict[str, int]
+    generation: dict[str, Any]
     """Of the `generation:` section."""
     limit: str | None
     """Where the stored model computes something else, in words."""
@@ -39,8 +41,8 @@ def read_pretrained(folder: Path) -> Pretrained:
         raise UserError(f"train.init_from {folder}: holds a {kind!r} model; give one of {known}{_hint(kind)}")
     if values.get("quantization_config") is not None:
         raise UserError(f"train.init_from {folder}: its weights are quantised; give the full ones")
-    path = folder / "generation_config.json"
-    generation = values | {name: value for name, value in _read(path).items() if value is not None}
+    own = _read(folder / "generation_config.json") or _read(folder / "config.json")
+    generation = values | {name: value for name, value in own.items() if value is not None}
     family = FAMILIES[kind]
     try:
         with open_tensors(folder) as stored:
@@ -49,8 +51,20 @@ def read_pretrained(folder: Path) -> Pretrained:
         raise UserError(f"{folder / 'config.json'}: lacks {error.args[0]}; download or save it again") from error
     except ValueError as error:
         raise user_error(folder, kind, error) from error
-    forced = {name: generation[name] for name in FORCED if isinstance(generation.get(name), int)}
-    return Pretrained(kind, family, fields, forced, family.limit(values) if family.limit else None)
+    limit = family.limit(values) if family.limit else None
+    return Pretrained(kind, family, fields, _generation(own), limit)
+
+
+def _generation(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation does with the weights whatever the settings: as `transformers`, from what stands in the file."""
+    found: dict[str, Any] = {name: own[name] for name in FORCED if isinstance(own.get(name), int)}
+    if own.get("force_bos_token_to_be_generated") and isinstance(own.get("bos_token_id"), int):  # BART of 2020
+        found.setdefault("forced_bos_token_id", own["bos_token_id"])
+    words = [word for word in own.get("bad_words_ids") or () if isinstance(word, list)]
+    if any(len(word) != 1 for word in words):
+        say("bad_words_ids of the weights: words of several tokens are not taken over")
+    never = {*(own.get("suppress_tokens") or ()), *(word[0] for word in words if len(word) == 1)}
+    return found | ({"suppress_tokens": sorted(never)} if never else {})
 
 
 def read_kind(folder: Path) -> str | None:
@@ -63,11 +77,12 @@ def read_kind(folder: Path) -> str | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json with the defaults of its class filled in. UserError if there is none, or it cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     raw = _read(folder / "config.json")
     if not raw:
-        raise UserError(f"train.init_from {folder}: no exported model there (no config.json)")
+        raise UserError(f"train.init_from {folder}: {why_no_model(folder)}")
     if raw.get("model_type") == "transpooler":
         from transpooler.model import TranspoolerConfig
 
@@ -76,7 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         make = AutoConfig.from_pretrained
     try:
         return make(raw if raw.get("model_type") == "transpooler" else folder).to_dict()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         if raw.get("model_type") not in FAMILIES:
             return raw
         reason = str(error).splitlines()[0]

@@ -1,11 +1,11 @@
-"""Tensors of a model folder, read from safetensors one at a time."""
+"""Tensors of a model folder, read one at a time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import UserError
+from transpooler.common import UserError, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,8 @@ class StoredTensors(Mapping[str, Any]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, without reading it."""
-        return tuple(self.slices[name].get_shape())
+        item = self.slices[name]
+        return tuple(item.get_shape() if hasattr(item, "get_shape") else item.shape)
 
     def read(self, name: str, first_row: int = 0) -> "Tensor":
         """The tensor, from its row `first_row` on."""
@@ -45,23 +46,43 @@ class StoredTensors(Mapping[str, Any]):
 
 @contextmanager
 def open_tensors(folder: Path) -> Iterator[StoredTensors]:
-    """All tensors of a folder's safetensors files. UserError where there are none, or a broken one."""
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: has no .safetensors file; save the model with `save_pretrained` again")
+    """All tensors of a folder's safetensors files, or of pytorch_model.bin. UserError for none, or a broken one."""
+    safe, older = (_files(folder, *names) for names in (("model", ".safetensors"), ("pytorch_model", ".bin")))
+    if not safe and not older:
+        raise UserError(f"{folder}: has no weights (model.safetensors or pytorch_model.bin); download or save it again")
     with ExitStack() as stack:
         found: dict[str, Any] = {}
-        try:
-            for path in files:
-                file: Any = stack.enter_context(safe_open(path, framework="pt"))
-                found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            yield StoredTensors(found)
-        except UserError:
-            raise
-        except ValueError:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: cannot load the model: {reason}; download or save it again") from error
+        for path in safe or older:
+            try:
+                found |= _open_safe(path, stack) if safe else _load_older(path)
+            except Exception as error:  # each library has its own
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: cannot load the model: {reason}; download or save it again") from error
+        yield StoredTensors(found)
+
+
+def _files(folder: Path, name: str, suffix: str) -> list[Path]:
+    """The file of the weights, or those that its index names, or all."""
+    index = folder / f"{name}{suffix}.index.json"
+    if (folder / f"{name}{suffix}").is_file():
+        return [folder / f"{name}{suffix}"]
+    if index.is_file():
+        return [folder / part for part in sorted(set(read_json(index)["weight_map"].values()))]
+    return sorted(folder.glob(f"*{suffix}" if suffix == ".safetensors" else f"{name}*{suffix}"))
+
+
+def _open_safe(path: Path, stack: ExitStack) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    file: Any = stack.enter_context(safe_open(path, framework="pt"))
+    return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _load_older(path: Path) -> dict[str, Any]:
+    """Tensors of a pickle, of which nothing but tensors is read; mapped into memory where its format allows it."""
+    import zipfile
+
+    import torch
+
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {name: item for name, item in found.items() if isinstance(item, torch.Tensor)}

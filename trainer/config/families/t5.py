@@ -8,6 +8,9 @@ from transpooler.trainer.config.families.stored import StoredTensors
 ATTENTIONS = ("SelfAttention", "LocalSelfAttention", "TransientGlobalSelfAttention")
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 FEED_FORWARD = {"wi": "fc_in", "wi_0": "gate", "wi_1": "fc_in", "wo": "fc_out"}
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+DERIVED = ("EncDecAttention.relative_attention_bias.weight",)
+"""In old T5 checkpoints, and never used."""
 GATES = {"gelu": "geglu", "silu": "swiglu"}
 """Second part of feed_forward_proj, and our activation; T5's gated gelu is the one by tanh."""
 
@@ -38,7 +41,7 @@ def _fields(values: Values, stored: StoredTensors) -> Fields:
         "embedding_scale": 1.0,
         "dropout": values["dropout_rate"],
         "decoder_start_token_id": values["pad_token_id"] if start is None else start,
-        **head_fields(stored, first_name(stored, "shared.weight", "encoder.embed_tokens.weight", "lm_head.weight")),
+        **head_fields(stored, first_name(stored, *EMBEDDINGS)),
     }
 
 
@@ -86,7 +89,13 @@ def _limit_of_longt5(values: Values) -> str:
     return f"equal up to {values['local_radius'] + 1} tokens, its weights serve beyond"
 
 
-T5 = Family(_scaled(), our_name)
-MT5 = Family(_fields, our_name)
-UMT5 = Family(_scaled(relative_per_layer=True), our_name)
-LONGT5 = Family(_scaled(), our_name, limit=_limit_of_longt5)
+def _umt5(values: Values, stored: StoredTensors) -> Fields:
+    """An untied head reads states as they are (`transformers` 5 scales them whatever the configuration says)."""
+    found = _scaled(relative_per_layer=True)(values, stored)
+    return found if found["tied_head"] else found | {"logits_scale": 1.0}
+
+
+T5 = Family(_scaled(), our_name, derived=DERIVED)
+MT5 = Family(_fields, our_name, derived=DERIVED)
+UMT5 = Family(_umt5, our_name, derived=DERIVED)
+LONGT5 = Family(_scaled(), our_name, derived=DERIVED, limit=_limit_of_longt5)
