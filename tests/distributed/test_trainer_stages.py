@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SETTINGS = [
 ]
 ENGINES = {
     "zero0": ["engine.zero_stage=0", "model.dropout=0"],
-    "zero1": ["engine.zero_stage=1", "model.dropout=0"],
+    "zero1": ["engine.zero_stage=1", "model.dropout=0", "engine.activation_checkpointing=deepspeed"],
     "zero2": ["engine.zero_stage=2", "model.dropout=0.1", "engine.precision=bf16"],
     "zero3": ["engine.zero_stage=3", "model.dropout=0"],
 }
@@ -89,10 +90,19 @@ def train_each(each: list[list[str]]) -> None:
         job = jobs.prepare_job(load_config([], settings))
         if job.state.step == 0:
             setattr(jobs, "open_engine", die)  # noqa: B010
+        weights, begins = _flat_weights(job.engine), job.state.step < BORDER
         assert _loop(job)
+        assert not begins or {reference() for reference in weights} == {None}, "the first stage's engine is still there"
         _finish(job)
         if job.metrics is not None:
             job.metrics.close()
+
+
+def _flat_weights(engine: Any) -> list[weakref.ref]:
+    """References to the float32 weights of what the engine trains."""
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+    flat = [tensor for name in names for tensor in getattr(engine.optimizer, name, ())]
+    return [weakref.ref(tensor) for tensor in flat or engine.module.parameters()]
 
 
 def _copy_up_to(source: Path, run: Path, step: int) -> None:

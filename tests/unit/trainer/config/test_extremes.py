@@ -61,6 +61,12 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "optimizer.polynomial_power": (SMALL, SHARE),
     "optimizer.final_learning_rate_ratio": (SMALL, SHARE),
     "optimizer.max_grad_norm": (SMALL, OFF),
+    "optimizer.groups[0].learning_rate": (SMALL, SHARE),
+    "optimizer.groups[0].weight_decay": (SMALL, SHARE),
+    "train.stages[0].learning_rate": (("1e-300",), TINY),
+    "train.stages[0].warmup_steps": (("0",), OFF),
+    "train.stages[0].groups[0].learning_rate": (SMALL, SHARE),
+    "train.stages[0].groups[0].weight_decay": (SMALL, SHARE),
     "engine.zero_stage": (("0",), OFF),
     "engine.peak_tflops": (("1e-300",), TINY),
     "train.max_time": (("1e-300",), "saves and ends at once"),
@@ -91,6 +97,9 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
 CONTEXT = {
     "data.micro_batch_tokens": ["data.batch_tokens=100000"],
     "data.mixture[0].": ["data.mixture=[{name: a, shards: b}]"],
+    "optimizer.groups[0].": ["optimizer.groups=[{match: '*', learning_rate: 1, weight_decay: 1}]"],
+    "train.stages[0].groups[0].": ["train.stages=[{groups: [{match: '*', learning_rate: 1, weight_decay: 1}]}]"],
+    "train.stages[0].": ["train.stages=[{steps: 300000}]"],
     "model.pooling[0].length": ["model.pooling=[{after_layer: 1, length: 8}]"],
     "model.pooling[0].": ["model.pooling=[{after_layer: 1, ratio: 0.5}]"],
 }
