@@ -16,10 +16,11 @@ from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.trainer.config.optimizer import OptimizerConfig
-from transpooler.trainer.config.stages import Stage
+from transpooler.trainer.config.stages import LoraConfig, Stage
 from transpooler.trainer.engine.parameters import freeze
 from transpooler.trainer.estimate.flops import batch_flops, document_work
 from transpooler.trainer.estimate.products import trained_of
+from transpooler.trainer.weights.lora import add_lora
 
 SIZES: dict[str, Any] = {
     "d_model": 32,
@@ -103,6 +104,16 @@ def test_what_is_frozen_costs_no_gradients(frozen, pre):
     ids = torch.randint(6, 70, (2, 64))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, :24]}
     _assert_backward(model, batch, FROZEN[frozen], model.config.architecture, 70)
+
+
+@pytest.mark.parametrize("frozen", [["*"], ["*", "*lora_A*"], ["*lora_*"]])
+def test_factors_of_low_rank_are_counted(frozen):
+    torch.manual_seed(0)
+    model = TranspoolerForConditionalGeneration(TranspoolerConfig(**SIZES, **KINDS["pyramid"]))
+    add_lora(model, LoraConfig(rank=8, targets=("*.q_proj", "*.layers.1.*.fc_out", "*.2.attention.v_proj")), seed=0)
+    ids = torch.randint(6, 70, (2, 64))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, :24]}
+    _assert_backward(model, batch, frozen, model.config.architecture, 70)
 
 
 COMPRESSOR_FROZEN = {

@@ -25,11 +25,11 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adaptation (Hu et al. 2021): the weight W of a linear map is frozen, and alpha / rank · B A is trained in
-    its stead, with A of `rank` rows."""
+    """Low-rank adaptation (Hu et al. 2021): a linear map's weight is frozen, and a product of two factors that is added
+    to it is trained, alpha / rank · B A with A of `rank` rows."""
 
     rank: int = at_least(1, 8)
-    alpha: float = positive(16.0)
+    alpha: int = at_least(1, 16)
     """alpha / rank scales the update."""
     targets: tuple[str, ...] = ()
     """Patterns of names of linear maps, such as 'reader.*.q_proj'; * stands for anything, dots included."""
