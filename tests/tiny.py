@@ -41,3 +41,21 @@ def write_corpus(folder: Path, documents: dict[str, int]) -> dict[str, str]:
                 article, abstract = (" ".join(part) + "." for part in (words, words[:9]))
                 file.write(json.dumps({"id": f"{split}{number}", "article": article, "abstract": abstract}) + "\n")
     return paths
+
+
+def write_llama(shards: Path, folder: Path) -> Path:
+    """Save a small random Llama and the shards' tokenizer as `transformers` does; returns the folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **special))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -16,16 +16,18 @@ from transpooler.trainer.config.differences import resume_conflicts
 from transpooler.trainer.config.load import load_saved_config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.distributed import init_distributed
-from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, sharded_init
+from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, destroy_engine, sharded_init
 from transpooler.trainer.engine.parameters import check_patterns, freeze
 from transpooler.trainer.engine.protocol import TrainingEngine
 from transpooler.trainer.engine.ranks import run_on_all_ranks
 from transpooler.trainer.engine.settings import deepspeed_config
+from transpooler.trainer.estimate.products import Trained, trained_of
 from transpooler.trainer.guards.stop import Stop
 from transpooler.trainer.guards.watchdog import Watchdog
 from transpooler.trainer.metrics import MetricsWriter, check_wandb
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.state import TrainState
+from transpooler.trainer.weights.lora import add_lora, check_lora
 from transpooler.trainer.weights.models import build_model
 from transpooler.trainer.weights.warm_start import start_from
 
@@ -43,6 +45,8 @@ class Job:
     loader: Loader
     validation: Loader | None
     engine: TrainingEngine
+    trained: Trained
+    """What the engine trains, for the count of its work."""
     state: TrainState
     settings: dict[str, Any]
     """DeepSpeed's configuration."""
@@ -69,10 +73,11 @@ class Job:
             return
         self.save()
         self.mark("stage")
-        self.engine.destroy()
+        destroy_engine(self.engine)
         del self.engine
         gc.collect()  # engines are full of cycles, and two models may not fit
         self.engine, state = open_engine(self.config, self.loader, self.settings, self.facts, self.state.step)
+        self.trained = trained_of(self.engine.module)
         self.state.begin_stage(state.stage)
 
     def mark(self, phase: str) -> None:
@@ -93,6 +98,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     """
     check_machine(config.engine)
     check_wandb(config.train.wandb_project)
+    check_lora(config.train.lora)
     run = Path(config.run)
     check_run_folder(config, run)
     rank, world_size = init_distributed(config.engine)
@@ -123,7 +129,20 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
             settings=dataclasses.asdict(config),
         )
     return Job(
-        config, run, rank, world_size, loader, validation, engine, state, settings, facts, metrics, stop or Stop(), step
+        config=config,
+        run=run,
+        rank=rank,
+        world_size=world_size,
+        loader=loader,
+        validation=validation,
+        engine=engine,
+        trained=trained_of(engine.module),
+        state=state,
+        settings=settings,
+        facts=facts,
+        metrics=metrics,
+        stop=stop or Stop(),
+        saved_step=step,
     )
 
 
@@ -139,6 +158,8 @@ def open_engine(
     model = build_model(config, loader.tokenizer, sharded_init(config.engine, settings))
     if config.train.init_from is not None and step is None:
         start_from(model, config.train.init_from, config, loader.tokenizer)
+    if config.train.lora is not None:
+        add_lora(model, config.train.lora, config.seed)
     check_patterns(model, config.stages, config.name_patterns)
     freeze(model, stage)
     engine = create_engine(model, config.engine, stage.optimizer, settings)

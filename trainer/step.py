@@ -124,7 +124,7 @@ def _count_over_ranks(job: Job, step: Step, stop: bool) -> BatchCounts:
         target_tokens=sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         source_tokens=step.num_source_tokens,
         padded_tokens=sum(batch["input_ids"].numel() for batch in step.micro_batches),
-        flops=sum(batch_flops(job.config.model, vocab_size, batch) for batch in step.micro_batches),
+        flops=sum(batch_flops(job.config.model, vocab_size, batch, job.trained) for batch in step.micro_batches),
         damaged_documents=len(step.damage),
         stops=int(stop),
         failures=int(step.error is not None),

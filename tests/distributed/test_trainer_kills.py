@@ -138,7 +138,10 @@ def assert_same(run: Path, expected: Path) -> None:
     )
     assert json.dumps(rows) == json.dumps(expected_rows)
     assert len({row["ledger"] for row in rows if row["split"] == "train"}) == rows[-1]["step"]
-    weights, expected_weights = (load_file(folder / "export" / "model.safetensors") for folder in (run, expected))
-    assert weights.keys() == expected_weights.keys()
-    for name, value in expected_weights.items():
-        assert torch.equal(weights[name], value), name
+    files = [path.relative_to(expected) for path in (expected / "export").rglob("*.safetensors")]
+    assert files
+    for path in files:
+        weights, expected_weights = load_file(run / path), load_file(expected / path)
+        assert weights.keys() == expected_weights.keys()
+        for name, value in expected_weights.items():
+            assert torch.equal(weights[name], value), name

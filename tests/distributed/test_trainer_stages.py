@@ -3,26 +3,31 @@
 import os
 import shutil
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_trainer_kills import assert_same
 from torch.nn.utils import clip_grad_norm_
 
+from tests.tiny import write_llama
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.engine.optimizer import learning_rate, parameter_groups, set_learning_rate
 from transpooler.trainer.engine.parameters import freeze
+from transpooler.trainer.weights.lora import add_lora
 from transpooler.trainer.weights.models import build_model
 
 SCORERS = "{steps: 2, freeze: ['*layers*', '*.shared.*'], learning_rate: 0.01, warmup_steps: 0}"
 REST = "{freeze: ['*.poolers.1.*'], groups: [{match: '*.encoder.layers.*', learning_rate: 0.001, weight_decay: 0.5}]}"
 STEPS, BORDER = 5, 2
+TARGETS = "['*.q_proj', '*.decoder.*.fc_in']"
 SETTINGS = [
     f"train={{steps: {STEPS}, checkpoint_every_steps: 1, keep_last_checkpoints: 9, evaluate_every_steps: 3}}",
     f"train.stages=[{SCORERS}, {REST}]",
@@ -31,16 +36,26 @@ SETTINGS = [
 ]
 ENGINES = {
     "zero0": ["engine.zero_stage=0", "model.dropout=0"],
-    "zero1": ["engine.zero_stage=1", "model.dropout=0"],
+    "zero1": ["engine.zero_stage=1", "model.dropout=0", "engine.activation_checkpointing=deepspeed"],
     "zero2": ["engine.zero_stage=2", "model.dropout=0.1", "engine.precision=bf16"],
-    "zero3": ["engine.zero_stage=3", "model.dropout=0"],
+    "zero3": ["engine.zero_stage=3", "model.dropout=0", f"train.lora={{rank: 2, targets: {TARGETS}}}"],
 }
+ADAPTER = "{steps: 2, freeze: ['reader.*', 'encoder.stock.*', '*lora_*']}"
+COMPRESSOR = [
+    "model={kind: compressor, encoder_layers: 1, block_size: 32, pooling: [{after_layer: 1, ratio: 0.25}]}",
+    f"train.stages=[{ADAPTER}, {{freeze: ['reader.*']}}]",
+    "train.lora={rank: 2, dropout: 0.1, targets: ['reader.*.q_proj', 'reader.*.down_proj']}",
+    *("engine.zero_stage=3", "engine.precision=bf16", "optimizer.warmup_steps=1"),
+]
 OTHER_STAGE = {"zero0": 3, "zero1": 0, "zero3": 2}
 
 
 @pytest.mark.slow
-def test_stages_are_what_a_plain_loop_computes_wherever_the_run_stops(tiny_settings, tmp_path):
+def test_stages_are_what_a_plain_loop_computes_wherever_the_run_stops(tiny_settings, shards, tmp_path):
     each = {name: [*tiny_settings, *SETTINGS, *more] for name, more in ENGINES.items()}
+    llama = write_llama(shards, tmp_path / "llama")
+    basic = [entry for entry in tiny_settings if not entry.startswith("model")]
+    each["compressor"] = [*basic, *SETTINGS, *COMPRESSOR, f"train.init_from={llama}"]
     runs = [[*settings, f"run={tmp_path / name}"] for name, settings in each.items()]
     killed = [*each["zero0"], f"run={tmp_path / 'zero0-killed'}"]
     log = tmp_path / "log.txt"
@@ -60,17 +75,28 @@ def test_stages_are_what_a_plain_loop_computes_wherever_the_run_stops(tiny_setti
     assert resumed.codes(300) == [0, 0], resumed.output()[-3000:]
     assert alone.codes(300) == [0], alone.output()[-3000:]
     assert_same(tmp_path / "zero0-killed", tmp_path / "zero0")
-    for name in ENGINES:
+    for name in each:
         for step in (BORDER - 1, BORDER):
             assert_same(tmp_path / f"{name}-{step}", tmp_path / name)
-    expected = _plain(load_config([], each["zero0"]))
-    for run in (*(name for name in ENGINES if name != "zero2"), *(f"{name}-alone" for name in OTHER_STAGE)):
-        for step, wanted in expected.items():
+    plain, adapted = (_plain(load_config([], each[name])) for name in ("zero0", "zero3"))
+    for run in (*OTHER_STAGE, *(f"{name}-alone" for name in OTHER_STAGE)):
+        for step, wanted in (adapted if run.startswith("zero3") else plain).items():
             if not run.endswith("alone") or step > BORDER:
                 _assert_close(consolidate_weights(tmp_path / run, step), wanted, f"{run}, step {step}")
     bf16 = consolidate_weights(tmp_path / "zero2", STEPS)
     assert {value.dtype for value in bf16.values()} == {torch.float32}
-    assert bf16.keys() == expected[STEPS].keys()
+    assert bf16.keys() == plain[STEPS].keys()
+    exports = [load_file(tmp_path / name / "export" / "model.safetensors").keys() for name in ENGINES]
+    assert all(names == exports[0] for names in exports)
+    _assert_reader(tmp_path / "compressor", llama)
+
+
+def _assert_reader(run: Path, llama: Path) -> None:
+    """What is not adapted is what it was; what is, is merged."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (llama, run / "export" / "reader"))
+    assert after.keys() == before.keys()
+    changed = {name for name, value in before.items() if not torch.equal(value.bfloat16(), after[name].bfloat16())}
+    assert changed == {name for name in before if name.endswith(("q_proj.weight", "down_proj.weight"))}
 
 
 def train_each(each: list[list[str]]) -> None:
@@ -89,10 +115,19 @@ def train_each(each: list[list[str]]) -> None:
         job = jobs.prepare_job(load_config([], settings))
         if job.state.step == 0:
             setattr(jobs, "open_engine", die)  # noqa: B010
+        weights, begins = _flat_weights(job.engine), job.state.step < BORDER
         assert _loop(job)
+        assert not begins or {reference() for reference in weights} == {None}, "the first stage's engine is still there"
         _finish(job)
         if job.metrics is not None:
             job.metrics.close()
+
+
+def _flat_weights(engine: Any) -> list[weakref.ref]:
+    """References to the float32 weights of what the engine trains."""
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+    flat = [tensor for name in names for tensor in getattr(engine.optimizer, name, ())]
+    return [weakref.ref(tensor) for tensor in flat or engine.module.parameters()]
 
 
 def _copy_up_to(source: Path, run: Path, step: int) -> None:
@@ -106,6 +141,8 @@ def _copy_up_to(source: Path, run: Path, step: int) -> None:
 def _plain(config: Config) -> dict[int, dict[str, torch.Tensor]]:
     """Weights after each step of the textbook loop: one process, a new AdamW for each stage."""
     model = build_model(config, load_tokenizer(Path(config.data.shards) / "tokenizer"))
+    if config.train.lora is not None:
+        add_lora(model, config.train.lora, config.seed)
     batches = Loader(config.data, split="train", seed=config.seed, rank=0, world_size=1, micro_batch_size=5).steps(0)
     weights = {}
     for stage in config.stages:

@@ -40,6 +40,7 @@ OWNERS = {
     "datasets": ("data_pipeline/sources/",),
     "omegaconf": ("trainer/config/",),
     "triton": ("model/ops/",),
+    "peft": ("trainer/weights/",),
 }
 LAZY = {"transpooler"}
 """The package's own `__init__` names what others define; anybody may import it."""

@@ -36,6 +36,7 @@ def resume_conflicts(before: Config, after: Config) -> list[str]:
         ("seed", before.seed, after.seed),
         ("train.init_from", before.train.init_from, after.train.init_from),
         ("train.freeze", before.train.freeze, after.train.freeze),
+        ("train.lora", before.train.lora, after.train.lora),
         ("train.stages", before.train.stages, after.train.stages),
         ("optimizer.name", before.optimizer.name, after.optimizer.name),
         ("optimizer.groups", before.optimizer.groups, after.optimizer.groups),

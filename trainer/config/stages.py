@@ -1,9 +1,9 @@
-"""Stages of a run (`train.stages`): what is trained in which steps, and how."""
+"""What of a model is trained, in which steps and how: stages of a run (`train.stages`), LoRA."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from transpooler.common import at_least, positive
+from transpooler.common import at_least, between, positive
 from transpooler.trainer.config.optimizer import GroupConfig, OptimizerConfig
 
 
@@ -21,6 +21,25 @@ class StageConfig:
     """In place of optimizer.warmup_steps."""
     groups: tuple[GroupConfig, ...] | None = None
     """In place of optimizer.groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021): a linear map's weight is frozen, and a product of two factors that is added
+    to it is trained, alpha / rank · B A with A of `rank` rows."""
+
+    rank: int = at_least(1, 8)
+    alpha: int = at_least(1, 16)
+    """alpha / rank scales the update."""
+    targets: tuple[str, ...] = ()
+    """Patterns of names of linear maps, such as 'reader.*.q_proj'; * stands for anything, dots included."""
+    dropout: float = between(0, 1, 0.0, exclude=(1,))
+    """Of what A reads."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """LoRA needs something to adapt."""
+        if not self.targets:
+            yield "targets", "is empty; give patterns of linear maps' names, such as 'reader.*.q_proj'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transpooler.common import at_least, duration_s, one_of
-from transpooler.trainer.config.stages import StageConfig, length_problems
+from transpooler.trainer.config.stages import LoraConfig, StageConfig, length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class TrainConfig:
     stages: tuple[StageConfig, ...] = ()
     """Parts of the run, one after the other, each with its steps, what is frozen and its learning rates; each begins
     with a fresh optimizer and a schedule of its own. None = the whole run is one."""
+    lora: LoraConfig | None = None
+    """Train factors of low rank in place of chosen linear maps (extra `lora`); they are merged at export. train.freeze
+    does not mean the factors, unless a pattern names `lora_`."""
     resume: bool = True
     """Continue from the run folder's newest valid checkpoint, if it has one; false refuses to touch such a run."""
     checkpoint_every_steps: int = at_least(1, 1000)

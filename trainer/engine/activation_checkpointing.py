@@ -21,17 +21,27 @@ def checkpoint_activations(model: nn.Module, kind: str, settings: dict[str, Any]
         import deepspeed
 
         deepspeed.checkpointing.configure(None, deepspeed_config=settings)
-        checkpoint = partial(_run_in_deepspeed, deepspeed.checkpointing.checkpoint)
+        checkpoint = deepspeed.checkpointing.checkpoint
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
+            own = checkpoint
+            if kind == "deepspeed":
+                trains = any(parameter.requires_grad for parameter in module.parameters())
+                own = partial(_run_in_deepspeed, checkpoint, trains)
             module.gradient_checkpointing = True
-            setattr(module, "_gradient_checkpointing_func", checkpoint)  # noqa: B010  # not declared there
+            setattr(module, "_gradient_checkpointing_func", own)  # noqa: B010  # not declared there
 
 
-def _run_in_deepspeed(checkpoint: Callable, function: Callable, *arguments: Any) -> Any:
-    """Run a layer in DeepSpeed's checkpoint, which takes tensors alone and turns named tuples into bare ones."""
+def _run_in_deepspeed(checkpoint: Callable, trains: bool, function: Callable, *arguments: Any) -> Any:
+    """Run a layer in DeepSpeed's checkpoint, which takes tensors alone and turns named tuples into bare ones.
+
+    `trains`: whether the layer has parameters that are trained.
+    """
     # Views, because DeepSpeed may empty the tensors that it is given, and all decoder layers read the same memory.
     tensors = [item.view_as(item) for item in arguments if isinstance(item, Tensor)]
+    if trains and torch.is_grad_enabled() and not any(tensor.requires_grad for tensor in tensors):
+        # Above frozen layers alone: it would give a layer gradients only where one of its inputs has one, too.
+        next(tensor for tensor in tensors if tensor.is_floating_point()).requires_grad_()
     kind: list[type] = []
 
     def run(*given: Tensor) -> Any:

@@ -71,6 +71,22 @@ def create_engine(
     return created
 
 
+def destroy_engine(engine: TrainingEngine) -> None:
+    """Free the memory of an engine that nobody will use again."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    engine.destroy()
+    FWD_MODULE_STACK.clear()  # where DeepSpeed 0.19 leaves the model of every engine of stage 3
+    # Once it has taken a step, an engine of stage 3 is never collected; so it is made hollow.
+    sharded, engine.optimizer = engine.optimizer, None
+    for part in (sharded, getattr(sharded, "optimizer", None)):
+        if part is not None:
+            vars(part).clear()
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()
+        parameter.grad, parameter.data = None, torch.empty(0)
+
+
 def sharded_init(engine: EngineConfig, settings: dict[str, Any]) -> AbstractContextManager:
     """In this context a model is built with each module's weights spread over the ranks at once (ZeRO 3 alone)."""
     if not engine.shards_weights:

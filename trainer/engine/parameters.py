@@ -12,6 +12,9 @@ from torch import nn
 from transpooler.common import UserError, list_some
 from transpooler.trainer.config.stages import Stage
 
+_WRAPPED = ".base_layer."
+"""What `peft` puts into the names of weights beside which factors are trained."""
+
 
 def names_of_parameters(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]:
     """Every parameter once, in the model's order, with all its names."""
@@ -21,16 +24,14 @@ def names_of_parameters(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]
     return names
 
 
-def trained_names(model: nn.Module) -> frozenset[str]:
-    """All names of the parameters that are trained."""
-    return frozenset(
-        name for parameter, names in names_of_parameters(model).items() if parameter.requires_grad for name in names
-    )
+def plain_name(name: str) -> str:
+    """A parameter's name as the model has it without LoRA, or that of a factor: x.lora_A.weight."""
+    return name.replace(_WRAPPED, ".").replace(".default.", ".") if ".lora_" in name or _WRAPPED in name else name
 
 
 def is_match(names: Iterable[str], pattern: str) -> bool:
     """Whether the pattern means the parameter with these names."""
-    return any(fnmatchcase(name, pattern) for name in names)
+    return any(fnmatchcase(plain_name(name), pattern) for name in names)
 
 
 def freeze(model: nn.Module, stage: Stage) -> None:
@@ -45,7 +46,7 @@ def check_patterns(model: nn.Module, stages: Sequence[Stage], patterns: Mapping[
     `patterns` by the setting that holds them.
     """
     names = list(names_of_parameters(model).values())
-    known = [name for each in names for name in each]
+    known = [plain_name(name) for each in names for name in each]
     problems = [
         f"{key}: no parameter's name matches {pattern!r}; near to it: {list_some(_near(pattern, known))}"
         for key, each in patterns.items()
@@ -61,8 +62,12 @@ def check_patterns(model: nn.Module, stages: Sequence[Stage], patterns: Mapping[
         raise UserError("\n".join(problems))
 
 
-def _is_frozen(names: Iterable[str], stage: Stage) -> bool:
-    return any(is_match(names, pattern) for pattern in stage.freeze)
+def _is_frozen(names: Sequence[str], stage: Stage) -> bool:
+    """Weights beside which LoRA's factors are trained always are; a factor, where a pattern names `lora_`."""
+    if any(_WRAPPED in name for name in names):
+        return True
+    factor = any(".lora_" in name for name in names)
+    return any(is_match(names, pattern) for pattern in stage.freeze if "lora_" in pattern or not factor)
 
 
 def _near(pattern: str, names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.compressor import save_compressor
 from transpooler.trainer.weights.export_code import write_code
 from transpooler.trainer.weights.generation import set_generation
+from transpooler.trainer.weights.lora import add_lora, merge_lora
 from transpooler.trainer.weights.model_card import model_card
 from transpooler.trainer.weights.models import MODEL_TYPES, build_model, read_model_config
 from transpooler.trainer.weights.warm_start import start_from
@@ -41,7 +42,11 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     chosen = _choose_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
     model = build_model(config, tokenizer)
+    if config.train.lora is not None:
+        add_lora(model, config.train.lora, config.seed)
     model.load_state_dict(consolidate_weights(run, chosen))
+    if config.train.lora is not None:
+        merge_lora(model)
     export_model(model, tokenizer, output, config, step=chosen)
 
 

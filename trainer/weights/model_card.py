@@ -86,6 +86,16 @@ def _training(config: Config, rows: list[dict[str, Any]]) -> str:
         f"{optimizer.warmup_steps:,} warm-up steps, {config.data.batch_size} documents a step, seed {config.seed}.",
         f"{engine.precision}, ZeRO {engine.zero_stage}.",
     ]
+    if len(config.stages) > 1:
+        lines += [
+            f"Stage {stage.number + 1}, to step {stage.last:,}: peak learning rate {stage.optimizer.learning_rate:g}, "
+            f"{stage.optimizer.warmup_steps:,} warm-up steps; frozen: {', '.join(stage.freeze) or 'nothing'}."
+            for stage in config.stages
+        ]
+    elif config.train.freeze:
+        lines.append(f"Frozen: {', '.join(config.train.freeze)}.")
+    if (lora := config.train.lora) is not None:
+        lines.append(f"LoRA of rank {lora.rank} beside {', '.join(lora.targets)}, merged.")
     if config.train.init_from:
         lines.append(_start(config))
     if losses := [row for row in rows if row["split"] == "train"]:

@@ -7,6 +7,7 @@ import pytest
 from transpooler.common import UserError
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.config.load import load_saved_config
+from transpooler.trainer.config.stages import stage_of
 
 
 def test_configs_round_trip_and_bad_values_are_listed_together():
@@ -53,6 +54,56 @@ def test_settings_that_contradict_each_other(settings, problem):
     with pytest.raises(UserError) as error:
         load_config([], settings.split())
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            ["train.steps=9000", "train.stages=[{steps: 10}, {steps: 20}]", "optimizer.warmup_steps=1"],
+            "train.steps is 9000, but the steps of train.stages add up to 30; use 30",
+        ),
+        (
+            ["train.stages=[{}, {steps: 20}]", "optimizer.warmup_steps=0"],
+            "train.stages[0].steps is null; only the last stage may leave it out",
+        ),
+        (
+            ["train.steps=20", "train.stages=[{steps: 20}, {}]", "optimizer.warmup_steps=0"],
+            "train.steps is 20, but the stages before the last one take 20; use more than that",
+        ),
+        (
+            ["train.stages=[{steps: 100}, {}]"],
+            "optimizer.warmup_steps is 5000, above train.stages[0].steps = 100: the peak is never reached",
+        ),
+        (
+            ["optimizer.groups=[{match: '*'}]"],
+            "optimizer.groups[0].match is '*', but the group sets nothing; give learning_rate or weight_decay",
+        ),
+        (
+            ["train.stages=[{groups: [{learning_rate: 1.0}]}]"],
+            "train.stages[0].groups[0].match is empty; give a pattern of parameters' names, such as 'model.encoder.*'",
+        ),
+    ],
+)
+def test_stages_and_groups_that_cannot_be(settings, problem):
+    with pytest.raises(UserError) as error:
+        load_config([], settings)
+    assert str(error.value) == problem
+
+
+def test_a_stage_takes_from_the_run_what_it_leaves_out():
+    group = "{match: '*.poolers.*', learning_rate: 0.5}"
+    settings = ["train.steps=30", "train.freeze=[a.*]", f"optimizer={{warmup_steps: 5, groups: [{group}]}}"]
+    stages = "[{steps: 10, learning_rate: 0.25, groups: []}, {freeze: [], warmup_steps: 0}]"
+    first, second = load_config([], [*settings, f"train.stages={stages}"]).stages
+    assert (first.first, first.last, second.first, second.last) == (0, 10, 10, 30)
+    assert (first.freeze, second.freeze) == (("a.*",), ())
+    assert (first.optimizer.learning_rate, second.optimizer.learning_rate) == (0.25, 5e-4)
+    assert (first.optimizer.warmup_steps, second.optimizer.warmup_steps) == (5, 0)
+    assert (len(first.optimizer.groups), len(second.optimizer.groups)) == (0, 1)
+    assert [stage_of((first, second), step).number for step in (0, 9, 10, 29, 30)] == [0, 0, 1, 1, 1]
+    (only,) = load_config([], settings).stages
+    assert (only.first, only.last, only.freeze) == (0, 30, ("a.*",))
 
 
 @pytest.mark.parametrize(

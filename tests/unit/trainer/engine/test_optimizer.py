@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 
+from transpooler.common import UserError
+from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
 from transpooler.trainer.config.engine import EngineConfig
-from transpooler.trainer.config.optimizer import OPTIMIZERS, OptimizerConfig
+from transpooler.trainer.config.optimizer import OPTIMIZERS, GroupConfig, OptimizerConfig
+from transpooler.trainer.config.stages import Stage
 from transpooler.trainer.engine.optimizer import (
     METHODS,
     GuardedAdamW,
@@ -17,6 +20,22 @@ from transpooler.trainer.engine.optimizer import (
     operator_of,
     parameter_groups,
 )
+from transpooler.trainer.engine.parameters import check_patterns, freeze
+
+
+def tiny_model() -> TranspoolerForConditionalGeneration:
+    model = TranspoolerForConditionalGeneration(
+        TranspoolerConfig(
+            vocab_size=50, d_model=8, num_heads=1, ffn_dim=8, encoder_layers=1, decoder_layers=1, block_size=4,
+            pooling=[{"after_layer": 1, "length": 4}],
+        )
+    )  # fmt: skip
+    model.tie_weights()
+    return model
+
+
+def stage(freeze: tuple[str, ...] = ()) -> Stage:
+    return Stage(number=0, first=0, last=1, freeze=freeze, optimizer=OptimizerConfig(), key="train")
 
 
 @pytest.mark.parametrize(
@@ -38,14 +57,7 @@ def test_learning_rate(schedule, expected):
 
 
 def test_what_decays_and_what_has_its_own_rate():
-    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-
-    model = TranspoolerForConditionalGeneration(
-        TranspoolerConfig(
-            vocab_size=50, d_model=8, num_heads=1, ffn_dim=8, encoder_layers=1, decoder_layers=1, block_size=4,
-            pooling=[{"after_layer": 1, "length": 4}],
-        )
-    )  # fmt: skip
+    model = tiny_model()
     groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, scorer_learning_rate_scale=5.0))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decay, plain, scorer = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
@@ -57,6 +69,42 @@ def test_what_decays_and_what_has_its_own_rate():
     assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 5.0]
     parameter_groups(model, OptimizerConfig(name="muon"))
     assert {names[id(part)] for part in model.parameters() if vars(part)["use_muon"]} == decay
+
+
+def test_the_first_group_that_matches_decides_and_frozen_parameters_are_in_none():
+    model = tiny_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = (
+        GroupConfig(match="*.poolers.*", learning_rate=0.5),
+        GroupConfig(match="model.encoder.*", learning_rate=0.25, weight_decay=0.0),
+        GroupConfig(match="*", weight_decay=0.3),
+    )
+    settings = OptimizerConfig(learning_rate=0.5, weight_decay=0.1, scorer_learning_rate_scale=3.0, groups=groups)
+    freeze(model, stage(freeze=("*.decoder.*", "lm_head.*")))  # the head is tied: one parameter of several names
+    made = parameter_groups(model, settings)
+    found = {names[id(item)]: (group["lr_scale"], group["weight_decay"]) for group in made for item in group["params"]}
+    assert found["model.encoder.poolers.1.scorer.weight"] == (3.0, 0.0)
+    assert found["model.encoder.layers.0.ffn.fc_in.weight"] == (0.5, 0.0)
+    assert found["model.encoder.layers.0.ffn.fc_in.bias"] == (0.5, 0.0)
+    assert not [name for name in found if "decoder" in name or "shared" in name]
+    freeze(model, stage(freeze=("model.encoder.*",)))  # its embeddings are the decoder's, too
+    made = parameter_groups(model, settings)
+    assert {(group["lr_scale"], group["weight_decay"]) for group in made} == {(1.0, 0.3), (1.0, 0.0)}
+    muon = OptimizerConfig(name="muon", learning_rate=0.5, muon_learning_rate=2.0, groups=groups[1:2])
+    freeze(model, stage())
+    assert {group["lr_scale"] for group in parameter_groups(model, muon)} == {0.5, 1.0, 2.0, 4.0}
+
+
+def test_a_pattern_that_means_nothing_is_told_with_names_near_to_it():
+    model = tiny_model()
+    patterns = {"train.freeze": ("encoder.*", "lm_head.weight"), "optimizer.groups[1].match": ("*.pooler.*",)}
+    with pytest.raises(UserError) as error:
+        check_patterns(model, [stage(freeze=("*",))], patterns)
+    first, second, third = str(error.value).splitlines()
+    assert first.startswith("train.freeze: no parameter's name matches 'encoder.*'; near to it: model.encoder.*, ")
+    assert second.startswith("optimizer.groups[1].match: no parameter's name matches '*.pooler.*'; near to it: ")
+    assert third == "train.freeze is ['*'], which leaves no parameter to train; take a pattern away"
+    check_patterns(model, [stage()], {"train.freeze": ("*",)})
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_out():

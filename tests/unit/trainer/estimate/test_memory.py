@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.paths import ROOT
+from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.engine.engine import estimate_states
-from transpooler.trainer.estimate.memory import activation_bytes, describe, estimate_run, model_states
+from transpooler.trainer.estimate.activations import activation_bytes
+from transpooler.trainer.estimate.memory import describe, estimate_run, model_states
 from transpooler.trainer.weights.models import build_model
 
 SIZES = {
@@ -77,6 +79,31 @@ def test_the_estimate_counts_what_is_there(tiny_settings):
     small = replace(estimate, memory=estimate.states[2][0])
     (warning,) = [line for line in describe(small, config, 2).splitlines() if line.startswith("WARNING")]
     assert "engine.activation_checkpointing=torch" in warning
+
+
+def test_what_is_frozen_has_neither_gradients_nor_states(tiny_settings):
+    stages = "train.stages=[{steps: 10, freeze: ['*encoder*', '*shared*']}, {steps: 30}]"
+    config = load_config([], [*tiny_settings, stages, "engine.precision=bf16", "engine.zero_stage=1"])
+    whole, staged = estimate_run(load_config([], tiny_settings), 2), estimate_run(config, 2)
+    assert staged.trained[1] == staged.parameters == whole.parameters
+    assert 0 < staged.trained[0] < whole.parameters
+    lines = describe(staged, config, 2).splitlines()
+    assert f"trained             {staged.trained[0]:,}, " in lines[1]
+    assert lines[1].endswith("(steps 1 to 10)")
+    frozen = load_config([], [*tiny_settings, "train.freeze=['*encoder*', '*shared*']"])
+    estimate = estimate_run(frozen, 2)
+    assert estimate.trained == staged.trained[:1]
+    assert estimate.activations < 0.7 * whole.activations
+    assert estimate.checkpoint == 12 * estimate.trained[0] + 4 * (estimate.parameters - estimate.trained[0])
+    assert estimate.tflop_per_step < 0.6 * whole.tflop_per_step
+    assert "trained" not in describe(whole, config, 2)
+    fp32, bf16 = frozen.engine, config.engine
+    assert model_states(1000, 10, 0, fp32, 4, 100) == (4000 + 12 * 100, 0)
+    assert model_states(1000, 10, 3, fp32, 4, 100) == (1000 + 300 + 40, 0)
+    assert model_states(1000, 10, 2, bf16, 4, 100)[0] == estimate_states(100, 10, 2, 4, False, False)[0] + 1800
+    assert model_states(1000, 10, 3, bf16, 4, 100)[0] == estimate_states(100, 10, 3, 4, False, False)[0] + 450
+    with pytest.raises(UserError, match=r"train.freeze: no parameter's name matches 'encoder\.\*'.*model\.encoder\.\*"):
+        estimate_run(load_config([], [*tiny_settings, "train.freeze=['encoder.*']"]), 2)
 
 
 def test_a_dry_run_of_a_model_beyond_this_machine_allocates_nothing(tiny_settings, tmp_path):

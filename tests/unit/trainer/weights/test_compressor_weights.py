@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tiny import write_llama
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config, save_config
@@ -23,17 +24,7 @@ from transpooler.trainer.weights.warm_start import start_from
 @pytest.fixture
 def llama(shards, tmp_path) -> Path:
     """A small random Llama with the corpus's tokenizer, saved as `transformers` saves it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = load_tokenizer(shards / "tokenizer")
-    torch.manual_seed(3)
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **special))
-    model.save_pretrained(tmp_path / "llama")
-    tokenizer.save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
+    return write_llama(shards, tmp_path / "llama")
 
 
 @pytest.fixture
