@@ -70,7 +70,8 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         "rouge": _intervals(rows, "rouge", config.seed),
         "lead_rouge": _intervals(rows, "lead_rouge", config.seed),
         "evidence_recall": _evidence_interval(rows, config.seed),
-        "generation": dataclasses.asdict(config.generation),
+        "generation": dataclasses.asdict(config.generation)
+        | {"suppress_tokens": list(config.generation.suppress_tokens)},  # as JSON reads it back
     }
     if ranks.rank:
         return results
