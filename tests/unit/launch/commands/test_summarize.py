@@ -71,6 +71,7 @@ def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_p
     }
     assert read() == asdict(GenerationConfig(max_new_tokens=256))
     (model / "generation_config.json").write_text(json.dumps(own))
+    own["suppress_tokens"] = ()
     assert read() == own | {"batch_size": 8}
     assert read("--num-beams", "2", "--min-new-tokens", "0") == own | {
         "num_beams": 2,
