@@ -60,7 +60,7 @@ def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_p
     def read(*options: str) -> dict[str, Any]:
         return asdict(summarize.read_generation(parse(["summarize", "a.txt", "--model", str(model), *options])))
 
-    own = {
+    own: dict[str, Any] = {
         "num_beams": 3,
         "max_new_tokens": 9,
         "min_new_tokens": 2,

@@ -142,6 +142,6 @@ def test_what_contradicts_the_weights_is_refused_in_one_line(tiny_settings, toke
     assert "holds a 'prophetnet' model; give one of transpooler, bart, mbart, " in refused()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert "set model.kind=compressor" in refused("model.kind=seq2seq")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
     (folder / "config.json").write_text(json.dumps(values))
-    assert "has no .safetensors file" in refused()
+    assert "has no weights (model.safetensors or pytorch_model.bin)" in refused()
