@@ -30,7 +30,7 @@ _CHARACTERS_A_TOKEN = 8
 """Most texts have fewer characters a token, so that one attempt suffices."""
 UNSETTLED_WORDS = 32
 """Words before a cut that are not used: it may change the last one or two, or more if an added token spans words."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_FILES = ("vocab.json", "*.model", "*.spm", "vocab.txt")
 """Files of tokenizers that older releases of weights have in place of tokenizer.json."""
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -106,7 +106,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     """
     path = Path(folder).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file() and not path.exists() and _HUB_ID.fullmatch(str(folder)):
+    if not file.is_file() and not path.exists() and HUB_ID.fullmatch(str(folder)):
         return _load_by_class(str(folder), "no such folder, and the hub gives no tokenizer")
     if not file.is_file() and path.is_dir() and any(any(path.glob(name)) for name in _OTHER_FILES):
         return _load_by_class(str(path), "its tokenizer files cannot be read")

@@ -51,16 +51,14 @@ def averaged(read: Iterable[nn.Module], mean: MeanAttention, dropped: Iterable[n
     Neither these weights nor those of the modules `dropped` are passed on to be collected.
     """
 
+    wanted = set(read)
+
     def take(module: nn.Module, given: Any, output: tuple) -> tuple:
-        if output[1] is not None:
+        if module in wanted and output[1] is not None:
             mean.add(output[1])
         return (output[0], None, *output[2:])
 
-    def drop(module: nn.Module, given: Any, output: tuple) -> tuple:
-        return (output[0], None, *output[2:])
-
-    hooks = [module.register_forward_hook(take) for module in read]
-    hooks += [module.register_forward_hook(drop) for module in dropped]
+    hooks = [module.register_forward_hook(take) for module in (*wanted, *dropped)]
     try:
         yield
     finally:

@@ -1,13 +1,15 @@
 """What the weights that a run starts from say about its configuration, so that nobody has to write it out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.model.architecture import Architecture
+from transpooler.trainer.config.evaluation import FORCED
 from transpooler.trainer.run_folder import RunFolder
 
 _NOT_OF_THE_MODEL = ("architectures", "transformers_version", "_name_or_path", "dtype", "use_cache", "auto_map")
@@ -27,47 +29,45 @@ def adopt_weights(values: dict[str, Any]) -> None:
     model = values.setdefault("model", {})
     if not all(isinstance(values.get(name) or {}, dict) for name in ("model", "data", "generation", "prepare")):
         return  # whoever checks types says so
-    if "kind" not in model and (kind := _kind(values, train["init_from"])) is not None:
+    saved, find_folder = _saved(values), cache(lambda: _find_folder(train["init_from"]))
+    if "kind" not in model and (kind := _kind(saved, find_folder)) is not None:
         model["kind"] = kind
-    _adopt_tokenizer(values, train["init_from"])
+    prepare = values.get("prepare") or {}
+    if not prepare.get("tokenizer"):  # documents are prepared with the weights' own, unless another is spoken of
+        values["prepare"] = prepare | {"tokenizer": {"path": str(find_folder())}}
     if model.get("kind") == "compressor":
-        _adopt_causal(values, model, train)
+        _adopt_causal(model, train, saved)
     elif model.get("kind", "seq2seq") == "seq2seq":
-        _adopt_seq2seq(values, model, train["init_from"])
+        _adopt_seq2seq(values, model, saved, find_folder)
 
 
-def _kind(values: Mapping[str, Any], source: str) -> str | None:
-    """Which kind of model the run has, or can make of the weights; None where that is not known."""
-    if "model" in (saved := _saved(values)):
-        return (saved["model"] or {}).get("kind")
+def _find_folder(source: str) -> Path:
     from transpooler.trainer.config.families.hub import find_weights_if_there
+
+    return find_weights_if_there(source)
+
+
+def _kind(saved: Mapping[str, Any], find_folder: Callable[[], Path]) -> str | None:
+    """Which kind of model the run has, or can make of the weights; None where that is not known."""
+    if "model" in saved:
+        return (saved["model"] or {}).get("kind")
     from transpooler.trainer.config.families.read import read_kind
 
-    return read_kind(find_weights_if_there(source))
+    return read_kind(find_folder())
 
 
-def _adopt_tokenizer(values: dict[str, Any], source: str) -> None:
-    """Documents are prepared with the weights' own tokenizer, unless the settings speak of another."""
-    from transpooler.trainer.config.families.hub import find_weights_if_there
-
-    prepare = values.get("prepare") or {}
-    if not prepare.get("tokenizer"):
-        values["prepare"] = prepare | {"tokenizer": {"path": str(find_weights_if_there(source))}}
-
-
-def _adopt_seq2seq(values: dict[str, Any], model: dict[str, Any], source: str) -> None:
-    from transpooler.trainer.config.families.hub import find_weights_if_there
-
+def _adopt_seq2seq(
+    values: dict[str, Any], model: dict[str, Any], saved: Mapping[str, Any], find_folder: Callable[[], Path]
+) -> None:
     if {entry.name for entry in fields(Architecture)} <= model.keys():
         return
-    saved = _saved(values)
     if "model" in saved:
         for section in ("model", "generation", "data"):
             known = saved.get(section) or {}
             kept = known if section == "model" else {key: known[key] for key in _OF_WEIGHTS[section] if key in known}
             values[section] = kept | (values.get(section) or {})
         return
-    folder = find_weights_if_there(source)
+    folder = find_folder()
     if not folder.exists():  # an earlier stage may still have to write it
         return
     from transpooler.trainer.config.families.read import read_pretrained
@@ -108,18 +108,17 @@ def _longest(data: Mapping[str, Any]) -> Iterator[int]:
 
 
 _OF_WEIGHTS = {
-    "generation": ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens"),
+    "generation": (*FORCED, "suppress_tokens"),
     "data": ("source_prefix_ids", "target_prefix_ids"),
 }
 """Keys of other sections that weights fill in."""
 
 
-def _adopt_causal(values: Mapping[str, Any], model: dict[str, Any], train: Mapping[str, Any]) -> None:
-    reader = train["init_from"]
-    saved = _saved(values).get("model") or {}
+def _adopt_causal(model: dict[str, Any], train: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    reader, known = train["init_from"], saved.get("model") or {}
     for key, source in (("reader", reader), ("encoder", train.get("init_encoder_from") or reader)):
         if key not in model:
-            model[key] = saved[key] if key in saved else _read_causal_config(str(source), key)
+            model[key] = known[key] if key in known else _read_causal_config(str(source), key)
 
 
 def _read_causal_config(source: str, part: str) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from transpooler.common import at_least, between, one_of
 from transpooler.data_pipeline.config import SPLITS
+
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")
+"""Tokens that `generate` writes first and last, whatever the model says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,18 @@ class GenerationConfig:
     """Tokens that are never written, such as the padding of Marian."""
     batch_size: int = at_least(1, 8)
     """Documents generated together."""
+
+    def arguments(self) -> dict[str, Any]:
+        """What `generate` of `transformers` takes, by its names."""
+        return {
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "length_penalty": self.length_penalty if self.num_beams > 1 else 1.0,  # one beam has no use for it
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            **{name: getattr(self, name) for name in FORCED},
+            "suppress_tokens": list(self.suppress_tokens) or None,
+        }
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""

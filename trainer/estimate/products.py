@@ -19,8 +19,7 @@ class Trained:
         """`names` of parameters, None for all; `ranks` of the factors by the name of their linear map."""
         self.ranks = dict(ranks or {})
         self._names = None if names is None else frozenset(names)
-        parts = {part for name in self._names or () for part in _prefixes(name)}
-        self._parts = parts
+        self._parts = {part for name in self._names or () for part in _prefixes(name)}
 
     def weight(self, name: str) -> bool:
         """Whether the weight of the module with this name is trained."""

@@ -159,7 +159,7 @@ def _generate_rows(
         for number, batch in work:
             sources = [source_ids(document, tokenizer, config) for document in batch]
             texts = generate(model, tokenizer, sources, config.generation)
-            for document, text in zip(batch, texts, strict=True):
+            for document, ids, text in zip(batch, sources, texts, strict=True):
                 reference = reference_text(document, tokenizer)
                 baseline = lead(decode(document.source, tokenizer), lead_words)
                 row = {
@@ -171,22 +171,21 @@ def _generate_rows(
                     "rouge": rouge(reference, text),
                     "lead_rouge": rouge(reference, baseline),
                 }
-                rows.append((number, row | evidence(document)))
+                rows.append((number, row | evidence(document, ids)))
             bar.advance(len(batch))
     return ranks.gather_in_order(rows)
 
 
 def _evidence_finder(
     model: "PoolingModel", tokenizer: PreTrainedTokenizerFast, config: Config
-) -> Callable[[Document], dict[str, float | None]]:
-    """What finds a document's evidence recall; nothing where the model does not pool."""
+) -> Callable[[Document, Sequence[int]], dict[str, float | None]]:
+    """What finds a document's evidence recall, of the ids that are read; nothing where the model does not pool."""
     if not config.model.pooling:
-        return lambda document: {}
+        return lambda document, ids: {}
     table = token_bytes(tokenizer)
 
-    def find(document: Document) -> dict[str, float | None]:
+    def find(document: Document, ids: Sequence[int]) -> dict[str, float | None]:
         assert document.target is not None
-        ids = source_ids(document, tokenizer, config)
         weights = token_weights(model, ids)[-1]
         return {"evidence_recall": evidence_recall(ids[:-1], weights[:-1], document.target.tolist(), table)}
 

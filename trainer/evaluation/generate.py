@@ -69,7 +69,7 @@ def summarize(
             if ends is not None:
                 sentences = ground(model, tokenizer, ends, read_ids, source.offsets, ids, len(prefix))
             yield Summary(
-                text=_text(tokenizer, ids),
+                text=decode(ids, tokenizer).strip(),
                 num_source_tokens=len(source.ids) if source.whole else None,
                 read_ids=read_ids,
                 sentences=sentences,
@@ -90,7 +90,9 @@ def generate(
     synced: bool = False,
 ) -> list[str]:
     """The texts of `generate_ids`."""
-    return [_text(tokenizer, ids) for ids in generate_ids(model, tokenizer, sources, generation, synced=synced)]
+    return [
+        decode(ids, tokenizer).strip() for ids in generate_ids(model, tokenizer, sources, generation, synced=synced)
+    ]
 
 
 @torch.no_grad()
@@ -112,14 +114,7 @@ def generate_ids(
     generated = generator.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        num_beams=generation.num_beams,
-        max_new_tokens=generation.max_new_tokens,
-        min_new_tokens=generation.min_new_tokens,
-        length_penalty=generation.length_penalty if generation.num_beams > 1 else 1.0,  # one beam has no use for it
-        no_repeat_ngram_size=generation.no_repeat_ngram_size,
-        forced_bos_token_id=generation.forced_bos_token_id,
-        forced_eos_token_id=generation.forced_eos_token_id,
-        suppress_tokens=list(generation.suppress_tokens) or None,
+        **generation.arguments(),
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),
     )
@@ -155,10 +150,6 @@ def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> st
     return decode(document.target, tokenizer)
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-
-def decode(ids: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:
+def decode(ids: np.ndarray | list[int], tokenizer: PreTrainedTokenizerFast) -> str:
     """The text of token ids; special tokens are left out."""
     return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transpooler.common import read_json
-from transpooler.trainer.config.evaluation import GenerationConfig
+from transpooler.trainer.config.evaluation import FORCED, GenerationConfig
 
 if TYPE_CHECKING:
     import transformers
@@ -17,14 +17,9 @@ PARTS = (".", "reader")
 
 def set_generation(target: "transformers.GenerationConfig", settings: GenerationConfig) -> None:
     """Make the run's `generation` section the defaults of `model.generate`."""
-    target.num_beams = settings.num_beams
-    target.max_new_tokens = settings.max_new_tokens
+    for name, value in settings.arguments().items():
+        setattr(target, name, value)
     target.min_new_tokens = settings.min_new_tokens or None
-    target.length_penalty = settings.length_penalty if settings.num_beams > 1 else 1.0
-    target.no_repeat_ngram_size = settings.no_repeat_ngram_size
-    target.forced_bos_token_id = settings.forced_bos_token_id
-    target.forced_eos_token_id = settings.forced_eos_token_id
-    target.suppress_tokens = list(settings.suppress_tokens) or None
 
 
 def stored_generation(folder: Path) -> dict[str, Any]:
@@ -34,7 +29,6 @@ def stored_generation(folder: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         return {}
     found = {name: stored.get(name) or default for name, default in DEFAULTS.items()}
-    forced = ("forced_bos_token_id", "forced_eos_token_id")
-    found |= {name: stored[name] for name in forced if isinstance(stored.get(name), int)}
+    found |= {name: stored[name] for name in FORCED if isinstance(stored.get(name), int)}
     found |= {"suppress_tokens": tuple(stored["suppress_tokens"])} if stored.get("suppress_tokens") else {}
     return found | ({"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {})

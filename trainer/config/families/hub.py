@@ -1,12 +1,11 @@
 """Weights by name: a folder, or a repository of the Hugging Face hub, which is downloaded once."""
 
-import re
 from functools import cache
 from pathlib import Path
 
 from transpooler.common import UserError
+from transpooler.data_pipeline.tokenizer import HUB_ID
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja")
 """What is downloaded: configurations, weights, tokenizers; no code."""
 OLDER_WEIGHTS = ("pytorch_model*.bin",)
@@ -19,7 +18,7 @@ def find_weights(source: str | Path) -> Path:
     A source that is neither is returned as it is. UserError where the hub cannot be reached or has no such repository.
     """
     path = Path(source).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(str(source)) or path.parent.exists():
+    if path.exists() or not HUB_ID.fullmatch(str(source)) or path.parent.exists():
         return path
     return _download(str(source))
 

@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transpooler.common import UserError, read_json, say
+from transpooler.trainer.config.evaluation import FORCED
 from transpooler.trainer.config.families import FAMILIES
 from transpooler.trainer.config.families.family import Family, Fields, user_error
 from transpooler.trainer.config.families.stored import open_tensors
 from transpooler.trainer.run_folder import why_no_model
-
-FORCED = ("forced_bos_token_id", "forced_eos_token_id")
-"""Tokens that `generate` writes first and last, whatever the model says."""
-
 
 COMPRESSOR = "transpooler_compressor"
 """`model_type` of our exports of that kind."""
