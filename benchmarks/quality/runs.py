@@ -213,7 +213,7 @@ def _config(
 def _decisive_settings(config: Config) -> tuple[Any, ...]:
     """The settings that a trained model depends on. Others, such as paths and cadences, may change afterwards."""
     train = config.train
-    what = (train.steps, train.init_from, train.init_encoder_from, train.freeze, train.stages)
+    what = (train.steps, train.init_from, train.init_encoder_from, train.freeze, train.stages, train.lora)
     return config.seed, config.model, config.data, config.optimizer, what, config.engine.precision
 
 
