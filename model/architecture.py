@@ -181,10 +181,10 @@ class Architecture:
         return self.activation in GATED
 
 
-def shape_fields() -> list[str]:
-    """Names of the fields that describe the model, without its kind and what depends on the vocabulary."""
-    other = ("kind", "vocab_rows", "decoder_start_token_id")
-    return [entry.name for entry in fields(Architecture) if entry.name not in other]
+# The fields that describe the model, without its kind and what depends on the vocabulary.
+SHAPE_FIELDS = tuple(
+    entry.name for entry in fields(Architecture) if entry.name not in ("kind", "vocab_rows", "decoder_start_token_id")
+)
 
 
 def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:

@@ -6,7 +6,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import Architecture, pooling_stage, shape_fields
+from transpooler.model.architecture import SHAPE_FIELDS, Architecture, pooling_stage
 
 VERSIONS = ((5, 17), (5, 24))
 """The oldest and the newest minor version of transformers on which this code was tested."""
@@ -96,7 +96,7 @@ class TranspoolerConfig(PreTrainedConfig):
     @property
     def architecture(self) -> Architecture:
         """The fields that `Architecture` has."""
-        values = {name: getattr(self, name) for name in shape_fields()}
+        values = {name: getattr(self, name) for name in SHAPE_FIELDS}
         return Architecture(**values | {"pooling": tuple(pooling_stage(stage) for stage in self.pooling)})
 
     @classmethod
@@ -106,7 +106,7 @@ class TranspoolerConfig(PreTrainedConfig):
         """The configuration of `architecture` over a vocabulary; decoding starts with bos, if with no other."""
         start = architecture.decoder_start_token_id
         return cls(
-            **{name: value for name, value in asdict(architecture).items() if name in shape_fields()},
+            **{name: value for name, value in asdict(architecture).items() if name in SHAPE_FIELDS},
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,

@@ -39,6 +39,10 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
     _no_split_modules = [EncoderLayer.__name__, DecoderLayer.__name__, Pooler.__name__]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
+    def __init__(self, config: TranspoolerConfig) -> None:
+        super().__init__(config)
+        self.head_width = config.architecture.head_width  # kept: torch.compile cannot trace what makes an Architecture
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Scorer) and self.config.scorer_init_std is not None:
@@ -73,7 +77,7 @@ class TranspoolerPreTrainedModel(PreTrainedModel):
         """Return what `positions.rotary` gives for the attention heads, if the positions are rotary."""
         if self.config.positions != "rotary":
             return None
-        return rotary(positions, self.config.architecture.head_width, x.dtype)
+        return rotary(positions, self.head_width, x.dtype)
 
 
 class EncoderOnlyModel(TranspoolerPreTrainedModel):

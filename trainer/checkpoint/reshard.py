@@ -102,10 +102,14 @@ class SavedStates:
             self._add(name, weight.flatten(), flat, 0, weight.numel())
 
     def _read_frozen(self) -> None:
+        """What no optimizer holds, each once: of tied parameters the file has every name."""
+        weights = self.model["module"]
         known = self._pieces.keys() | set(self.model["buffer_names"])
-        for name, value in self.model["module"].items():
-            if name not in known:
+        places = {weights[name].data_ptr() for name in self._pieces.keys() & weights.keys()}
+        for name, value in weights.items():
+            if name not in known and value.data_ptr() not in places:
                 self._add(name, value.flatten(), {}, 0, value.numel())
+                places.add(value.data_ptr())
 
     def _read_frozen_parts(self) -> None:
         """Stage 3 cuts them as it cuts the others; each rank's part lies in its own file of weights."""

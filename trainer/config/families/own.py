@@ -5,9 +5,9 @@ from transpooler.trainer.config.families.stored import StoredTensors
 
 
 def _fields(values: Values, stored: StoredTensors) -> Fields:
-    from transpooler.model.architecture import pooling_stage, shape_fields
+    from transpooler.model.architecture import SHAPE_FIELDS, pooling_stage
 
-    found = {name: values[name] for name in shape_fields() if name in values}
+    found = {name: values[name] for name in SHAPE_FIELDS if name in values}
     found["pooling"] = [pooling_stage(stage) for stage in values.get("pooling", ())]
     return found | {"decoder_start_token_id": values.get("decoder_start_token_id"), "vocab_rows": values["vocab_size"]}
 
