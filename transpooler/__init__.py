@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transpooler.model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForConditionalGeneration
+    from transpooler.model.ops.decoding import prepare_for_inference
     from transpooler.model.ops.soft_topk import soft_topk
     from transpooler.trainer.config import load_config
 
@@ -20,6 +21,7 @@ __all__ = [
     "TranspoolerForConditionalGeneration",
     "__version__",
     "load_config",
+    "prepare_for_inference",
     "soft_topk",
 ]
 
@@ -28,6 +30,7 @@ _HOMES = {
     "TranspoolerEncoder": "model",
     "TranspoolerForConditionalGeneration": "model",
     "load_config": "trainer.config",
+    "prepare_for_inference": "model.ops.decoding",
     "soft_topk": "model.ops.soft_topk",
 }
 
