@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transpooler.model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForConditionalGeneration
-    from transpooler.model.ops.decoding import prepare_for_inference
+    from transpooler.model.ops.decoding.prepare import prepare_for_inference
     from transpooler.model.ops.soft_topk import soft_topk
     from transpooler.trainer.config import load_config
 
@@ -30,7 +30,7 @@ _HOMES = {
     "TranspoolerEncoder": "model",
     "TranspoolerForConditionalGeneration": "model",
     "load_config": "trainer.config",
-    "prepare_for_inference": "model.ops.decoding",
+    "prepare_for_inference": "model.ops.decoding.prepare",
     "soft_topk": "model.ops.soft_topk",
 }
 

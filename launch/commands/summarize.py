@@ -37,6 +37,7 @@ from transpooler.launch.input_documents import (
     read_documents,
     spool_streams,
 )
+from transpooler.model.ops.decoding.precisions import PRECISIONS
 from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
@@ -67,6 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="documents generated together (default 8)")
+    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="of the weights that write (default fp32)")
     parser.add_argument(
         "--max-source-tokens",
         type=positive,
@@ -101,9 +103,10 @@ def run(parsed: argparse.Namespace) -> None:
     with ExitStack() as stack:
         inputs = stack.enter_context(spool_streams(inputs))
         total = count_documents(inputs, parsed.column)
-        from transpooler.trainer.weights.models import load_model
+        from transpooler.trainer.weights.models import load_model, prepare_model
 
         model, tokenizer = load_model(parsed.model)
+        model = prepare_model(model, generation.precision)
         write = stack.enter_context(_open_output(parsed.output))
         # A bar would disturb results that are printed on the same terminal.
         watched = parsed.output is not None or not sys.stdout.isatty()
@@ -204,6 +207,7 @@ def _open_output(path: Path | None) -> Iterator[Callable[[str], object]]:
 def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
     """Generation settings from the options given, else the model's own; UserError lists what is wrong with them."""
     names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
+    names += ("precision",)
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     from transpooler.trainer.weights.generation import stored_generation
 

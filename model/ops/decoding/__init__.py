@@ -1,5 +1,1 @@
-"""Decoding at the speed of memory: weights packed once, and attention of few queries, on CPUs."""
-
-from transpooler.model.ops.decoding.prepare import PRECISIONS, prepare_for_inference
-
-__all__ = ["PRECISIONS", "prepare_for_inference"]
+"""Decoding at the speed of memory on CPUs: weights packed once, and attention of few queries."""

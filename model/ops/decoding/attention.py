@@ -32,7 +32,7 @@ def attend(
     if not _takes(query, key, value, attention_mask, groups) or (
         causal and attention_mask is None and query.shape[2] > 1
     ):
-        given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given, **kwargs)
     # Heads that share keys are further queries of one head.
     q_BGNK = query if groups == 1 else query.unflatten(1, (-1, groups)).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""The C++ kernels of decoding (cpp_decoding.cpp and its headers); the plain torch that computes the same is in tests."""
+"""The C++ kernels of decoding (cpp_decoding.cpp and its headers); tests compare them with plain torch."""
 
 import functools
 from importlib.resources import files

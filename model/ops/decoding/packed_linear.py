@@ -22,11 +22,12 @@ class PackedLinear(nn.Linear):
     scales: Tensor | None
     packed_bias: Tensor | None
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the dtype of x; has no gradient."""
+        """(..., in_features) -> (..., out_features), in the dtype of x; RuntimeError where a gradient is asked for."""
+        if x.requires_grad and torch.is_grad_enabled():
+            refuse("give gradients")
         rows = x.reshape(-1, self.in_features)
-        if len(rows) > MANY_ROWS and self.packed.dtype == torch.float32:
+        if rows.shape[0] > MANY_ROWS and self.packed.dtype == torch.float32:
             return F.linear(x, self.weight, self.bias)
         out = packed_linear(rows.float().contiguous(), self.packed, self.scales, self.packed_bias, self.out_features)
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -52,11 +53,12 @@ def refuse(what: str) -> NoReturn:
 def pack_linear(linear: nn.Linear, precision: str) -> None:
     """Turn a linear map into a PackedLinear, or one of another precision; "fp32" keeps the weights' own dtype."""
     weight, scales = linear.weight.detach(), None
+    packable: Any = linear  # becomes a PackedLinear
     if precision == "int8":
         weight, scales = quantize(weight)
     elif precision == "bf16":
         weight = weight.bfloat16()
-    linear.__class__ = PackedLinear
+    packable.__class__ = PackedLinear
     # Plain attributes, no buffers: the state dict must not know them.
-    linear.packed, linear.scales = pack(weight), scales
-    linear.packed_bias = None if linear.bias is None else linear.bias.detach().float()
+    packable.packed, packable.scales = pack(weight), scales
+    packable.packed_bias = None if linear.bias is None else linear.bias.detach().float()

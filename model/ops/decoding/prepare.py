@@ -18,9 +18,7 @@ from torch import nn
 from transpooler.model.ops.decoding import attention
 from transpooler.model.ops.decoding.kernels import NoKernelsError, extension
 from transpooler.model.ops.decoding.packed_linear import PackedLinear, pack_linear
-
-PRECISIONS = ("fp32", "bf16", "int8")
-"""Of the weights that write: fp32 keeps them as they are."""
+from transpooler.model.ops.decoding.precisions import PRECISIONS
 
 
 def prepare_for_inference(model: Any, precision: str = "fp32") -> Any:

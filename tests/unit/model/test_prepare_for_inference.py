@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.model.compressor.test_compressor import FAMILIES, compressor
 
 import transpooler
+from tests.unit.model.compressor.test_compressor import FAMILIES, compressor
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
@@ -27,8 +27,8 @@ def make(kind: str) -> Any:
     torch.manual_seed(0)
     if kind == "wide":
         parts = FAMILIES["llama"].to_dict() | {"head_dim": 16}
-        config = CompressorConfig(encoder=parts, reader=parts, pooling=[{"after_layer": 1, "ratio": 0.5}])
-        return CompressorForConditionalGeneration(config).eval()
+        pooling = [{"after_layer": 1, "ratio": 0.5}]
+        return CompressorForConditionalGeneration(CompressorConfig(encoder=parts, reader=parts, pooling=pooling)).eval()
     settings: dict[str, Any] = {"tied_head": kind != "untied", "pooling": [{"after_layer": 2, "length": 12}]}
     if kind == "relative":
         settings |= {"positions": "relative", "kv_heads": 2}
@@ -133,6 +133,9 @@ def test_a_prepared_model_has_no_gradient():
     model, documents = prepare_for_inference(make("tied")), batch()
     loss = model(**documents, labels=documents["input_ids"][:, :5]).loss
     assert not loss.requires_grad
+    embeddings = torch.randn(1, 5, 64, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"^a model that was prepared for inference cannot give gradients"):
+        model.model.decoder(inputs_embeds=embeddings, encoder_hidden_states=torch.randn(1, 4, 64))
 
 
 def test_it_can_be_prepared_again_with_another_precision():
@@ -143,7 +146,7 @@ def test_it_can_be_prepared_again_with_another_precision():
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(ValueError, match="^precision 'fp16' is unknown; choose among fp32, bf16, int8$"):
+    with pytest.raises(ValueError, match=r"^precision 'fp16' is unknown; choose among fp32, bf16, int8$"):
         prepare_for_inference(make("tied"), "fp16")
 
 
@@ -153,8 +156,8 @@ def test_without_a_compiler_the_model_stays_as_it_is_and_rounding_is_refused(mon
 
     monkeypatch.setattr(prepare, "extension", fail)
     model = make("tied")
-    with pytest.warns(UserWarning, match="no g.*plain torch serves"):
+    with pytest.warns(UserWarning, match=r"no g.*plain torch serves"):
         prepare_for_inference(model)
     assert not [module for module in model.modules() if isinstance(module, PackedLinear)]
-    with pytest.raises(RuntimeError, match="no C.* kernels"):
+    with pytest.raises(RuntimeError, match=r"no C.* kernels"):
         prepare_for_inference(model, "bf16")
