@@ -1,9 +1,9 @@
-"""A BART of the size of our decoders, random weights: CTranslate2's, that of `transformers`, and that one prepared."""
+"""CTranslate2 beside ours: a BART with a decoder of the size of ours, random weights, converted."""
 
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from transformers import BartConfig, BartForConditionalGeneration
 from transpooler.benchmarks.speed import architectures
 from transpooler.benchmarks.speed.settings import Settings
 from transpooler.common import say
-from transpooler.model.ops.decoding.prepare import prepare_for_inference
 
 BEAMS, SLOTS = 4, (512, 8192)
 SHORT, LONG = 4, 20
@@ -20,30 +19,27 @@ SHORT, LONG = 4, 20
 
 
 def measure_rivals(repeats: int) -> list[dict[str, Any]]:
-    """Rows of milliseconds a token (CPU time), batch 1, for sources of DeepPyramidion's and of Blockwise's slots."""
-    rows = []
-    for slots in SLOTS:
-        runs = _runs(slots)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, write in runs.items():
-                times[name].append(_seconds(write, LONG) - _seconds(write, SHORT))
-        for name, found in times.items():
-            rows.append({"engine": name, "slots": slots, "ms": 1e3 * min(found) / (LONG - SHORT)})
-    return rows
+    """Rows of milliseconds a token (CPU time), batch 1, for sources of DeepPyramidion's and of Blockwise's slots.
 
-
-def _runs(slots: int) -> dict[str, Callable[[int], Any]]:
-    """Engine -> a function that writes so many tokens about one document."""
-    model: Any = _bart(slots)
-    runs: dict[str, Callable[[int], Any]] = {}
+    To be called last: once CTranslate2's threads run, torch's products in the same process are many times slower.
+    """
     if importlib.util.find_spec("ctranslate2") is None:
         say("no CTranslate2: pip install 'transpooler[rivals]' to measure it, too")
-    else:
-        runs |= {f"CTranslate2 BART {kind}": _convert(model, slots, kind) for kind in ("float32", "int8")}
-    runs["transformers BART"] = _generator(model, slots)
-    runs["transformers BART, prepare_for_inference"] = _generator(prepare_for_inference(_bart(slots)), slots)
-    return runs
+        return []
+    return [row for slots in SLOTS for row in _measure(slots, repeats)]
+
+
+def _measure(slots: int, repeats: int) -> Iterator[dict[str, Any]]:
+    runs = {kind: _convert(_bart(slots), slots, kind) for kind in ("float32", "int8")}
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for write in runs.values():
+        write(SHORT)
+    for _ in range(repeats):
+        for kind, write in runs.items():
+            times[kind].append(_seconds(write, LONG) - _seconds(write, SHORT))
+    for kind, found in times.items():
+        row = {"engine": f"CTranslate2 BART {kind}", "slots": slots}
+        yield row | {"ms": 1e3 * min(found) / (LONG - SHORT)}
 
 
 def _bart(slots: int) -> BartForConditionalGeneration:
@@ -57,19 +53,6 @@ def _bart(slots: int) -> BartForConditionalGeneration:
     size |= {"normalize_before": False}  # which the converter looks for
     config = BartConfig(**size, **special, max_position_embeddings=max(1024, slots))
     return BartForConditionalGeneration(config).eval()
-
-
-def _generator(model: Any, slots: int) -> Callable[[int], Any]:
-    ids = architectures.make_inputs(model, batch_size=1, length=slots, vocab_size=Settings.vocab_size)
-    with torch.inference_mode():
-        encoded = model.get_encoder()(**ids)
-
-    @torch.inference_mode()
-    def write(tokens: int) -> None:
-        lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens}
-        model.generate(encoder_outputs=encoded, num_beams=BEAMS, do_sample=False, **lengths)
-
-    return write
 
 
 def _convert(model: Any, slots: int, kind: str) -> Callable[[int], Any]:
