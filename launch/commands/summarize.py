@@ -16,16 +16,15 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transpooler.common import (
     INCOMPLETE_SUFFIX,
-    Progress,
     UserError,
     all_problems,
     atomic_write,
-    progress,
     say,
     show_controls,
 )
@@ -41,10 +40,9 @@ from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transpooler.trainer.evaluation.summaries import Summary
 
-    from transpooler.model import PoolingModel
-    from transpooler.trainer.evaluation.generate import Summary
+    Pair = tuple[InputDocument, Summary]
 
 OWN = "(default: the model's)"
 
@@ -78,7 +76,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="FILE", help="write here; if interrupted, FILE.incomplete keeps what is finished"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page that shows what the model kept of each document"
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page: each summary beside its document; its sentences show their sources, by mouse and keyboard",
     )
     parser.add_argument(
         "--json",
@@ -101,81 +102,59 @@ def run(parsed: argparse.Namespace) -> None:
     with ExitStack() as stack:
         inputs = stack.enter_context(spool_streams(inputs))
         total = count_documents(inputs, parsed.column)
+        from transpooler.trainer.evaluation.summarizer import Summarizer, watch
         from transpooler.trainer.weights.models import load_model
 
         model, tokenizer = load_model(parsed.model)
         write = stack.enter_context(_open_output(parsed.output))
-        # A bar would disturb results that are printed on the same terminal.
-        watched = parsed.output is not None or not sys.stdout.isatty()
-        bar = stack.enter_context(progress("summarize (documents)", total)) if watched else None
-        documents = read_documents(inputs, parsed.column)
-        with_sources = parsed.json and not parsed.no_sources
-        summaries = _summarize_all(
-            model, tokenizer, documents, parsed.max_source_tokens, generation, with_sources=with_sources
+        summarizer = Summarizer(
+            model,
+            tokenizer,
+            generation,
+            max_source_tokens=parsed.max_source_tokens,
+            with_sources=parsed.html is not None or (parsed.json and not parsed.no_sources),
         )
-        finished = _write_all(summaries, write, parsed.json, total, bar)
+        made = summarizer.stream(read_documents(inputs, parsed.column), lambda document: document.head)
+        # Progress would disturb results that are printed on the same terminal.
+        watched = watch(made, total) if parsed.output is not None or not sys.stdout.isatty() else made
+        shown = partial(_as_json, with_sources=not parsed.no_sources) if parsed.json else partial(_as_text, total=total)
+        finished = _count_cut(_write_all(watched, write, shown), summarizer.limit)
         if parsed.html is not None:
             from transpooler.trainer.report import write_documents
 
-            write_documents((_highlight(model, tokenizer, *item) for item in finished), parsed.html, total)
+            write_documents((summary.on_page(document.name) for document, summary in finished), parsed.html, total)
         else:
             deque(finished, maxlen=0)
 
 
-def _summarize_all(
-    model: "PoolingModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    documents: Iterator[InputDocument],
-    max_source_tokens: int | None,
-    generation: GenerationConfig,
-    *,
-    with_sources: bool,
-) -> Iterator[tuple[InputDocument, "Summary"]]:
-    """Every document with its Summary, in order; logs at the end how many were cut."""
-    from transpooler.trainer.evaluation.generate import batches, source_limit, summarize
-
+def _count_cut(found: Iterator["Pair"], limit: int) -> Iterator["Pair"]:
+    """Pass on summaries; log at the end how many documents were cut."""
     total = num_cut = 0
-    for batch in batches(documents, generation.batch_size):
-        heads = [document.head for document in batch]
-        found = summarize(model, tokenizer, heads, generation, max_source_tokens, with_sources=with_sources)
-        for document, summary in zip(batch, found, strict=True):
-            total, num_cut = total + 1, num_cut + (summary.num_source_tokens is None)
-            yield document, summary
+    for document, summary in found:
+        total, num_cut = total + 1, num_cut + (summary.num_source_tokens is None)
+        yield document, summary
     if num_cut:
-        limit = source_limit(tokenizer, max_source_tokens)
         say(f"{num_cut:,} of {total:,} documents were cut to {limit:,} tokens")
 
 
 def _write_all(
-    summaries: Iterator[tuple[InputDocument, "Summary"]],
-    write: Callable[[str], object],
-    as_json: bool,
-    total: int,
-    bar: Progress | None,
-) -> Iterator[tuple[InputDocument, "Summary"]]:
-    """Write each summary and pass it on: as JSON, under a heading, or plain if there is only one."""
-    for number, (document, summary) in enumerate(summaries):
-        if as_json:
-            values = {"document": document.name, "id": document.id, **summary.as_dict()}
-            write(json.dumps(values, ensure_ascii=False))
-        else:
-            heading = f"{chr(10) if number else ''}== {show_controls(document.name)} ==\n" if total > 1 else ""
-            write(f"{heading}{summary.text}")
+    found: Iterator["Pair"], write: Callable[[str], object], show: Callable[[int, InputDocument, "Summary"], str]
+) -> Iterator["Pair"]:
+    """Write each summary and pass it on."""
+    for number, (document, summary) in enumerate(found):
+        write(show(number, document, summary))
         yield document, summary
-        if bar is not None:
-            bar.advance()
 
 
-def _highlight(
-    model: "PoolingModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    document: InputDocument,
-    summary: "Summary",
-) -> dict[str, Any]:
-    from transpooler.trainer.evaluation.highlights import highlight
+def _as_json(number: int, document: InputDocument, summary: "Summary", *, with_sources: bool) -> str:
+    values = {"document": document.name, "id": document.id, **summary.as_dict(with_sources=with_sources)}
+    return json.dumps(values, ensure_ascii=False)
 
-    marks = highlight(model, tokenizer, summary.read_ids, summary.num_source_tokens)
-    return {"name": document.name, "generated": summary.text, **marks}
+
+def _as_text(number: int, document: InputDocument, summary: "Summary", *, total: int) -> str:
+    """The summary, under a heading unless it is the only one."""
+    heading = f"{chr(10) if number else ''}== {show_controls(document.name)} ==\n" if total > 1 else ""
+    return f"{heading}{summary.text}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transpooler.launch.cli import main, parse
 from transpooler.launch.commands import summarize
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation import generate as generate_module
+from transpooler.trainer.evaluation import summarizer as summarizer_module
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
 
@@ -101,13 +101,19 @@ def test_a_page_of_all_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert (code, out.count("==")) == (0, 4)
     assert "<h1>2 documents</h1>" in page
     assert page.count("The model read the first 96 tokens (&lt;/s&gt; counted).") == 1
+    sentences = page.count("data-sources=")
+    assert sentences >= 2
+    assert page.count('<div class="grounded">') == 2
+    code, out, _ = run(capsys, model, *files, "--html", tmp_path / "page.html", "--json", "--no-sources")
+    assert "sentences" not in json.loads(out.splitlines()[0])
+    assert (tmp_path / "page.html").read_text().count("data-sources=") == sentences
 
 
 def test_an_interrupt_keeps_what_is_finished(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    generate, calls = generate_module.generate_ids, []
+    generate, calls = summarizer_module.generate_ids, []
 
     def interrupted(*arguments: Any) -> list[list[int]]:
         calls.append(1)
@@ -115,7 +121,7 @@ def test_an_interrupt_keeps_what_is_finished(
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(generate_module, "generate_ids", interrupted)
+    monkeypatch.setattr(summarizer_module, "generate_ids", interrupted)
     files = write(tmp_path, a="alpha", b="beta", c="gamma")
     options = ("-q", "--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
     code, _, err = run(capsys, model, *files, *options)
