@@ -79,7 +79,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--html",
         type=Path,
         metavar="FILE",
-        help="also write a page: each summary beside its document; its sentences show their sources, by mouse and keyboard",
+        help="also write a page: each sentence of a summary shows where it comes from",
     )
     parser.add_argument(
         "--json",
