@@ -22,9 +22,9 @@ from transpooler.trainer.evaluation.summarizer import load
 from transpooler.trainer.run_folder import RunFolder
 
 NOTES = """\
-A sentence counts that begins with the name of a field (`sentences`: how many do, of four a document), right or wrong: `written right` is the share that gives
-the fact word for word. `first`, `first two`: the fact's own sentence of the document is the first of its sources, among the first two. `by chance`:
-what two sentences drawn at random would reach."""
+A sentence counts that begins with the name of a field (`sentences`: how many do, of four a document), right or wrong;
+`written right`: the share that gives the fact word for word. `first`, `first two`: the fact's own sentence of the
+document is the first of its sources, is among the first two. `by chance`: what two sentences drawn at random reach."""
 
 
 def main() -> None:

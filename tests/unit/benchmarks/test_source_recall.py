@@ -1,4 +1,4 @@
-"""Whether sources name a planted fact's place: counted on sources that are known, in documents as the study makes them."""
+"""Whether sources name a planted fact's place: counted on known sources, in documents as the study makes them."""
 
 import json
 from pathlib import Path
