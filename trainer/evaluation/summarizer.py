@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from transpooler.common import UserError, all_problems, progress
+from transpooler.common import UserError, all_problems, progress, say
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.tokenizer import (
@@ -164,11 +164,13 @@ class Summarizer:
 
 def watch(found: Iterator[Item], total: int | None) -> Iterator[Item]:
     """Pass on summaries (of `total`, None: unknown) and show how many are made, and how many in a minute."""
-    started = time.monotonic()
+    started, number, note = time.monotonic(), 0, ""
     with progress("summarize (documents)", total) as bar:
         for number, item in enumerate(found, 1):
             yield item
-            bar.advance(note=rate(number, time.monotonic() - started))
+            note = rate(number, time.monotonic() - started)
+            bar.advance(note=note)
+    say(f"summarize: {number:,} documents made, {note}" if number else "summarize: nothing left to make")
 
 
 def rate(num_documents: int, elapsed_s: float) -> str:

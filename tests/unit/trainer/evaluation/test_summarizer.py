@@ -96,14 +96,16 @@ def test_going_on_gives_what_an_undisturbed_run_gives_from_the_same_batches(
 def test_a_notebook_shows_the_page_in_a_frame(folder: Path) -> None:
     model = load(folder)
     summaries = model.summarize(["alpha <b>beta.", "gamma."], **FEW)
-    shown = summaries._repr_html_()
+    shown, first = summaries._repr_html_(), summaries[0]._repr_html_()
+    assert shown
+    assert first
     assert shown.startswith("<iframe ")
     inner = re.search(r'srcdoc="([^"]*)"', shown)
     assert inner
     page = unescape(inner[1])
     assert page.count('<div class="grounded">') == 2
     assert "alpha &lt;b&gt;beta." in re.sub(r"</?span[^>]*>", "", page)
-    assert 'class="grounded"' in unescape(summaries[0]._repr_html_())
+    assert 'class="grounded"' in unescape(first)
     assert model.summarize("alpha", sources=False, **FEW)._repr_html_() is None
     assert model.summarize([], **FEW)._repr_html_() is None
 
