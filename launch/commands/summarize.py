@@ -31,7 +31,7 @@ from transpooler.launch.input_documents import (
     read_documents,
     spool_streams,
 )
-from transpooler.launch.summary_output import Output, describe_run, open_output
+from transpooler.launch.summary_output import SummaryOutput, describe_run, open_output
 from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
@@ -147,7 +147,7 @@ def _count_cut(found: Iterator["Pair"], limit: int) -> Iterator["Pair"]:
 
 
 def _write_all(
-    found: Iterator["Pair"], output: Output, show: Callable[[int, InputDocument, "Summary"], str]
+    found: Iterator["Pair"], output: SummaryOutput, show: Callable[[int, InputDocument, "Summary"], str]
 ) -> Iterator["Pair"]:
     """Write each summary and pass it on."""
     for number, (document, summary) in enumerate(found, start=output.num_done):
