@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,8 +121,12 @@ def _find_finished(incomplete: Path, log: Path, settings: Mapping[str, Any] | No
         return _Finished()
     first, *rest = (log.read_bytes() if log.is_file() else b"").splitlines(keepends=True) or [b""]
     size = incomplete.stat().st_size
-    ends = [line for line in rest if line.endswith(b"\n") and int(line) <= size]
-    before = json.loads(first) if first.endswith(b"\n") else None
+    # A kill, or a power failure, may have cut the log, or left zeros.
+    ends = list(takewhile(lambda line: line.endswith(b"\n") and line.strip().isdigit() and int(line) <= size, rest))
+    try:
+        before = json.loads(first)
+    except ValueError:
+        before = None
     if before is None or settings is None or not ends:
         say(f"{incomplete}: begun anew; {'a page or a pipe needs all' if settings is None else 'no result is known'}")
         return _Finished()

@@ -205,6 +205,41 @@ def test_other_settings_inputs_or_models_do_not_go_on(
     assert run(capsys, model, *options)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("end_of_log", "expected"),
+    [
+        (b"", "holds 12 summaries"),
+        (b"12", "holds 12 summaries"),
+        (b"\0\0\n", "holds 12 summaries"),
+        (None, "begun anew"),
+    ],
+)
+def test_a_log_that_was_cut_and_a_kill_behind_the_last_result(
+    end_of_log: bytes | None,
+    expected: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 4, "--output", out)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transpooler.common.files.os.replace", killed)  # when all is written, before it has its name
+        assert run(capsys, model, *options)[0] == 130
+    whole, log = (tmp_path / "out.incomplete").read_bytes(), tmp_path / "out.incomplete.log"
+    log.write_bytes(b"{" if end_of_log is None else log.read_bytes() + end_of_log)
+    code, _, err = run(capsys, model, *options)
+    assert (code, expected in err) == (0, True)
+    assert ("nothing left to make" in err) == (end_of_log is not None)
+    assert out.read_bytes() == whole
+
+
 def test_results_of_an_earlier_version_are_no_hindrance(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
