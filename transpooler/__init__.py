@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transpooler.model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForConditionalGeneration
     from transpooler.model.ops.soft_topk import soft_topk
     from transpooler.trainer.config import load_config
+    from transpooler.trainer.evaluation.summarizer import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TranspoolerEncoder",
     "TranspoolerForConditionalGeneration",
     "__version__",
+    "load",
     "load_config",
     "soft_topk",
 ]
@@ -27,6 +29,7 @@ _HOMES = {
     "TranspoolerConfig": "model",
     "TranspoolerEncoder": "model",
     "TranspoolerForConditionalGeneration": "model",
+    "load": "trainer.evaluation.summarizer",
     "load_config": "trainer.config",
     "soft_topk": "model.ops.soft_topk",
 }

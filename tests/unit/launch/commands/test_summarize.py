@@ -1,6 +1,7 @@
 """`transpooler summarize` with a real, untrained model: what it prints, says, writes, and keeps when interrupted."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transpooler.launch.cli import main, parse
 from transpooler.launch.commands import summarize
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation import generate as generate_module
+from transpooler.trainer.evaluation import summarizer as summarizer_module
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
 
@@ -38,6 +39,19 @@ def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> 
     code = main(["summarize", *map(str, (*arguments, *options))])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
+    """Ctrl-C when so many batches have been generated."""
+    generate, calls = summarizer_module.generate_ids, []
+
+    def interrupted(*arguments: Any) -> list[list[int]]:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    patch.setattr(summarizer_module, "generate_ids", interrupted)
 
 
 def test_one_text_alone_several_under_headings(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,26 +115,107 @@ def test_a_page_of_all_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert (code, out.count("==")) == (0, 4)
     assert "<h1>2 documents</h1>" in page
     assert page.count("The model read the first 96 tokens (&lt;/s&gt; counted).") == 1
+    sentences = page.count("data-sources=")
+    assert sentences >= 2
+    assert page.count('<div class="grounded">') == 2
+    code, out, _ = run(capsys, model, *files, "--html", tmp_path / "page.html", "--json", "--no-sources")
+    assert "sentences" not in json.loads(out.splitlines()[0])
+    assert (tmp_path / "page.html").read_text().count("data-sources=") == sentences
 
 
 def test_an_interrupt_keeps_what_is_finished(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    generate, calls = generate_module.generate_ids, []
-
-    def interrupted(*arguments: Any) -> list[list[int]]:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return generate(*arguments)
-
-    monkeypatch.setattr(generate_module, "generate_ids", interrupted)
     files = write(tmp_path, a="alpha", b="beta", c="gamma")
     options = ("-q", "--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
-    code, _, err = run(capsys, model, *files, *options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        code, _, err = run(capsys, model, *files, *options)
     assert (code, f"{tmp_path}/out.incomplete keeps the 2 summaries that were finished\n" in err) == (130, True)
     kept = [json.loads(line)["document"] for line in (tmp_path / "out.incomplete").read_text().splitlines()]
     assert kept == [str(file) for file in files[:2]]
-    assert sorted(path.name for path in tmp_path.iterdir() if "incomplete" in path.name) == ["out.incomplete"]
+    kept_files = ["out.incomplete", "out.incomplete.log"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "incomplete" in path.name) == kept_files
     assert not (tmp_path / "out").exists()
+    code, _, err = run(capsys, model, *files, *options[1:])
+    assert (code, f"{tmp_path}/out.incomplete: begun anew; a page or a pipe needs all\n" in err) == (0, True)
+    assert [json.loads(line)["document"] for line in (tmp_path / "out").read_text().splitlines()] == [*map(str, files)]
+    assert not [path.name for path in tmp_path.iterdir() if "incomplete" in path.name]
+
+
+ROWS = "".join(json.dumps({"text": "alpha beta. " * (1 + number % 5), "id": number}) + "\n" for number in range(12))
+
+
+@pytest.mark.parametrize("form", [("--json",), ()])
+def test_the_same_command_goes_on_where_it_was_interrupted(
+    form: tuple[str, ...],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, out, whole = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "whole"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 2, *form)
+    assert run(capsys, model, *options, "--output", whole)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        assert run(capsys, model, *options, "--output", out)[0] == 130
+    held = (tmp_path / "out.incomplete").read_bytes()
+    assert 0 < len(held) < len(whole.read_bytes())
+    with (tmp_path / "out.incomplete").open("ab") as file:
+        file.write(b'{"document": "cut in the mid')  # as a kill leaves it
+    code, _, err = run(capsys, model, *options, "--output", out)
+    done = int(re.findall(r"out.incomplete: holds (\d+) summaries; goes on behind them", err)[0])
+    assert (code, done >= 2) == (0, True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert re.search(rf"summarize: {12 - done} documents made, [\d.,]+ documents/min", err)
+    assert not [path.name for path in tmp_path.iterdir() if "incomplete" in path.name]
+
+
+def test_other_settings_inputs_or_models_do_not_go_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 2, "--json", "--output", out)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        run(capsys, model, *options)
+    held = (tmp_path / "out.incomplete").read_bytes()
+
+    def refused(*more: object) -> str:
+        code, _, err = run(capsys, model, *options, *more)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "start that one again to go on, or remove the file to begin anew" in err
+        assert (tmp_path / "out.incomplete").read_bytes() == held
+        return err
+
+    assert "(no_sources was False, is True)" in refused("--no-sources")
+    assert "(max_source_tokens was None, is 50, batch_size was 2, is 3)" in refused(
+        "--max-source-tokens", 50, "--batch-size", 3
+    )
+    rows.write_text(ROWS.replace("beta", "gamma"))
+    assert "(the inputs changed)" in refused()
+    rows.write_text(ROWS)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config + " ")
+    assert "(the model changed)" in refused()
+    (model / "config.json").write_text(config)
+    assert run(capsys, model, *options)[0] == 0
+
+
+def test_results_of_an_earlier_version_are_no_hindrance(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = write(tmp_path, a="alpha")
+    (tmp_path / "out.incomplete").write_text("something\n")
+    code, _, err = run(capsys, model, file, "--output", tmp_path / "out")
+    assert (code, "out.incomplete: begun anew; no result is known\n" in err) == (0, True)
+    assert "something" not in (tmp_path / "out").read_text()
+
+
+def test_a_page_is_not_made_of_a_stream(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = write(tmp_path, a="alpha")
+    code, _, err = run(capsys, model, file, "--stream", "--html", tmp_path / "page.html")
+    assert (code, "--html: the page is made of all documents" in err, len(err.splitlines())) == (2, True, 1)
