@@ -125,14 +125,16 @@ def _join_ranks(config: Config) -> Ranks:
 def _load_model(
     config: Config, folder: Path | None, keep: float | None
 ) -> tuple["PoolingModel", PreTrainedTokenizerFast]:
-    from transpooler.trainer.weights.models import build_model, default_device, keep_tokens, load_model
+    from transpooler.trainer.weights.models import build_model, default_device, keep_tokens, load_model, prepare_model
 
+    model: Any  # the library's annotation of `to` knows no devices
     if folder is not None:
-        return load_model(folder, keep)
-    tokenizer = load_tokenizer(tokenizer_folder(config.data))
-    model: Any = build_model(config, tokenizer)  # the library's annotation of `to` knows no devices
-    keep_tokens(model, keep)
-    return model.to(default_device()), tokenizer
+        model, tokenizer = load_model(folder, keep)
+    else:
+        tokenizer = load_tokenizer(tokenizer_folder(config.data))
+        model = build_model(config, tokenizer).to(default_device())  # type: ignore[arg-type]
+        keep_tokens(model, keep)
+    return prepare_model(model, config.generation.precision), tokenizer
 
 
 def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_folder: Path | None) -> list[Document]:

@@ -172,6 +172,16 @@ def keep_tokens(model: "PoolingModel", keep: float | None) -> None:
         raise UserError(f"--{error}") from None
 
 
+def prepare_model(model: "PoolingModel", precision: str) -> "PoolingModel":
+    """`prepare_for_inference`; UserError where this machine cannot compute with that precision."""
+    from transpooler.model.ops.decoding.prepare import prepare_for_inference
+
+    try:
+        return prepare_for_inference(model, precision)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"generation.precision (--precision): {error}") from error
+
+
 def _needed_rows(tokenizer: "PreTrainedTokenizerFast") -> int:
     """Rows that a table of embeddings must have for the tokens of texts, and for </s> and padding."""
     others = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -103,6 +103,7 @@ def model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> EchoModel:
     stub.load_model = lambda folder: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
     stub.build_model = lambda config, tokenizer: echo  # type: ignore[attr-defined]
     stub.default_device = lambda: "cpu"  # type: ignore[attr-defined]
+    stub.prepare_model = lambda model, precision: model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transpooler.trainer.weights.models", stub)
     return echo
 
