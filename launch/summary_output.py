@@ -24,7 +24,7 @@ OPTIONS = ("json", "json_input", "no_sources", "max_source_tokens", "column", "s
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
 
 
-class Output(NamedTuple):
+class SummaryOutput(NamedTuple):
     """An output that is open."""
 
     write: Callable[[str], object]
@@ -71,13 +71,13 @@ def describe_run(
 
 
 @contextmanager
-def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterator[Output]:
+def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterator[SummaryOutput]:
     """Open standard output (None) or a file; of a file, what a run with the same settings has finished is kept.
 
     UserError where OUTPUT.incomplete holds results of a run with others.
     """
     if path is None:
-        yield Output(lambda text: print(text, flush=True), 0)
+        yield SummaryOutput(lambda text: print(text, flush=True), 0)
         return
     incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
     log_path = incomplete.with_name(f"{incomplete.name}.log")
@@ -103,7 +103,7 @@ def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterat
         with atomic_write(path, "ab", keep=True) as file, log_path.open("a", encoding="utf-8") as log:
             if not found.num_done:
                 print(json.dumps(settings), file=log, flush=True)
-            yield Output(write, found.num_done)
+            yield SummaryOutput(write, found.num_done)
         log_path.unlink()
     except BaseException:
         if num_written:

@@ -31,7 +31,7 @@ from transpooler.launch.input_documents import (
     read_documents,
     spool_streams,
 )
-from transpooler.launch.summary_output import Output, describe_run, open_output
+from transpooler.launch.summary_output import SummaryOutput, describe_run, open_output
 from transpooler.model.ops.decoding.precisions import PRECISIONS
 from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
@@ -51,27 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--json-input", action="store_true", help="all inputs are JSON Lines, whatever their names: for - and pipes"
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="an exported model")
-    parser.add_argument("--num-beams", type=positive, metavar="N", help=f"width of the beam search {OWN}")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help=f"longest summary {OWN}")
-    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help=f"shortest summary {OWN}")
-    parser.add_argument(
-        "--length-penalty",
-        type=finite,
-        metavar="X",
-        help=f"above 1 favours long ones, with 2 beams or more {OWN}",
-    )
-    parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
-    parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="documents generated together (default 8; 1 with --stream)"
-    )
-    parser.add_argument(
-        "--keep",
-        type=budget,
-        metavar="K",
-        help="tokens that the last pooling keeps of each document, or a share such as 0.125 (default: the largest "
-        "budget that the model was trained with)",
-    )
-    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="of the weights that write (default fp32)")
+    _add_generation(parser)
     parser.add_argument(
         "--max-source-tokens",
         type=positive,
@@ -103,6 +83,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --json: no sources, which cost a second encoding",
     )
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-beams", type=positive, metavar="N", help=f"width of the beam search {OWN}")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help=f"longest summary {OWN}")
+    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help=f"shortest summary {OWN}")
+    parser.add_argument(
+        "--length-penalty",
+        type=finite,
+        metavar="X",
+        help=f"above 1 favours long ones, with 2 beams or more {OWN}",
+    )
+    parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", help="documents generated together (default 8; 1 with --stream)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=budget,
+        metavar="K",
+        help="tokens that the last pooling keeps of each document, or a share such as 0.125 (default: the largest "
+        "budget that the model was trained with)",
+    )
+    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="of the weights that write (default fp32)")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -158,7 +162,7 @@ def _count_cut(found: Iterator["Pair"], limit: int) -> Iterator["Pair"]:
 
 
 def _write_all(
-    found: Iterator["Pair"], output: Output, show: Callable[[int, InputDocument, "Summary"], str]
+    found: Iterator["Pair"], output: SummaryOutput, show: Callable[[int, InputDocument, "Summary"], str]
 ) -> Iterator["Pair"]:
     """Write each summary and pass it on."""
     for number, (document, summary) in enumerate(found, start=output.num_done):
