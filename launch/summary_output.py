@@ -20,7 +20,7 @@ from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, list_
 from transpooler.launch.input_documents import InputFile, is_stream
 from transpooler.trainer.config.evaluation import GenerationConfig
 
-OPTIONS = ("json", "json_input", "no_sources", "max_source_tokens", "column", "stream")
+OPTIONS = ("json", "json_input", "no_sources", "max_source_tokens", "column", "stream", "keep")
 """Of the command line: what decides the results, beside the settings of generation."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transpooler.model import TranspoolerConfig, TranspoolerEncoder, TranspoolerForConditionalGeneration
+    from transpooler.model.ops.decoding.prepare import prepare_for_inference
     from transpooler.model.ops.soft_topk import soft_topk
     from transpooler.trainer.config import load_config
     from transpooler.trainer.evaluation.summarizer import load
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "load",
     "load_config",
+    "prepare_for_inference",
     "soft_topk",
 ]
 
@@ -31,6 +33,7 @@ _HOMES = {
     "TranspoolerForConditionalGeneration": "model",
     "load": "trainer.evaluation.summarizer",
     "load_config": "trainer.config",
+    "prepare_for_inference": "model.ops.decoding.prepare",
     "soft_topk": "model.ops.soft_topk",
 }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transpooler.common import UserError, all_problems, say, show_controls
-from transpooler.launch.arguments import finite, positive, require_targets, whole
+from transpooler.launch.arguments import budget, finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
     count_documents,
@@ -32,6 +32,7 @@ from transpooler.launch.input_documents import (
     spool_streams,
 )
 from transpooler.launch.summary_output import SummaryOutput, describe_run, open_output
+from transpooler.model.ops.decoding.precisions import PRECISIONS
 from transpooler.trainer.config.root import GenerationConfig
 from transpooler.trainer.weights.models import require_model
 
@@ -50,19 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--json-input", action="store_true", help="all inputs are JSON Lines, whatever their names: for - and pipes"
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="an exported model")
-    parser.add_argument("--num-beams", type=positive, metavar="N", help=f"width of the beam search {OWN}")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help=f"longest summary {OWN}")
-    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help=f"shortest summary {OWN}")
-    parser.add_argument(
-        "--length-penalty",
-        type=finite,
-        metavar="X",
-        help=f"above 1 favours long ones, with 2 beams or more {OWN}",
-    )
-    parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
-    parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="documents generated together (default 8; 1 with --stream)"
-    )
+    _add_generation(parser)
     parser.add_argument(
         "--max-source-tokens",
         type=positive,
@@ -96,6 +85,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-beams", type=positive, metavar="N", help=f"width of the beam search {OWN}")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help=f"longest summary {OWN}")
+    parser.add_argument("--min-new-tokens", type=whole, metavar="N", help=f"shortest summary {OWN}")
+    parser.add_argument(
+        "--length-penalty",
+        type=finite,
+        metavar="X",
+        help=f"above 1 favours long ones, with 2 beams or more {OWN}",
+    )
+    parser.add_argument("--no-repeat-ngram-size", type=whole, metavar="N", help=f"forbid repeated n-grams {OWN}")
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", help="documents generated together (default 8; 1 with --stream)"
+    )
+    parser.add_argument(
+        "--keep",
+        type=budget,
+        metavar="K",
+        help="tokens that the last pooling keeps of each document, or a share such as 0.125 (default: the largest "
+        "budget that the model was trained with)",
+    )
+    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="of the weights that write (default fp32)")
+
+
 def run(parsed: argparse.Namespace) -> None:
     """`transpooler summarize`, some batches at a time, so that any number of documents fits into memory."""
     require_model(parsed.model)
@@ -109,10 +122,12 @@ def run(parsed: argparse.Namespace) -> None:
         total = None if parsed.stream else count_documents(inputs, parsed.column)
         output = stack.enter_context(open_output(parsed.output, describe_run(parsed, generation, inputs)))
         from transpooler.trainer.evaluation.summarizer import WINDOW_BATCHES, Summarizer, watch
-        from transpooler.trainer.weights.models import load_model
+        from transpooler.trainer.weights.models import load_model, prepare_model
 
+        model, tokenizer = load_model(parsed.model, parsed.keep)
         summarizer = Summarizer(
-            *load_model(parsed.model),
+            prepare_model(model, generation.precision),
+            tokenizer,
             generation,
             max_source_tokens=parsed.max_source_tokens,
             with_sources=parsed.html is not None or (parsed.json and not parsed.no_sources),
@@ -168,7 +183,10 @@ def _as_text(number: int, document: InputDocument, summary: "Summary", *, total:
 
 def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
     """Generation settings from the options given, else the model's own; UserError lists what is wrong with them."""
-    names = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size", "batch_size")
+    names = (
+        *("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram_size"),
+        *("batch_size", "precision"),
+    )
     given = {"batch_size": 1} if parsed.stream else {}  # a document that is there waits for no other
     given |= {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     from transpooler.trainer.weights.generation import stored_generation

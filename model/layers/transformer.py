@@ -58,7 +58,7 @@ class Residual(nn.Module):
 
     def after(self, x: Tensor, out: Tensor) -> Tensor:
         """Add the output of the sublayer to the stream."""
-        x = x + F.dropout(out, self.dropout, self.training)
+        x = x + (F.dropout(out, self.dropout) if self.training else out)
         return x if self.pre else self.norm(x)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from transpooler.common import at_least, between, one_of
 from transpooler.data_pipeline.config import SPLITS
+from transpooler.model.ops.decoding.precisions import PRECISIONS
 
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 """Tokens that `generate` writes first and last, whatever the model says."""
@@ -30,6 +31,9 @@ class GenerationConfig:
     """Tokens that are never written, such as the padding of Marian."""
     batch_size: int = at_least(1, 8)
     """Documents generated together."""
+    precision: str = one_of(PRECISIONS, "fp32")
+    """Weights that write a summary, as they are read for each token on a CPU: fp32 keeps the model's own, bf16 and int8
+    (one scale per output) round them. On a GPU bf16 converts the whole model. Validation while training ignores it."""
 
     def arguments(self) -> dict[str, Any]:
         """What `generate` of `transformers` takes, by its names."""

@@ -29,7 +29,7 @@ from transpooler.trainer.evaluation.highlights import read_back, token_weights
 from transpooler.trainer.evaluation.sources import ground, trace
 from transpooler.trainer.evaluation.summaries import Summaries, Summary
 from transpooler.trainer.weights.generation import stored_generation
-from transpooler.trainer.weights.models import load_model
+from transpooler.trainer.weights.models import keep_tokens, load_model, prepare_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,6 +74,7 @@ class Summarizer:
         self,
         texts: str | Iterable[str],
         *,
+        keep: float | None = None,
         sources: bool = True,
         max_source_tokens: int | None = None,
         progress: bool = True,
@@ -81,6 +82,7 @@ class Summarizer:
     ) -> Summaries:
         """Summarize texts, in their order.
 
+        keep: tokens that the last pooling keeps of each document, or below 1 a share (None: the largest budget);
         sources: also find where each sentence comes from; progress: show how far it is; generation: settings that
         replace the model's own, such as max_new_tokens, num_beams and batch_size (`GenerationConfig`).
         UserError names what is wrong with a setting.
@@ -88,6 +90,9 @@ class Summarizer:
         settings = replace(self.generation, **generation)
         if problems := [f"{key} {message}" for key, message in all_problems(settings)]:
             raise UserError("\n".join(problems))
+        if settings.precision != self.generation.precision:
+            raise UserError("precision: weights are packed once; give it to transpooler.load")
+        keep_tokens(self.model, keep)
         limit = self.limit if max_source_tokens is None else max_source_tokens
         other = Summarizer(self.model, self.tokenizer, settings, max_source_tokens=limit, with_sources=sources)
         several = [texts] if isinstance(texts, str) else texts
@@ -178,8 +183,10 @@ def rate(num_documents: int, elapsed_s: float) -> str:
     return f"{60 * num_documents / max(elapsed_s, 1e-9):,.1f} documents/min"
 
 
-def load(source: str | Path) -> Summarizer:
+def load(source: str | Path, *, precision: str = "fp32") -> Summarizer:
     """Load a model that summarizes: an exported folder, or the id of such a model on the Hugging Face hub.
+
+    precision: of the weights that write, fp32, bf16 or int8 (`prepare_for_inference`).
 
     >>> summaries = transpooler.load("runs/papers/export").summarize(["A long text ..."], max_new_tokens=200)
 
@@ -187,4 +194,5 @@ def load(source: str | Path) -> Summarizer:
     """
     folder = find_weights(source)
     model, tokenizer = load_model(folder)
-    return Summarizer(model, tokenizer, GenerationConfig(**stored_generation(folder)))
+    settings = GenerationConfig(**stored_generation(folder) | {"precision": precision})
+    return Summarizer(prepare_model(model, precision), tokenizer, settings)

@@ -10,14 +10,27 @@ from markupsafe import Markup
 
 from transpooler.common import atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
-from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
+from transpooler.trainer.report.overview import ROUGE_COLUMNS, budget_curves, charts, headline, overview, score_rows
 from transpooler.trainer.report.poolers import explain_absence, strips
 from transpooler.trainer.report.runs import read_runs
 from transpooler.trainer.report.samples import collect_documents, samples
 from transpooler.trainer.report.settings import corpora, settings
 
 EMPTY: dict[str, Any] = dict.fromkeys(
-    ("runs", "headline", "overview", "unmarked", "strips", "unpooled", "samples", "scores", "charts", "corpora"), ()
+    (
+        "runs",
+        "headline",
+        "overview",
+        "unmarked",
+        "strips",
+        "unpooled",
+        "samples",
+        "scores",
+        "budgets",
+        "charts",
+        "corpora",
+    ),
+    (),
 ) | {"settings": {"differing": [], "whole": [], "unknown": []}}
 
 
@@ -44,6 +57,7 @@ def write_report(runs: list[Path], output: Path) -> None:
         runs=read,
         headline=() if several else headline(read[0]),
         overview=overview(read) if several else (),
+        budgets=budget_curves(read),
         charts=charts(read),
         strips=pictures,
         unpooled=explain_absence(read) if pictures or several else (),

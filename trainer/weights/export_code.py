@@ -31,6 +31,7 @@ COMPRESSOR_ENCODER = {
 """Those of a compressor's encoder/."""
 LEFT_BEHIND = (
     "transpooler.model.ops.build_lock",
+    "transpooler.model.ops.cpp_extension",
     "transpooler.model.ops.soft_topk.__main__",
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",

@@ -4,36 +4,24 @@
 """
 
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
-from transpooler.model.ops.build_lock import lock_build
+from transpooler.model.ops.cpp_extension import FAILURES, load_extension
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 HEADERS = [SOURCE.with_name(name) for name in ("cpp_group_sum.h", "cpp_tournament.h")]
-FLAGS = {
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
-    "AVX2": ("-mavx2", "-mfma"),
-}
-"""By instruction set, not -march=native: machines of different types may share the disk of the compiled file."""
 
 
 @functools.cache
 def extension() -> ModuleType | None:
     """The compiled kernels; None, with one warning that says why and what it costs, where they cannot be built."""
     try:
-        return _load()
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        return load_extension(SOURCE, HEADERS)
+    except FAILURES as error:
         warnings.warn(
             f"soft_topk: no C++ kernels ({str(error).splitlines()[0]}); plain torch serves, about five times slower. "
             "A C++ compiler (g++) and the ninja package mend that",
@@ -77,34 +65,3 @@ def _require_extension() -> ModuleType:
     module = extension()
     assert module is not None  # backends.choose_kernels
     return module
-
-
-def _load() -> ModuleType:
-    """Build the extension if needed, and import it."""
-    from torch.utils.cpp_extension import load
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
-    identity = "".join([*(file.read_text() for file in (SOURCE, *HEADERS)), torch.__version__, *flags])
-    name = f"transpooler_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    with lock_build(name) as folder:
-        # Built from a copy: ninja knows files by path and time, and would compile anew for every checkout.
-        for file in (SOURCE, *HEADERS):
-            if not (folder / file.name).is_file():
-                shutil.copyfile(file, folder / f"{file.name}.part")
-                os.replace(folder / f"{file.name}.part", folder / file.name)
-        with _prefer_own_ninja():
-            return load(name, [str(folder / SOURCE.name)], extra_cflags=flags, build_directory=str(folder))
-
-
-@contextmanager
-def _prefer_own_ninja() -> Iterator[None]:
-    """Put the `ninja` package's program first on PATH: there may be none, or another, whose log forces a rebuild."""
-    import ninja
-
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([str(ninja.BIN_DIR), before])
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before

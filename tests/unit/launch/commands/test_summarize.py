@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.launch.cli import main, parse
 from transpooler.launch.commands import summarize
+from transpooler.model.ops.decoding import packed_linear, prepare
+from transpooler.model.ops.decoding.kernels import NoKernelsError
+from transpooler.model.ops.decoding.precisions import PRECISIONS
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.evaluation import summarizer as summarizer_module
@@ -85,8 +89,9 @@ def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_p
     }
     assert read() == asdict(GenerationConfig(max_new_tokens=256))
     (model / "generation_config.json").write_text(json.dumps(own))
-    own["suppress_tokens"] = ()
+    own |= {"suppress_tokens": (), "precision": "fp32"}
     assert read() == own | {"batch_size": 8}
+    assert read("--precision", "int8")["precision"] == "int8"
     assert read("--num-beams", "2", "--min-new-tokens", "0") == own | {
         "num_beams": 2,
         "min_new_tokens": 0,
@@ -94,6 +99,52 @@ def test_the_models_own_settings_hold_unless_others_are_given(model: Path, tmp_p
     }
     (model / "generation_config.json").write_text("{}")  # what transformers writes for greedy search
     assert read()["num_beams"] == 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_summaries_are_written_with_the_precision_that_was_asked_for(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    dtypes, product = [], packed_linear.packed_linear
+
+    def note(x: Any, *rest: Any) -> Any:
+        dtypes.append(rest[0].dtype)
+        return product(x, *rest)
+
+    monkeypatch.setattr(packed_linear, "packed_linear", note)
+    code, out, _ = run(capsys, model, *write(tmp_path, a=LONG), "--precision", precision)
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
+    assert (code, len(out) > 1, set(dtypes)) == (0, True, {wanted})
+
+
+def test_a_budget_is_kept_or_refused_in_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path, a=LONG)
+    for keep in ("4", "3"):
+        code, _, _ = run(capsys, model, *files, "--keep", keep, "--html", tmp_path / "page.html")
+        assert (code, f"after layer 2: {keep} of" in (tmp_path / "page.html").read_text()) == (0, True)
+    code, out, err = run(capsys, model, *files, "--keep", "0.3")
+    assert (code, out) == (2, "")
+    assert err.startswith("transpooler: error: --keep is 0.3; must be 1/2, 1/4, 1/8, ...; trained with ")
+
+
+def test_an_unknown_precision_takes_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, model, *write(tmp_path, a=LONG), "--precision", "fp16")
+    assert (code, out) == (2, "")
+    assert err == "transpooler: error: --precision is 'fp16'; choose one of fp32, bf16, int8\n"
+
+
+def test_where_the_kernels_cannot_be_built_rounding_is_refused_in_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise NoKernelsError("no C++ kernels for decoding (no g++)")
+
+    monkeypatch.setattr(prepare, "extension", fail)
+    code, _, err = run(capsys, model, *write(tmp_path, a=LONG), "--precision", "int8")
+    assert code == 2
+    assert err.splitlines()[-1].endswith("generation.precision (--precision): no C++ kernels for decoding (no g++)")
 
 
 def test_json_names_row_and_lengths(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,9 @@ class EchoModel:
         self.last_input_ids = torch.empty(0)
         self.last_settings: dict[str, Any] = {}
 
+    def keep(self, keep: float | None) -> None:
+        assert keep is None
+
     def eval(self) -> "EchoModel":
         return self
 
@@ -100,9 +103,11 @@ def config(shards: Path) -> Config:
 def model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> EchoModel:
     echo = EchoModel([{"after_layer": 1, "length": 32, "ratio": None}, {"after_layer": 2, "length": 8, "ratio": None}])
     stub = ModuleType("transpooler.trainer.weights.models")
-    stub.load_model = lambda folder: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
+    stub.load_model = lambda folder, keep: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
     stub.build_model = lambda config, tokenizer: echo  # type: ignore[attr-defined]
     stub.default_device = lambda: "cpu"  # type: ignore[attr-defined]
+    stub.keep_tokens = lambda model, keep: None  # type: ignore[attr-defined]
+    stub.prepare_model = lambda model, precision: model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transpooler.trainer.weights.models", stub)
     return echo
 
@@ -147,7 +152,8 @@ def test_a_derangement_leaves_nothing_in_its_place(count: int) -> None:
 def test_a_foreign_tokenizer_is_refused(config: Config, model: EchoModel, shards: Path, tmp_path: Path) -> None:
     foreign = load_tokenizer(shards / "tokenizer")
     foreign.add_tokens(["foreign"])
-    sys.modules["transpooler.trainer.weights.models"].load_model = lambda folder: (model, foreign)  # type: ignore[attr-defined]
+    models: Any = sys.modules["transpooler.trainer.weights.models"]
+    models.load_model = lambda folder, keep: (model, foreign)
     with pytest.raises(UserError, match="its tokenizer is not the one of"):
         evaluate(config, model_folder=tmp_path, output=tmp_path)
     assert list(tmp_path.glob("*.json*")) == []
