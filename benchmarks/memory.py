@@ -71,7 +71,7 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
         loss = model(input_ids=input_ids, labels=torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))).loss
         loss.backward()
         optimizer.step()
-        kept = architecture.pooling[-1].length or 0
+        kept = architecture.pooling[-1].slots(num_tokens)
     wall_s = time.perf_counter() - start
     return {
         "source_tokens": num_tokens,

@@ -77,6 +77,19 @@ def finite(text: str) -> float:
     return value
 
 
+def budget(text: str) -> float:
+    """An option's budget: a whole number of tokens, or a share of a document, as a number with a point."""
+    value = positive(text) if "." not in text else finite(text)
+    if "." in text and not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of tokens nor a share such as 0.125")
+    return value
+
+
+def budgets(text: str) -> list[float]:
+    """An option's list of budgets, separated by commas."""
+    return [budget(part) for part in text.split(",")]
+
+
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments as (configuration files, overrides): what looks like key=value is an override."""
     overrides = [item for item in settings if _is_override(item)]

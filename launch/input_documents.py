@@ -68,22 +68,26 @@ def find_inputs(files: Sequence[str], json_input: bool) -> list[InputFile]:
         if os.path.isdir(file):
             raise UserError(f"{file}: is a folder; name its files")
         named_json = file.endswith(JSON_SUFFIXES)
-        for path in resolve_paths([file], "") if named_json and not _is_stream(file) else [file]:
+        for path in resolve_paths([file], "") if named_json and not is_stream(file) else [file]:
             name = "standard input" if file == STDIN else path
             found.append(InputFile(name=name, path=path, is_json=json_input or named_json))
     return found
 
 
 @contextmanager
-def spool_streams(inputs: Sequence[InputFile]) -> Iterator[list[InputFile]]:
-    """Copy standard input and pipes into temporary files, because inputs are read twice: first to check them."""
+def spool_streams(inputs: Sequence[InputFile], *, live: bool = False) -> Iterator[list[InputFile]]:
+    """Copy standard input and pipes into temporary files, because inputs are read twice: first to check them.
+
+    live: leave those of JSON Lines as they are, to be read once, as their lines arrive.
+    """
     with TemporaryDirectory() as folder:
-        yield [
-            replace(entry, path=_spool(entry, Path(folder) / f"{number}-{Path(entry.path).name}"))
-            if _is_stream(entry.path)
-            else entry
-            for number, entry in enumerate(inputs)
-        ]
+        found = []
+        for number, entry in enumerate(inputs):
+            path = entry.path
+            if is_stream(path) and not (live and entry.is_json):
+                path = _spool(entry, Path(folder) / f"{number}-{Path(path).name}")
+            found.append(replace(entry, path="/dev/stdin" if path == STDIN else path))
+        yield found
 
 
 def count_documents(inputs: Sequence[InputFile], column: str | None) -> int:
@@ -103,7 +107,7 @@ def read_documents(inputs: Sequence[InputFile], column: str | None) -> Iterator[
             yield _read_text(entry)
 
 
-def _is_stream(path: str) -> bool:
+def is_stream(path: str) -> bool:
     """Whether this can be read only once: standard input, a pipe, a device."""
     try:
         return path == STDIN or not stat.S_ISREG(os.stat(path).st_mode)

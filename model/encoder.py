@@ -3,6 +3,7 @@
 B batch, N source tokens, D width, P packed tokens (see `layout`); after a stage, S slots.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from transpooler.model.layers.positions import RelativeBias, add_bias, rotary
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Scorer, closes_stack, encoder_pooler, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, pool_packed
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -103,7 +104,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         self.embedder = Embedder(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         stages = config.architecture.pooling
-        self.poolers = nn.ModuleDict({str(stage.after_layer): encoder_pooler(config, stage) for stage in stages})
+        self.poolers = Poolers(stages, partial(encoder_pooler, config))
         relative = config.positions == "relative"
         self.relative_bias = RelativeBias(config, config.encoder_layers, bidirectional=True) if relative else None
         self.final_norm = FinalNorm(config)

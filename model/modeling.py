@@ -86,7 +86,7 @@ class TranspoolerModel(TranspoolerPreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs[0],
-            encoder_attention_mask=find_memory_mask(encoder_outputs, attention_mask, self.config),
+            encoder_attention_mask=find_memory_mask(encoder_outputs, attention_mask, self.encoder.poolers.schedule),
             past_key_values=settle_cache(past_key_values, cache),
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -187,8 +187,19 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
 
     @property
     def stages(self) -> tuple[PoolingStage, ...]:
-        """The pooling schedule."""
-        return self.config.architecture.pooling
+        """The pooling schedule, at the budget that is kept now."""
+        return self.model.encoder.poolers.schedule
+
+    def keep(self, keep: float | None = None) -> None:
+        """Keep this many tokens of each document, or below 1 this share, from now on; None: the largest budget.
+
+        Raises ValueError where the last stage cannot keep that.
+        """
+        self.model.encoder.poolers.keep(keep)
+
+    def follow(self, schedule: Sequence[PoolingStage]) -> None:
+        """Pool as `schedule` says from now on; its layers are those of the model's."""
+        self.model.encoder.poolers.follow(schedule)
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
@@ -225,7 +236,7 @@ def read_encoder_output(outputs: Sequence) -> EncoderOutput:
     return EncoderOutput(last_hidden_state=outputs[0], attention_mask=masks[0] if masks else None)
 
 
-def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, config: TranspoolerConfig) -> Tensor:
+def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, stages: Sequence[PoolingStage]) -> Tensor:
     """(B, S) mask of the kept tokens. Outputs without a mask follow the source's mask; without that, all are kept."""
     mask, memory = outputs.get("attention_mask"), outputs[0]
     if mask is not None:
@@ -233,7 +244,7 @@ def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, config
     if attention_mask is None:
         return torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device)
     kept_B = attention_mask.bool().sum(1)
-    for stage in config.architecture.pooling:
+    for stage in stages:
         kept_B = stage.slots_of_each(kept_B)
     return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
 

@@ -1,14 +1,15 @@
 """One stage of the pooling schedule: score every token, keep the few that matter."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transpooler.model.architecture import PoolingStage
+from transpooler.model.architecture import PoolingStage, schedule_that_keeps
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layout import Layout
@@ -60,7 +61,7 @@ class Pooler(GradientCheckpointingLayer):
     def __init__(
         self, stage: PoolingStage, dim: int, *, base: float, norm: nn.Module | None = None, pools_normed: bool = False
     ) -> None:
-        """`norm` is what the scorer reads through (None: it reads the tokens themselves)."""
+        """`norm` is what the scorer reads through (None: it reads the tokens themselves). `stage` has one budget."""
         super().__init__()
         self.stage, self.base, self.pools_normed = stage, base, pools_normed
         self.scorer = Scorer(dim) if OPERATORS[stage.operator].needs_scores else None
@@ -86,6 +87,32 @@ class Pooler(GradientCheckpointingLayer):
             slots=self.stage.slots(mask_BN.shape[1]),
             **{name: settings[name] for name in operator.settings},
         )
+
+
+class Poolers(nn.ModuleDict):
+    """The poolers of an encoder, by the number of the layer after which each pools, at one of their budgets."""
+
+    def __init__(self, stages: Sequence[PoolingStage], make_pooler: Callable[[PoolingStage], Pooler]) -> None:
+        self._stages = tuple(stages)
+        schedule = schedule_that_keeps(stages, None)
+        super().__init__({str(stage.after_layer): make_pooler(stage) for stage in schedule})
+
+    @property
+    def schedule(self) -> tuple[PoolingStage, ...]:
+        """The stages at the budget that is kept now."""
+        return tuple(cast(Pooler, pooler).stage for pooler in self.values())
+
+    def keep(self, keep: float | None) -> None:
+        """Keep this many tokens of each document, or below 1 this share, from now on; None: the largest budget.
+
+        Raises ValueError where the last stage cannot keep that.
+        """
+        self.follow(schedule_that_keeps(self._stages, keep))
+
+    def follow(self, schedule: Sequence[PoolingStage]) -> None:
+        """Pool as `schedule` says from now on; its layers are those of the poolers."""
+        for stage in schedule:
+            cast(Pooler, self[str(stage.after_layer)]).stage = stage
 
 
 class PooledTokens(NamedTuple):

@@ -36,8 +36,10 @@ def make_run(folder: Path, learning_rate: float = 1e-3, *, data: dict[str, Any] 
     return folder
 
 
-def add_evaluation(run: Path, *, trained: bool) -> None:
-    folder = run / "evaluation" / ("test" if trained else "test-untrained")
+def add_evaluation(run: Path, *, trained: bool, **others: Any) -> None:
+    """An evaluation of the test split; `others` are further numbers, or replace what is written else."""
+    name = "test" if trained else "test-untrained"
+    folder = run / "evaluation" / (f"{name}-keep{others['keep']}" if "keep" in others else name)
     folder.mkdir(parents=True)
     metrics = {
         "trained": trained,
@@ -49,7 +51,7 @@ def add_evaluation(run: Path, *, trained: bool) -> None:
         "mean_words": {"generated": 20.0, "reference": 31.0, "lead": 31.0},
         "rouge": scores(0.25 if trained else 0.02),
         "lead_rouge": scores(0.2),
-    }
+    } | others
     row = {"key": "k", "id": HOSTILE, "generated": HOSTILE, "reference": "right & good", "rouge": {"rouge1": 0.25}}
     mark = {
         "key": "k",

@@ -1,10 +1,12 @@
 """One optimizer step, and the held-out loss: exact means over all target tokens of all ranks."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
+import numpy as np
 import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
+from transpooler.model.architecture import PoolingStage, schedules
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm
@@ -65,6 +67,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     if counts.failures:
         raise_on_all_ranks(step.error)
     set_learning_rate(engine.optimizer.param_groups, rate_of_step(job.config, job.state.step))
+    job.engine.module.follow(schedule_of_step(job.config, job.state.step))
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
         loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
@@ -76,6 +79,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         # DeepSpeed averages gradients over ranks; the loss is a share of the global mean, so they must be summed.
         engine.backward(loss * job.world_size, scale_wrt_gas=False)
         engine.step()
+    job.engine.module.keep()  # whatever evaluates has the largest budget
     return StepResult(
         counts=counts,
         loss_sum=float(loss_share) * counts.target_tokens,
@@ -89,6 +93,15 @@ def rate_of_step(config: Config, step: int) -> float:
     """Learning rate of the 0-based step: each stage has a schedule of its own."""
     stage = stage_of(config.stages, step)
     return learning_rate(step - stage.first, stage.optimizer, stage.steps)
+
+
+def schedule_of_step(config: Config, step: int) -> tuple[PoolingStage, ...]:
+    """The pooling schedule of the 0-based step: one of its budgets, drawn from seed and step alone.
+
+    So all ranks keep the same number of tokens, and a resumed run keeps what it would have kept.
+    """
+    budgets = schedules(config.model.pooling)
+    return budgets[int(np.random.default_rng((config.seed, step)).integers(len(budgets)))]
 
 
 @torch.no_grad()
@@ -120,11 +133,12 @@ def held_out_loss(job: Job) -> tuple[float, int]:
 
 def _count_over_ranks(job: Job, step: Step, stop: bool) -> BatchCounts:
     vocab_size = job.engine.module.config.vocab_size
+    model = replace(job.config.model, pooling=schedule_of_step(job.config, job.state.step))
     own = BatchCounts(
         target_tokens=sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         source_tokens=step.num_source_tokens,
         padded_tokens=sum(batch["input_ids"].numel() for batch in step.micro_batches),
-        flops=sum(batch_flops(job.config.model, vocab_size, batch, job.trained) for batch in step.micro_batches),
+        flops=sum(batch_flops(model, vocab_size, batch, job.trained) for batch in step.micro_batches),
         damaged_documents=len(step.damage),
         stops=int(stop),
         failures=int(step.error is not None),

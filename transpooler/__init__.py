@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transpooler.model.ops.decoding.prepare import prepare_for_inference
     from transpooler.model.ops.soft_topk import soft_topk
     from transpooler.trainer.config import load_config
+    from transpooler.trainer.evaluation.summarizer import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "TranspoolerEncoder",
     "TranspoolerForConditionalGeneration",
     "__version__",
+    "load",
     "load_config",
     "prepare_for_inference",
     "soft_topk",
@@ -29,6 +31,7 @@ _HOMES = {
     "TranspoolerConfig": "model",
     "TranspoolerEncoder": "model",
     "TranspoolerForConditionalGeneration": "model",
+    "load": "trainer.evaluation.summarizer",
     "load_config": "trainer.config",
     "prepare_for_inference": "model.ops.decoding.prepare",
     "soft_topk": "model.ops.soft_topk",

@@ -3,8 +3,11 @@
 A document is filler with two dense passages of two facts each, anywhere; a fact is the name of a field and three words,
 each from a small list of made-up ones. The summary is the facts in the order of the fields. Words show what is worth
 keeping; positions do not. Filler is made up, too (Zipf's law), or running text of real documents.
-Documents are 24 to 256 words long (with text: to 400; log-uniform), held-out ones at least three quarters of that. The
-same seed and texts give the same bytes.
+Documents are 24 to 256 words long (with text: to 400, in sentences: to 96; log-uniform), held-out ones at least three
+quarters of that. The same seed and texts give the same bytes.
+
+In sentences, each fact is one, and so is every run of SENTENCE_WORDS filler words: what a sentence of the summary
+should have been read from is then one sentence of the document.
 """
 
 import json
@@ -20,7 +23,8 @@ from transpooler.data_pipeline.sources.documents import RawDocument, read_docume
 NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200
 FACTS_A_PASSAGE = 2
 FACT_WORDS = NUM_FIELDS * (1 + WORDS_A_FACT)
-SHORTEST, LONGEST, LONGEST_IN_TEXT, HELD_OUT_SHARE = 24, 256, 400, 0.75
+SENTENCE_WORDS = 4
+SHORTEST, LONGEST, LONGEST_IN_TEXT, LONGEST_IN_SENTENCES, HELD_OUT_SHARE = 24, 256, 400, 96, 0.75
 DOCUMENTS = {"train": 8_000, "validation": 200, "test": 200}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
@@ -40,16 +44,22 @@ class Words:
 
 
 def write_needles(
-    folder: Path, documents: dict[str, int] | None = None, *, texts: dict[str, Path] | None = None, seed: int = 0
+    folder: Path,
+    documents: dict[str, int] | None = None,
+    *,
+    texts: dict[str, Path] | None = None,
+    sentences: bool = False,
+    seed: int = 0,
 ) -> dict[str, Path]:
     """Write a .jsonl file of article/abstract/id for each split; returns their paths.
 
-    `texts`: a file of documents for each split, whose running text is the filler.
+    `texts`: a file of documents for each split, whose running text is the filler; `sentences`: end each fact by a full
+    stop, and every SENTENCE_WORDS words of filler.
     """
     documents = DOCUMENTS if documents is None else documents
     paths = {split: folder / f"{split}.jsonl" for split in documents}
     words = make_vocabulary(seed)
-    longest = LONGEST if texts is None else LONGEST_IN_TEXT
+    longest = LONGEST_IN_SENTENCES if sentences else LONGEST if texts is None else LONGEST_IN_TEXT
     for number, (split, count) in enumerate(documents.items()):
         rng = np.random.default_rng((seed, number))
         filler = _zipf(words) if texts is None else _running_text(texts[split], longest)
@@ -57,7 +67,7 @@ def write_needles(
         with atomic_write(paths[split]) as file:
             for index in range(count):
                 num_words = int(np.exp(rng.uniform(*np.log((shortest, longest)))))
-                article, abstract = make_document(words, num_words, rng, filler)
+                article, abstract = make_document(words, num_words, rng, filler, sentences=sentences)
                 row = {"article": article, "abstract": abstract, "id": f"{split}-{index}"}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths
@@ -102,15 +112,21 @@ def make_vocabulary(seed: int = 0) -> Words:
     return Words(fields=fields, facts=facts, filler=take(NUM_FILLER))
 
 
-def make_document(words: Words, num_words: int, rng: np.random.Generator, filler: Filler) -> tuple[str, str]:
+def make_document(
+    words: Words, num_words: int, rng: np.random.Generator, filler: Filler, *, sentences: bool = False
+) -> tuple[str, str]:
     """Make one document: (article of `num_words` words, abstract)."""
+    stop = "." if sentences else ""
     facts = [
-        " ".join([field, *(str(rng.choice(choices)) for choices in places)])
+        " ".join([field, *(str(rng.choice(choices)) for choices in places)]) + stop
         for field, places in zip(words.fields, words.facts, strict=True)
     ]
     order = rng.permutation(NUM_FIELDS)
     passages = [" ".join(facts[i] for i in part) for part in order.reshape(-1, FACTS_A_PASSAGE)]
     parts = filler(num_words - FACT_WORDS, rng)
+    if sentences:
+        starts = range(0, len(parts), SENTENCE_WORDS)
+        parts = [" ".join(parts[start : start + SENTENCE_WORDS]) + stop for start in starts]
     places = np.sort(rng.integers(0, len(parts) + 1, size=len(passages)))
     for place, passage in zip(places[::-1], passages, strict=True):
         parts.insert(place, passage)

@@ -12,7 +12,7 @@ from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.presets import find_config, find_preset, preset_names
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-CORPORA = ("needles", "needles_in_text")
+CORPORA = ("needles", "needles_in_sentences", "needles_in_text")
 KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
@@ -58,7 +58,8 @@ class Study:
     settings: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     corpus: str | None = None
-    """needles: made-up documents with planted facts; needles_in_text: facts in the user's; None: the user's alone."""
+    """needles: made-up documents with planted facts, needles_in_sentences: the same in sentences; needles_in_text:
+    facts in the user's; None: the user's alone."""
 
 
 def load_study(name: str | Path, *, arms: str | None = None, seeds: str | None = None) -> Study:

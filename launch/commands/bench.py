@@ -133,15 +133,17 @@ def _quality(parsed: argparse.Namespace) -> int | None:
         raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    if parsed.data is not None and study.corpus == "needles":
+    all_made_up = study.corpus in ("needles", "needles_in_sentences")
+    if parsed.data is not None and all_made_up:
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
 
     def sources() -> dict[str, Path]:
         folder = output / "corpus"
-        given = None if study.corpus == "needles" else demo_sources(parsed.data, folder)
+        given = None if all_made_up else demo_sources(parsed.data, folder)
         if given is not None and not study.corpus:
             return given
-        return write_needles(folder if given is None else folder / "needles", texts=given)
+        in_sentences = study.corpus == "needles_in_sentences"
+        return write_needles(folder if given is None else folder / "needles", texts=given, sentences=in_sentences)
 
     made = None if parsed.shards else sources
     return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

@@ -5,13 +5,14 @@ examples:
   transpooler evaluate my.yaml evaluation.split=validation evaluation.max_documents=100
   transpooler evaluate runs/finetune --model untrained
   transpooler evaluate runs/finetune --processes 4
+  transpooler evaluate runs/finetune --keep 64,128,256
 """
 
 import argparse
 import os
 from pathlib import Path
 
-from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
+from transpooler.launch.arguments import add_settings, budgets, config_settings, load_checked_config, positive
 from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder, RunFolder
 from transpooler.trainer.weights.models import require_model
@@ -33,6 +34,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="receives generated.jsonl, metrics.json and highlights.json (default RUN/evaluation/SPLIT, "
         "or RUN/evaluation/SPLIT-untrained)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=budgets,
+        default=[None],
+        metavar="K,...",
+        help="tokens that the last pooling keeps of each document, or shares such as 0.125; each budget is an "
+        "evaluation of its own, in FOLDER-keepK, and the report draws their curve (default: the model's largest)",
     )
     parser.add_argument(
         "--processes",
@@ -57,7 +66,8 @@ def run(parsed: argparse.Namespace) -> int | None:
     if parsed.processes > 1:
         from transpooler.launch.ranks.local import run_ranks
 
-        given = {"--model": parsed.model, "--output": parsed.output}
+        keep = None if parsed.keep == [None] else ",".join(map(str, parsed.keep))
+        given = {"--model": parsed.model, "--output": parsed.output, "--keep": keep}
         options = [f"{name}={value}" for name, value in given.items() if value is not None]
         quiet = ["--quiet"] if parsed.quiet else []
         settings = config_settings(parsed.settings)
@@ -66,7 +76,15 @@ def run(parsed: argparse.Namespace) -> int | None:
     from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
     from transpooler.trainer.evaluation.evaluate import print_evaluations
 
-    results = evaluate_model(config, model_folder=model, output=output)
+    results = [
+        evaluate_model(
+            config,
+            model_folder=model,
+            output=output if keep is None else output.with_name(f"{output.name}-keep{keep}"),
+            keep=keep,
+        )
+        for keep in parsed.keep
+    ]
     if os.environ.get("RANK", "0") == "0":
-        print_evaluations(results)
+        print_evaluations(*results)
     return None

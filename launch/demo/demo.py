@@ -93,14 +93,16 @@ def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, An
 def summarize(settings: Sequence[str]) -> tuple[str, str, str]:
     """Name, generated summary and reference of the first held-out document."""
     from transpooler.data_pipeline.shards.dataset import ShardDataset
-    from transpooler.trainer.evaluation.generate import summarize as summarize_texts
+    from transpooler.trainer.evaluation.summarizer import Summarizer
     from transpooler.trainer.weights.models import load_model
 
     config = _load(settings)
     model, tokenizer = load_model(RunFolder(config.run).export)
     document = ShardDataset(Path(config.data.shards) / config.evaluation.split).read(0)
     text = str(tokenizer.decode(document.source, clean_up_tokenization_spaces=False))
-    summary = next(summarize_texts(model, tokenizer, [text], config.generation, config.data.max_source_tokens))
+    limit = config.data.max_source_tokens
+    summarizer = Summarizer(model, tokenizer, config.generation, max_source_tokens=limit)
+    (summary,) = summarizer.summarize(text, sources=False, progress=False)
     return document.meta["id"], summary.text, document.meta["target_text"]
 
 

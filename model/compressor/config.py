@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from transpooler.model.architecture import PoolingStage, pooler_problems, pooling_stage, schedule_problems
 
@@ -17,10 +16,8 @@ class CompressorConfig(PreTrainedConfig):
     """
 
     model_type = "transpooler_compressor"
-    sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
-        "encoder": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-        "reader": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    # transformers 5.17 builds no parts of a type that is read from them, so __post_init__ does.
+    sub_configs = {"encoder": AutoConfig, "reader": AutoConfig}  # noqa: RUF012 (transformers' own convention)
 
     encoder: Any = None
     reader: Any = None
@@ -41,6 +38,9 @@ class CompressorConfig(PreTrainedConfig):
     is_encoder_decoder: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name in self.sub_configs:
+            if not isinstance(part := getattr(self, name), PreTrainedConfig):
+                setattr(self, name, AutoConfig.for_model(**{"model_type": "llama"} | (part or {})))
         super().__post_init__(**kwargs)
         stages = [pooling_stage(stage) for stage in self.pooling]
         self.pooling = [asdict(stage) for stage in stages]

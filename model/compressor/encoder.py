@@ -15,7 +15,7 @@ from transpooler.model.compressor.hosted import host, run_layers
 from transpooler.model.input_checks import check_mask
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Scorer, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, pool_packed
 
 LOGIT_STD = 2.0
 """Of the first scores' logits over normalised tokens: enough that most pairs are decided, and few scores saturate."""
@@ -66,14 +66,8 @@ class CompressorEncoder(CompressorPreTrainedModel):
         super().__init__(config)
         stock = config.encoder
         self.stock = host(stock, config.causal)
-        self.poolers = nn.ModuleDict(
-            {
-                str(stage.after_layer): Pooler(
-                    stage, stock.hidden_size, base=config.pooling_base, norm=nn.RMSNorm(stock.hidden_size)
-                )
-                for stage in config.stages
-            }
-        )
+        width, base = stock.hidden_size, config.pooling_base
+        self.poolers = Poolers(config.stages, lambda stage: Pooler(stage, width, base=base, norm=nn.RMSNorm(width)))
         self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
         self.trained_stages: tuple[PooledStage, ...] = ()
         """What the stages did in the last forward pass in training, for statistics alone."""
@@ -103,7 +97,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
         done, stages = 0, []
-        for stage in self.config.stages:
+        for stage in self.poolers.schedule:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer
             pooler = cast(Pooler, self.poolers[str(done)])

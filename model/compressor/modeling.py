@@ -3,6 +3,7 @@
 B batch, N source tokens, S slots, T target tokens, E the reader's width.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -119,8 +120,19 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
 
     @property
     def stages(self) -> tuple[PoolingStage, ...]:
-        """The pooling schedule."""
-        return self.config.stages
+        """The pooling schedule, at the budget that is kept now."""
+        return self.encoder.poolers.schedule
+
+    def keep(self, keep: float | None = None) -> None:
+        """Keep this many tokens of each document, or below 1 this share, from now on; None: the largest budget.
+
+        Raises ValueError where the last stage cannot keep that.
+        """
+        self.encoder.poolers.keep(keep)
+
+    def follow(self, schedule: Sequence[PoolingStage]) -> None:
+        """Pool as `schedule` says from now on; its layers are those of the model's."""
+        self.encoder.poolers.follow(schedule)
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""

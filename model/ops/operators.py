@@ -40,10 +40,9 @@ def successive_halving(
     Scores are not validated: should they ever be NaN, the loss is too, and training skips that step.
     """
     settings: dict[str, Any] = {"mask_BN": mask_BN, "base": base, "validate": False}
-    if stage.ratio is not None:
-        rounds = round(-math.log2(stage.ratio))
+    if not isinstance(stage.length, int):
+        rounds = round(-math.log2(stage.single_ratio))
         return soft_topk(embeddings_BND, scores_BN, k_B, slots=slots, rounds=rounds, **settings)
-    assert stage.length is not None  # Architecture.problems
     pooled = soft_topk(embeddings_BND, scores_BN, stage.length, **settings)
     # Where nothing is pooled the result does not depend on the scorer. It takes part with zero all the same: ranks
     # whose documents are short must reduce the same gradients as the others.

@@ -9,6 +9,7 @@ import forked
 import pytest
 
 from tests.paths import ROOT
+from transpooler.common import read_json
 from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
@@ -67,6 +68,12 @@ def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_numbe
         outputs[processes] = [(folder / name).read_bytes() for name in ("metrics.json", "generated.jsonl")]
     assert json.loads(outputs[1][0])["num_documents"] == 5
     assert outputs[1] == outputs[2] == outputs[3]
+    command = ["evaluate", str(run), "evaluation.max_documents=2", "generation.max_new_tokens=4", "--keep", "4,8,0.25"]
+    assert forked.command(1, command, tmp_path / "log.txt").codes() == [0]
+    kept = {item.root.name: read_json(item.metrics) for item in RunFolder(run).finished_evaluations()}
+    assert {name: found["kept_tokens"] for name, found in kept.items()} == {
+        "test-keep4": 4, "test-keep8": 8, "test-keep0.25": 8,  # a quarter of the 32 that the first stage keeps
+    }  # fmt: skip
 
 
 def _launch(*arguments: str) -> None:

@@ -21,7 +21,9 @@ DEADLINE_S = 120
 
 @pytest.fixture
 def settings(tiny_settings):
-    return [*tiny_settings, "engine.zero_stage=2", "model.dropout=0.1"]
+    # Each step draws one of three budgets: a resumed run must draw what the undisturbed one drew.
+    budgets = "model.pooling=[{after_layer: 1, length: 32}, {after_layer: 2, length: [16, 4, 8]}]"
+    return [*tiny_settings, budgets, "engine.zero_stage=2", "model.dropout=0.1"]
 
 
 def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, tmp_path):

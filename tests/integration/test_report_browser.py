@@ -1,26 +1,16 @@
-"""The report in a real browser: screens and paper, the slider by the keyboard's events, long documents fast.
-
-A script appended to the page does what a reader would do and leaves what it saw in the page, which Chromium prints.
-"""
+"""The report in a real browser: screens and paper, the slider by the keyboard's events, long documents fast."""
 
 import json
-import re
 import shutil
 import subprocess
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run_folders import add_evaluation, make_run
 
+from tests.browser import BROWSER, FLAGS, seen
 from transpooler.trainer.report import write_report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-)
 LONG_DOCUMENT_TOKENS = 30_000
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
@@ -36,22 +26,6 @@ def run(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     add_evaluation(folder, trained=True)
     return folder
-
-
-def seen(page: Path, script: str, width: int, tmp_path: Path) -> Any:
-    """What `script`, the body of a function run in the page in a window of this width, returns."""
-    tail = (
-        "<pre id='seen'></pre><script>document.getElementById('seen').textContent = "
-        f"JSON.stringify((() => {{ {script} }})());</script>"
-    )
-    copy = page.with_name("copy.html")
-    copy.write_text(page.read_text(encoding="utf-8") + tail, encoding="utf-8")
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [str(BROWSER), *FLAGS, profile, f"--window-size={width},900", "--dump-dom", copy.as_uri()]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r'<pre id="seen">(.*?)</pre>', printed, re.S)
-    assert found, printed[-500:]
-    return json.loads(unescape(found[1]))
 
 
 SLIDE = """

@@ -1,8 +1,9 @@
 """What a forward pass keeps for the backward pass, counted from lengths and sizes."""
 
+from dataclasses import replace
 from typing import Any
 
-from transpooler.model.architecture import Architecture
+from transpooler.model.architecture import Architecture, schedule_that_keeps
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.estimate.products import EVERYTHING, Trained
@@ -23,6 +24,7 @@ def activation_bytes(
     adds masks of one byte an element. With activation checkpointing a layer keeps only its input; the rest is kept for
     one layer at a time. Layers below all that is trained keep nothing. The logits are kept twice, once in float32.
     """
+    model = replace(model, pooling=schedule_that_keeps(model.pooling, None))  # the largest budget
     size = 4 if engine.precision == "fp32" else 2
     if isinstance(model, CompressorArchitecture):
         layers, width, dropout = *_compressor_layers(model, size, source_tokens, target_tokens, trained), False

@@ -6,11 +6,12 @@ what is computed on padding is not useful work. What activation checkpointing co
 et al. 2022, PaLM, appendix B). How a backward pass is counted: `products`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from transpooler.model.architecture import Architecture
+from transpooler.model.architecture import Architecture, schedule_that_keeps
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.estimate.products import EVERYTHING, Products, Trained
 from transpooler.trainer.estimate.walks import walk_compressor, walk_seq2seq
@@ -34,9 +35,13 @@ def document_work(
     target_tokens: int,
     trained: Trained = EVERYTHING,
 ) -> Products:
-    """Count one document of `source_tokens` and its summary of `target_tokens`, </s> included in both."""
+    """Count one document of `source_tokens` and its summary of `target_tokens`, </s> included in both.
+
+    Of a schedule with several budgets the largest is counted.
+    """
     count = Products(trained)
     walk: Any = walk_compressor if isinstance(model, CompressorArchitecture) else walk_seq2seq
+    model = replace(model, pooling=schedule_that_keeps(model.pooling, None))
     walk(count, model, vocab_size, source_tokens, target_tokens)
     return count
 

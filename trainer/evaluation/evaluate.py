@@ -7,6 +7,7 @@ document, never logits.
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,10 @@ LEAD_LENGTH_DOCUMENTS = 1000
 _TEXTS = ("generated", "reference", "lead")
 
 
-def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict[str, Any]:
+def evaluate(config: Config, *, model_folder: Path | None, output: Path, keep: float | None = None) -> dict[str, Any]:
     """Evaluate an exported model (None: the untrained one) on `config.evaluation.split`; returns the numbers.
+
+    The model keeps `keep` tokens, or this share, of each document (None: its largest budget).
 
     For the lead-n baseline, n is the mean number of words of the references of data.validation_split (first 1,000
     documents), so that it learns nothing from the evaluated split; without such a split, of the evaluated one.
@@ -47,21 +50,25 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path) -> dict
     not depend on how many ranks there are; rank 0 writes the files into `output`.
     """
     with hold(EvaluationFolder(output).lock, "choose --output"):
-        return _evaluate(config, model_folder, EvaluationFolder(output))
+        return _evaluate(config, model_folder, EvaluationFolder(output), keep)
 
 
-def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder) -> dict[str, Any]:
+def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder, keep: float | None) -> dict[str, Any]:
     ranks = _join_ranks(config)
-    model, tokenizer = _load_model(config, model_folder)
+    model, tokenizer = _load_model(config, model_folder, keep)
     documents = _read_documents(config, tokenizer, model_folder)
     lead_words = _mean_reference_words(config, documents, tokenizer)
     loss, shuffled_loss = held_out_losses(model, tokenizer, documents, config, ranks)
+    start = time.perf_counter()
     rows = _generate_rows(model, tokenizer, documents, lead_words, config, ranks)
+    elapsed_s = time.perf_counter() - start
     results = {
         "format": FORMAT,
         "model": "untrained" if model_folder is None else str(model_folder),
         "trained": model_folder is not None,
         "split": config.evaluation.split,
+        "keep": keep,
+        "kept_tokens": _mean_kept(model, tokenizer, documents, config),
         "num_documents": len(rows),
         "loss": loss,
         "shuffled_loss": shuffled_loss,
@@ -73,6 +80,8 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         "generation": dataclasses.asdict(config.generation)
         | {"suppress_tokens": list(config.generation.suppress_tokens)},  # as JSON reads it back
     }
+    if keep is not None:  # a point of a curve, in which time is what a budget is for
+        results["seconds_per_document"] = elapsed_s / max(1, len(rows))
     if ranks.rank:
         return results
     with atomic_write(files.generated) as file:
@@ -90,9 +99,14 @@ def print_evaluations(*evaluations: dict[str, Any]) -> None:
     for results in evaluations:
         shuffled = results["shuffled_loss"]
         cells = {"loss": f"{results['loss']:.3f}", "shuffled": "" if shuffled is None else f"{shuffled:.3f}"}
+        if "seconds_per_document" in results:
+            cells["s/document"] = f"{results['seconds_per_document']:.2f}"
         if (recall := results.get("evidence_recall")) is not None:
             cells["evidence"] = _cell(recall)
-        rows.append(_row("model" if results["trained"] else "untrained", results, "rouge", "generated") | cells)
+        name = "model" if results["trained"] else "untrained"
+        if (keep := results.get("keep")) is not None:
+            name += f", keep {keep:g}"
+        rows.append(_row(name, results, "rouge", "generated") | cells)
     rows.append(_row(f"lead-{first['lead_words']}", first, "lead_rouge", "lead"))
     print_table(f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)", rows)
 
@@ -108,15 +122,18 @@ def _join_ranks(config: Config) -> Ranks:
     return ranks
 
 
-def _load_model(config: Config, folder: Path | None) -> tuple["PoolingModel", PreTrainedTokenizerFast]:
-    from transpooler.trainer.weights.models import build_model, default_device, load_model, prepare_model
+def _load_model(
+    config: Config, folder: Path | None, keep: float | None
+) -> tuple["PoolingModel", PreTrainedTokenizerFast]:
+    from transpooler.trainer.weights.models import build_model, default_device, keep_tokens, load_model, prepare_model
 
     model: Any  # the library's annotation of `to` knows no devices
     if folder is not None:
-        model, tokenizer = load_model(folder)
+        model, tokenizer = load_model(folder, keep)
     else:
         tokenizer = load_tokenizer(tokenizer_folder(config.data))
         model = build_model(config, tokenizer).to(default_device())  # type: ignore[arg-type]
+        keep_tokens(model, keep)
     return prepare_model(model, config.generation.precision), tokenizer
 
 
@@ -134,6 +151,16 @@ def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_fo
     if not documents or any(document.target is None for document in documents):
         raise UserError(f"{folder}: has documents without summaries; evaluation.split must name a split with summaries")
     return documents
+
+
+def _mean_kept(
+    model: "PoolingModel", tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document], config: Config
+) -> float:
+    """Mean number of tokens that the last pooling keeps of a document; of those that are read, if nothing is pooled."""
+    lengths = [len(source_ids(document, tokenizer, config)) for document in documents]
+    for stage in model.stages:
+        lengths = [stage.slots(length) for length in lengths]
+    return float(np.mean(lengths))
 
 
 def _mean_reference_words(config: Config, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> int:

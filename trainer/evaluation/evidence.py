@@ -37,8 +37,14 @@ def _words(ids: Sequence[int], token_bytes: Sequence[bytes]) -> Iterator[tuple[b
     """(word, its first token, its last token) of each content word."""
     parts = [token_bytes[token] for token in ids]
     ends = np.cumsum([len(part) for part in parts])
-    for match in _WORD.finditer(b"".join(parts)):
+    for word, start, end in content_words(b"".join(parts)):
+        first, last = np.searchsorted(ends, [start, end - 1], side="right")
+        yield word, int(first), int(last)
+
+
+def content_words(text: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(word in small letters, its first byte, the byte after its last one) of each content word of a text in UTF-8."""
+    for match in _WORD.finditer(text):
         word = match.group().lower()
         if re.search(rb"\d", word) or (len(word) >= MIN_LETTERS and word not in FUNCTION_WORDS):
-            first, last = np.searchsorted(ends, [match.start(), match.end() - 1], side="right")
-            yield word, int(first), int(last)
+            yield word, match.start(), match.end()

@@ -1,7 +1,6 @@
-"""What a model reads of a document, and the summaries that it writes, batch by batch: memory does not grow with it."""
+"""What a model reads of a document, and the texts that it writes about a batch of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,69 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
-from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import Head, head_of, leading_special_ids, leading_tokens, token_bytes
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation.sources import GroundedSentence, ground
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """One generated summary."""
-
-    text: str
-    num_source_tokens: int | None
-    """Tokens of the document; None if it was cut, because the rest is not read."""
-    read_ids: list[int]
-    """Token ids that the model read, </s> included."""
-    sentences: tuple[GroundedSentence, ...] | None = None
-    """Its sentences with their sources, where they were asked for."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: the text under `summary`, the lengths, and sentences with their sources."""
-        lengths = {"num_source_tokens": self.num_source_tokens, "num_read_tokens": len(self.read_ids)}
-        found = self.sentences
-        grounded = {} if found is None else {"sentences": [sentence.as_dict() for sentence in found]}
-        return {"summary": self.text, **lengths, **grounded}
-
-
-def summarize(
-    model: "PoolingModel",
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Iterable[str | Head],
-    generation: GenerationConfig,
-    max_source_tokens: int | None = None,
-    *,
-    with_sources: bool = False,
-) -> Iterator[Summary]:
-    """Yield one summary per text, in order. `max_source_tokens` None: as many tokens as the tokenizer says fit.
-
-    with_sources: find the passages that each sentence comes from, which encodes every document once more.
-    """
-    ends = SentenceEnds(token_bytes(tokenizer)) if with_sources else None
-    limit, prefix = source_limit(tokenizer, max_source_tokens), leading_special_ids(tokenizer)
-    for batch in batches(texts, generation.batch_size):
-        heads = [head_of(text) if isinstance(text, str) else text for text in batch]
-        sources = [leading_tokens(tokenizer, head, max(1, limit - 1 - len(prefix))) for head in heads]
-        read = [cut(source.ids, limit, tokenizer.eos_token_id, prefix).tolist() for source in sources]
-        written = generate_ids(model, tokenizer, read, generation)
-        for source, read_ids, ids in zip(sources, read, written, strict=True):
-            sentences = None
-            if ends is not None:
-                sentences = ground(model, tokenizer, ends, read_ids, source.offsets, ids, len(prefix))
-            yield Summary(
-                text=decode(ids, tokenizer).strip(),
-                num_source_tokens=len(source.ids) if source.whole else None,
-                read_ids=read_ids,
-                sentences=sentences,
-            )
 
 
 def source_limit(tokenizer: PreTrainedTokenizerFast, max_source_tokens: int | None) -> int:

@@ -1,6 +1,8 @@
 """Which parts of a document the poolers kept: pieces of text with the weight of each after every stage."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,48 @@ if TYPE_CHECKING:
     from transpooler.model import PoolingModel
 
 DIGITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a model read of a document that was given as text, and how much of each token the poolers kept."""
+
+    text: str
+    """Up to the last character that was read."""
+    starts: np.ndarray
+    """(N,) int64: first character of each token in `text`, not descending."""
+    stages: list[np.ndarray]
+    """(N,) float32 in 0..1 after each stage: how much of a token flowed into its slot."""
+    stage_names: list[str]
+
+    def highlight(self) -> dict[str, Any]:
+        """Pieces and weights as `highlight` gives them, but in the characters of the document as it was given."""
+        # Tokens that share a character, or have none of their own, are one piece; the first takes what stands before.
+        first = [0, *(1 + np.flatnonzero(np.diff(self.starts))).tolist()] if len(self.starts) else []
+        borders = [0, *self.starts[first[1:]].tolist(), len(self.text)] if first else []
+        return {
+            "pieces": [self.text[start:end] for start, end in pairwise(borders)],
+            "stages": [np.maximum.reduceat(row, first).tolist() if first else [] for row in self.stages],
+            "stage_names": self.stage_names,
+        }
+
+
+def read_back(
+    model: "PoolingModel",
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    stage_weights: Sequence[np.ndarray],
+    num_prefix: int,
+) -> Reading:
+    """The `Reading` of a text: characters of its tokens, and (N,) weights of all that was read, others included."""
+    starts = np.maximum.accumulate(np.array([start for start, _ in offsets], np.int64))
+    num_read = len(stage_weights[0]) if stage_weights else 0
+    return Reading(
+        text=text[: max((end for _, end in offsets), default=0)],
+        starts=starts,
+        stages=[row[num_prefix : num_prefix + len(starts)].astype(np.float32) for row in stage_weights],
+        stage_names=stage_names(model.stages, num_read),
+    )
 
 
 def highlight(

@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
+from transpooler.model.grounding import Trace
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
 
 NUM_SOURCES = 3
+WEIGHT_DIGITS = 4
 Span = tuple[int, int]
 """[start, stop)."""
 
@@ -44,11 +46,18 @@ class GroundedSentence:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"text": self.text, "sources": [asdict(source) for source in self.sources]}
+        sources = [asdict(source) | {"weight": round(source.weight, WEIGHT_DIGITS)} for source in self.sources]
+        return {"text": self.text, "sources": sources}
+
+
+def trace(model: "PoolingModel", read_ids: Sequence[int], written: Sequence[int]) -> Trace:
+    """What the model read of a document for each token of a text about it; see `model.trace`."""
+    ids, text = (torch.as_tensor([list(part)], dtype=torch.int64, device=model.device) for part in (read_ids, written))
+    return model.eval().trace(ids, text)
 
 
 def ground(
-    model: "PoolingModel",
+    traced: Trace,
     tokenizer: PreTrainedTokenizerFast,
     ends: SentenceEnds,
     read_ids: Sequence[int],
@@ -58,15 +67,16 @@ def ground(
 ) -> tuple[GroundedSentence, ...]:
     """The sentences of a text that a model wrote, with up to three sources each.
 
-    read_ids: what the model read, of which `num_prefix` and the last are not of the document; offsets: characters of
-    each of the document's tokens; written: the ids of the text, without those that begin and end it.
+    traced: `trace` of read_ids and written; read_ids: what the model read, of which `num_prefix` and the last are not
+    of the document; offsets: characters of each of the document's tokens; written: the ids of the text, at least one,
+    without those that begin and end it.
     """
-    sentences = split_sentences(written, ends)
-    if not sentences or not offsets:
+    if not offsets:
         return ()
+    sentences = split_sentences(written, ends)
     tokens = np.asarray(read_ids[num_prefix : num_prefix + len(offsets)])
     passages = split_sentences(tokens, ends)
-    weights_KN = trace_spans(model, read_ids, written, sentences)[:, num_prefix : num_prefix + len(offsets)]
+    weights_KN = weigh_tokens(traced, sentences)[:, num_prefix : num_prefix + len(offsets)]
     weights_KP = np.add.reduceat(weights_KN, [start for start, _ in passages], axis=1)
     totals_K = weights_KP.sum(1).clip(min=1e-12)
     found = []
@@ -79,22 +89,19 @@ def ground(
     return tuple(found)
 
 
-def trace_spans(
-    model: "PoolingModel", read_ids: Sequence[int], written: Sequence[int], spans: Sequence[Span]
-) -> np.ndarray:
+def weigh_tokens(traced: Trace, spans: Sequence[Span]) -> np.ndarray:
     """(K, N) float64: how much of each source token was read for each of K spans of a text, more than for all of it.
 
     What every sentence reads alike, such as a slot on which attention rests, says nothing about one of them; a text of
     one span is taken as it is.
     """
-    ids, text = (torch.as_tensor([list(part)], dtype=torch.int64, device=model.device) for part in (read_ids, written))
-    attention_TS, (flow_BN, slots_BN, _) = model.eval().trace(ids, text)
+    attention_TS, (flow_BN, slots_BN, _) = traced
     spans_KS = torch.stack([attention_TS[start:stop].mean(0) for start, stop in spans])
     if len(spans) > 1:
         spans_KS = (spans_KS - attention_TS.mean(0)).clamp(min=0)
     slots_N, flow_N = slots_BN[0], flow_BN[0]
     held_N = slots_N.clamp(min=0)
-    inflow_S = torch.zeros(attention_TS.shape[1], device=ids.device).index_add(0, held_N, flow_N * (slots_N >= 0))
+    inflow_S = torch.zeros_like(attention_TS[0]).index_add(0, held_N, flow_N * (slots_N >= 0))
     share_N = torch.where(slots_N >= 0, flow_N / inflow_S[held_N].clamp(min=1e-12), 0)
     return (spans_KS[:, held_N] * share_N).double().cpu().numpy()
 

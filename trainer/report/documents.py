@@ -1,8 +1,9 @@
-"""A document as HTML with every token's weight as the darkness of its background."""
+"""A document as HTML: every token's weight as the darkness of its background, and the passages a summary comes from."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from html import escape
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,26 @@ from transpooler.trainer.report.samples import EvaluatedDocument
 LEVELS = 9
 """Shades; level 0 has no background."""
 NUM_TENTHS = 10
+Passage = tuple[int, int]
+"""Characters [start, end) of a document."""
+
+
+def mark_passages(pieces: Sequence[str], stages: Sequence[Sequence[float]], passages: Sequence[Passage]) -> str:
+    """`mark_text`, with an element around each passage, which has its number; passages ascend and do not overlap."""
+    borders = [0, *accumulate(len(piece) for piece in pieces)]
+    ends = [end for _, end in passages]
+
+    def passage_of(place: int) -> int | None:
+        """The passage into which a piece reaches; white space beside its words may lie outside."""
+        number = bisect_right(ends, borders[place])
+        return number if number < len(passages) and passages[number][0] < borders[place + 1] else None
+
+    parts = []
+    for number, group in groupby(range(len(pieces)), key=passage_of):
+        places = list(group)
+        text = mark_text([pieces[at] for at in places], [[row[at] for at in places] for row in stages])
+        parts.append(text if number is None else f'<span class="passage" data-passage="{number}">{text}</span>')
+    return "".join(parts)
 
 
 def mark_text(pieces: Sequence[str], stages: Sequence[Sequence[float]]) -> str:
@@ -72,12 +93,16 @@ def arm_view(
     highlight: dict[str, Any] | None, generated: str | None, *, run: str = "", score: str = "", pools: bool = True
 ) -> dict[str, Any]:
     """What the template shows of one model and one document: summary, stages with their tenths, the marked text."""
-    view = {"run": run, "generated": generated, "score": score, "pools": pools, "highlight": highlight is not None}
+    view: dict[str, Any] = {"run": run, "generated": generated, "score": score, "pools": pools, "sentences": []}
+    view["highlight"] = highlight is not None
     if highlight is None:
         return view
     stages, num_tokens = highlight["stages"], highlight["num_tokens"]
+    sentences = highlight.get("sentences") or ()
+    passages = sorted({(source["start"], source["end"]) for sentence in sentences for source in sentence["sources"]})
     return view | {
-        "html": Markup(mark_text(highlight["pieces"], stages)),
+        "html": Markup(mark_passages(highlight["pieces"], stages, passages)),
+        "sentences": [_sentence_view(sentence, passages) for sentence in sentences],
         "stages": [
             {"name": stage_name, "tenths": shares_per_tenth(weights)}
             for stage_name, weights in zip(highlight["stage_names"], stages, strict=True)
@@ -86,3 +111,9 @@ def arm_view(
         "num_tokens": "" if num_tokens is None else f"{num_tokens + 1:,}",  # </s> is pooled, too
         "num_read_tokens": f"{highlight['num_read_tokens'] + 1:,}",
     }
+
+
+def _sentence_view(sentence: dict[str, Any], passages: Sequence[Passage]) -> dict[str, Any]:
+    """A sentence of a summary, and its sources as `passage:weight`, the heaviest first, for the page's script."""
+    places = [(passages.index((source["start"], source["end"])), source["weight"]) for source in sentence["sources"]]
+    return {"text": sentence["text"], "sources": " ".join(f"{number}:{weight:.4g}" for number, weight in places)}

@@ -1,6 +1,6 @@
 """Numbers of runs: the few on top, a row per run where there are several, scores beside baselines, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -19,6 +19,16 @@ CHARTS = (
     ("peak_memory_mib", "Peak memory", "MiB, rank 0"),
     ("grad_norm", "Gradient norm", "before clipping"),
     ("learning_rate", "Learning rate", ""),
+)
+BUDGET_CURVES: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
+    ("Loss", "nats per target token", lambda metrics: metrics["loss"]),
+    ("ROUGE-1", "F1", lambda metrics: metrics["rouge"]["rouge1"]["mean"]),
+    (
+        "Evidence recall",
+        "share of a reference's words",
+        lambda metrics: (metrics.get("evidence_recall") or {}).get("mean"),
+    ),
+    ("Time", "seconds a document", lambda metrics: metrics["seconds_per_document"]),
 )
 FROM_ZERO = ("source_tokens_per_s", "peak_memory_mib", "rouge1")
 ROUGE_COLUMNS = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"), ("rougeLsum", "ROUGE-Lsum"))
@@ -112,16 +122,38 @@ def charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     return drawn + chart(sharpness(runs), "Sharpness of the poolers", "mean top weight of a slot; 1 = one token")
 
 
-def chart(series: Sequence[Series], title: str, unit: str, *, from_zero: bool = False) -> list[dict[str, Any]]:
+def budget_curves(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """What `transpooler evaluate --keep` found: charts over the tokens that are kept."""
+    drawn = []
+    for title, unit, read in BUDGET_CURVES:
+        lines = [
+            Series(name=f"{run.name} {split}", points=points, colour=number, dashed=split != "test")
+            for number, run in enumerate(runs)
+            for split in sorted({item.metrics["split"] for item in run.budgets})
+            if (points := _points([item.metrics for item in run.budgets if item.metrics["split"] == split], read))
+        ]
+        drawn += chart(lines, title, unit, over="kept token")
+    return drawn
+
+
+def _points(
+    evaluations: Sequence[dict[str, Any]], read: Callable[[dict[str, Any]], float | None]
+) -> list[tuple[float, float]]:
+    values = [(metrics["kept_tokens"], read(metrics)) for metrics in evaluations]
+    return [(kept, value) for kept, value in values if value is not None]
+
+
+def chart(
+    series: Sequence[Series], title: str, unit: str, *, from_zero: bool = False, over: str = "step"
+) -> list[dict[str, Any]]:
     """The chart of these lines, if there is anything to draw."""
     series = [line for line in series if line.points]
-    svg = line_chart(series, f"{title} over optimizer steps", from_zero=from_zero)
+    svg = line_chart(series, f"{title} over {over}s", from_zero=from_zero)
     if not svg:
         return []
     same = "; ".join(f"{', '.join(names[:-1])} and {names[-1]} coincide" for names in find_coinciding(series))
-    return [
-        {"title": title, "unit": unit, "svg": Markup(svg), "series": series, "same": same, "rows": value_rows(series)}
-    ]
+    found = {"title": title, "unit": unit, "over": over, "svg": Markup(svg), "same": same}
+    return [found | {"series": series, "rows": value_rows(series)}]
 
 
 def score_rows(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:

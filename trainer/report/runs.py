@@ -52,6 +52,9 @@ class ReportedRun:
     """Keys of config.yaml that this version does not know."""
     metrics: list[dict[str, Any]]
     evaluations: list[Evaluation]
+    """Those of the model as it is, and of the untrained one."""
+    budgets: list[Evaluation]
+    """Those of `--keep`, from few kept tokens to many."""
     corpora: list[RunCorpus]
 
     @property
@@ -79,12 +82,15 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
     require_run(folder)
     config, unknown_keys = load_saved_config(RunFolder(folder).config)
+    evaluations = [_read_evaluation(part) for part in RunFolder(folder).finished_evaluations()]
+    budgets = [item for item in evaluations if item.metrics.get("keep") is not None and item.metrics["trained"]]
     return ReportedRun(
         name=name,
         config=config,
         unknown_keys=unknown_keys,
         metrics=read_metrics(folder),
-        evaluations=[_read_evaluation(part) for part in RunFolder(folder).finished_evaluations()],
+        evaluations=[item for item in evaluations if item.metrics.get("keep") is None],
+        budgets=sorted(budgets, key=lambda item: item.metrics["kept_tokens"]),
         corpora=_read_corpora(config, started_in(folder, config.run)),
     )
 

@@ -1,6 +1,6 @@
 """Fills the template with what runs left behind. The page needs no other file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -10,14 +10,27 @@ from markupsafe import Markup
 
 from transpooler.common import atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
-from transpooler.trainer.report.overview import ROUGE_COLUMNS, charts, headline, overview, score_rows
+from transpooler.trainer.report.overview import ROUGE_COLUMNS, budget_curves, charts, headline, overview, score_rows
 from transpooler.trainer.report.poolers import explain_absence, strips
 from transpooler.trainer.report.runs import read_runs
 from transpooler.trainer.report.samples import collect_documents, samples
 from transpooler.trainer.report.settings import corpora, settings
 
 EMPTY: dict[str, Any] = dict.fromkeys(
-    ("runs", "headline", "overview", "unmarked", "strips", "unpooled", "samples", "scores", "charts", "corpora"), ()
+    (
+        "runs",
+        "headline",
+        "overview",
+        "unmarked",
+        "strips",
+        "unpooled",
+        "samples",
+        "scores",
+        "budgets",
+        "charts",
+        "corpora",
+    ),
+    (),
 ) | {"settings": {"differing": [], "whole": [], "unknown": []}}
 
 
@@ -36,8 +49,7 @@ def write_report(runs: list[Path], output: Path) -> None:
     evaluated = collect_documents(read)
     several = len(read) > 1
     marked, pictures = document_views(evaluated), strips(read)
-    _write_page(
-        output,
+    page = _render(
         max((len(arm.get("stages", ())) for view in marked for arm in view["arms"]), default=0),
         title=" · ".join(run.name for run in read),
         documents=marked,
@@ -45,6 +57,7 @@ def write_report(runs: list[Path], output: Path) -> None:
         runs=read,
         headline=() if several else headline(read[0]),
         overview=overview(read) if several else (),
+        budgets=budget_curves(read),
         charts=charts(read),
         strips=pictures,
         unpooled=explain_absence(read) if pictures or several else (),
@@ -53,12 +66,20 @@ def write_report(runs: list[Path], output: Path) -> None:
         corpora=corpora(read),
         settings=settings(read),
     )
+    _write(page, output)
 
 
 def write_documents(highlighted: Iterable[dict[str, Any]], output: Path, num_documents: int) -> None:
-    """Write such a file about documents alone: `highlighted` are results of `highlight` with name and generated.
+    """Write such a file about documents alone; see `render_documents`."""
+    _write(render_documents(highlighted, num_documents), output)
 
-    They are read and written one by one: memory does not grow with their number.
+
+def render_documents(highlighted: Iterable[dict[str, Any]], num_documents: int) -> Iterator[str]:
+    """Yield the parts of such a page about documents alone, at least one.
+
+    `highlighted` are results of `highlight` with name and generated; where they have the sentences of the summary with
+    their sources (start and end in characters of the pieces put together), the page shows these beside the document.
+    They are read one by one: memory does not grow with their number.
     """
     views = (
         {"name": entry["name"], "reference": None, "arms": [arm_view(entry, entry["generated"])]}
@@ -66,23 +87,30 @@ def write_documents(highlighted: Iterable[dict[str, Any]], output: Path, num_doc
     )
     first = next(views)
     title = first["name"] if num_documents == 1 else f"{num_documents:,} documents"
-    _write_page(output, len(first["arms"][0]["stages"]), title=title, documents=chain([first], views))
+    return _render(len(first["arms"][0]["stages"]), title=title, documents=chain([first], views))
 
 
-def _write_page(output: Path, num_stages: int, **parts: Any) -> None:
+def _render(num_stages: int, **parts: Any) -> Iterator[str]:
     """Fill the template; a part that is not given is left out of the page."""
     from jinja2 import Environment, StrictUndefined
 
-    package = files("transpooler.trainer.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
-    page = environment.from_string(package.joinpath("template.html").read_text(encoding="utf-8")).generate(
+    page: Iterator[str] = environment.from_string(_read("template.html")).generate(
         EMPTY | parts,
-        css=Markup(package.joinpath("report.css").read_text(encoding="utf-8") + shade_rules(num_stages)),
-        js=Markup(package.joinpath("report.js").read_text(encoding="utf-8")),
+        css=Markup(_read("report.css") + shade_rules(num_stages) + _read("sources.css")),
+        js=Markup(_read("report.js") + _read("sources.js")),
         rouge_columns=[label for _, label in ROUGE_COLUMNS],
         levels=range(1, LEVELS + 1),
     )
+    return page
+
+
+def _read(name: str) -> str:
+    return files("transpooler.trainer.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _write(page: Iterator[str], output: Path) -> None:
     with atomic_write(output) as file:
         file.writelines(page)
     say(f"report: {output}")

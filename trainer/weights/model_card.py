@@ -47,7 +47,9 @@ kernels.
 
 def model_card(model: "PoolingModel", config: Config, step: int, eos_token: str) -> str:
     """The card; numbers come from the run's metrics and evaluations, as far as there are any."""
-    stages = [f"{stage.length or stage.ratio} after layer {stage.after_layer}" for stage in config.model.pooling]
+    stages = [
+        f"{' or '.join(map(str, stage.budgets))} after layer {stage.after_layer}" for stage in config.model.pooling
+    ]
     rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
     return CARD.format(
         name=Path(config.run).resolve().name,

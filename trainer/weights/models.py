@@ -124,10 +124,11 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def load_model(folder: Path) -> tuple["PoolingModel", "PreTrainedTokenizerFast"]:
+def load_model(folder: Path, keep: float | None = None) -> tuple["PoolingModel", "PreTrainedTokenizerFast"]:
     """Load model and tokenizer of an exported folder, in evaluation mode, onto the GPU where there is one.
 
-    Raises UserError unless all weights are there and fit.
+    It keeps `keep` tokens, or this share, of each document (None: its largest budget). Raises UserError unless all
+    weights are there and fit, and the model can keep that.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -159,7 +160,16 @@ def load_model(folder: Path) -> tuple["PoolingModel", "PreTrainedTokenizerFast"]
     if rows is not None and (num_tokens := _needed_rows(tokenizer)) > rows:
         counts = f"its tokenizer has {num_tokens:,} tokens, its model {rows:,}"
         raise UserError(f"{folder}: {counts}; export it again")
+    keep_tokens(model, keep)
     return model.eval().to(default_device()), tokenizer
+
+
+def keep_tokens(model: "PoolingModel", keep: float | None) -> None:
+    """`model.keep`, for what --keep says: UserError where the model cannot keep that."""
+    try:
+        model.keep(keep)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 def prepare_model(model: "PoolingModel", precision: str) -> "PoolingModel":

@@ -17,7 +17,8 @@ from transpooler.data_pipeline.tokenizer import framing, load_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation.generate import source_ids, summarize
+from transpooler.trainer.evaluation.generate import source_ids
+from transpooler.trainer.evaluation.summarizer import Summarizer
 from transpooler.trainer.weights.models import load_model
 
 
@@ -137,7 +138,7 @@ def test_sources_begin_as_the_weights_tokenizer_begins_them(bart, tmp_path, caps
     assert (source.tolist(), target.tolist()) == ([0, 6, 7, 8, 2], [0, 20, 21, 22, 2])
     assert adopt(capsys, bart, "--output", tmp_path / "ours", *more)[0] == 0
     model, own = load_model(tmp_path / "ours")
-    (summary,) = summarize(model, own, ["alpha beta"], GenerationConfig(max_new_tokens=2))
+    (summary,) = Summarizer(model, own, GenerationConfig(max_new_tokens=2)).summarize("alpha beta", progress=False)
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours", trust_remote_code=True)
     assert exported("alpha beta").input_ids == summary.read_ids
     assert (summary.read_ids[0], summary.read_ids[-1]) == (0, 2)

@@ -1,6 +1,7 @@
 """`transpooler summarize` with a real, untrained model: what it prints, says, writes, and keeps when interrupted."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transpooler.model.ops.decoding.kernels import NoKernelsError
 from transpooler.model.ops.decoding.precisions import PRECISIONS
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation import generate as generate_module
+from transpooler.trainer.evaluation import summarizer as summarizer_module
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.models import build_model
 
@@ -42,6 +43,19 @@ def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> 
     code = main(["summarize", *map(str, (*arguments, *options))])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
+    """Ctrl-C when so many batches have been generated."""
+    generate, calls = summarizer_module.generate_ids, []
+
+    def interrupted(*arguments: Any) -> list[list[int]]:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    patch.setattr(summarizer_module, "generate_ids", interrupted)
 
 
 def test_one_text_alone_several_under_headings(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,12 +106,27 @@ def test_summaries_are_written_with_the_precision_that_was_asked_for(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     dtypes, product = [], packed_linear.packed_linear
-    monkeypatch.setattr(
-        packed_linear, "packed_linear", lambda x, *rest: dtypes.append(rest[0].dtype) or product(x, *rest)
-    )
+
+    def note(x: Any, *rest: Any) -> Any:
+        dtypes.append(rest[0].dtype)
+        return product(x, *rest)
+
+    monkeypatch.setattr(packed_linear, "packed_linear", note)
     code, out, _ = run(capsys, model, *write(tmp_path, a=LONG), "--precision", precision)
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision]
     assert (code, len(out) > 1, set(dtypes)) == (0, True, {wanted})
+
+
+def test_a_budget_is_kept_or_refused_in_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path, a=LONG)
+    for keep in ("4", "3"):
+        code, _, _ = run(capsys, model, *files, "--keep", keep, "--html", tmp_path / "page.html")
+        assert (code, f"after layer 2: {keep} of" in (tmp_path / "page.html").read_text()) == (0, True)
+    code, out, err = run(capsys, model, *files, "--keep", "0.3")
+    assert (code, out) == (2, "")
+    assert err.startswith("transpooler: error: --keep is 0.3; must be 1/2, 1/4, 1/8, ...; trained with ")
 
 
 def test_an_unknown_precision_takes_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,26 +166,142 @@ def test_a_page_of_all_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert (code, out.count("==")) == (0, 4)
     assert "<h1>2 documents</h1>" in page
     assert page.count("The model read the first 96 tokens (&lt;/s&gt; counted).") == 1
+    sentences = page.count("data-sources=")
+    assert sentences >= 2
+    assert page.count('<div class="grounded">') == 2
+    code, out, _ = run(capsys, model, *files, "--html", tmp_path / "page.html", "--json", "--no-sources")
+    assert "sentences" not in json.loads(out.splitlines()[0])
+    assert (tmp_path / "page.html").read_text().count("data-sources=") == sentences
 
 
 def test_an_interrupt_keeps_what_is_finished(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    generate, calls = generate_module.generate_ids, []
-
-    def interrupted(*arguments: Any) -> list[list[int]]:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return generate(*arguments)
-
-    monkeypatch.setattr(generate_module, "generate_ids", interrupted)
     files = write(tmp_path, a="alpha", b="beta", c="gamma")
     options = ("-q", "--batch-size", 1, "--json", "--output", tmp_path / "out", "--html", tmp_path / "page.html")
-    code, _, err = run(capsys, model, *files, *options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        code, _, err = run(capsys, model, *files, *options)
     assert (code, f"{tmp_path}/out.incomplete keeps the 2 summaries that were finished\n" in err) == (130, True)
     kept = [json.loads(line)["document"] for line in (tmp_path / "out.incomplete").read_text().splitlines()]
     assert kept == [str(file) for file in files[:2]]
-    assert sorted(path.name for path in tmp_path.iterdir() if "incomplete" in path.name) == ["out.incomplete"]
+    kept_files = ["out.incomplete", "out.incomplete.log"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "incomplete" in path.name) == kept_files
     assert not (tmp_path / "out").exists()
+    code, _, err = run(capsys, model, *files, *options[1:])
+    assert (code, f"{tmp_path}/out.incomplete: begun anew; a page or a pipe needs all\n" in err) == (0, True)
+    assert [json.loads(line)["document"] for line in (tmp_path / "out").read_text().splitlines()] == [*map(str, files)]
+    assert not [path.name for path in tmp_path.iterdir() if "incomplete" in path.name]
+
+
+ROWS = "".join(json.dumps({"text": "alpha beta. " * (1 + number % 5), "id": number}) + "\n" for number in range(12))
+
+
+@pytest.mark.parametrize("form", [("--json",), ()])
+def test_the_same_command_goes_on_where_it_was_interrupted(
+    form: tuple[str, ...],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, out, whole = tmp_path / "rows.jsonl", tmp_path / "out", tmp_path / "whole"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 2, *form)
+    assert run(capsys, model, *options, "--output", whole)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        assert run(capsys, model, *options, "--output", out)[0] == 130
+    held = (tmp_path / "out.incomplete").read_bytes()
+    assert 0 < len(held) < len(whole.read_bytes())
+    with (tmp_path / "out.incomplete").open("ab") as file:
+        file.write(b'{"document": "cut in the mid')  # as a kill leaves it
+    code, _, err = run(capsys, model, *options, "--output", out)
+    done = int(re.findall(r"out.incomplete: holds (\d+) summaries; goes on behind them", err)[0])
+    assert (code, done >= 2) == (0, True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert re.search(rf"summarize: {12 - done} documents made, [\d.,]+ documents/min", err)
+    assert not [path.name for path in tmp_path.iterdir() if "incomplete" in path.name]
+
+
+def test_other_settings_inputs_or_models_do_not_go_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 2, "--json", "--output", out)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        run(capsys, model, *options)
+    held = (tmp_path / "out.incomplete").read_bytes()
+
+    def refused(*more: object) -> str:
+        code, _, err = run(capsys, model, *options, *more)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "start that one again to go on, or remove the file to begin anew" in err
+        assert (tmp_path / "out.incomplete").read_bytes() == held
+        return err
+
+    assert "(no_sources was False, is True)" in refused("--no-sources")
+    assert "(max_source_tokens was None, is 50, batch_size was 2, is 3)" in refused(
+        "--max-source-tokens", 50, "--batch-size", 3
+    )
+    rows.write_text(ROWS.replace("beta", "gamma"))
+    assert "(the inputs changed)" in refused()
+    rows.write_text(ROWS)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config + " ")
+    assert "(the model changed)" in refused()
+    (model / "config.json").write_text(config)
+    assert run(capsys, model, *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("end_of_log", "expected"),
+    [
+        (b"", "holds 12 summaries"),
+        (b"12", "holds 12 summaries"),
+        (b"\0\0\n", "holds 12 summaries"),
+        (None, "begun anew"),
+    ],
+)
+def test_a_log_that_was_cut_and_a_kill_behind_the_last_result(
+    end_of_log: bytes | None,
+    expected: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text(ROWS)
+    options = (rows, "--batch-size", 4, "--output", out)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transpooler.common.files.os.replace", killed)  # when all is written, before it has its name
+        assert run(capsys, model, *options)[0] == 130
+    whole, log = (tmp_path / "out.incomplete").read_bytes(), tmp_path / "out.incomplete.log"
+    log.write_bytes(b"{" if end_of_log is None else log.read_bytes() + end_of_log)
+    code, _, err = run(capsys, model, *options)
+    assert (code, expected in err) == (0, True)
+    assert ("nothing left to make" in err) == (end_of_log is not None)
+    assert out.read_bytes() == whole
+
+
+def test_results_of_an_earlier_version_are_no_hindrance(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = write(tmp_path, a="alpha")
+    (tmp_path / "out.incomplete").write_text("something\n")
+    code, _, err = run(capsys, model, file, "--output", tmp_path / "out")
+    assert (code, "out.incomplete: begun anew; no result is known\n" in err) == (0, True)
+    assert "something" not in (tmp_path / "out").read_text()
+
+
+def test_a_page_is_not_made_of_a_stream(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = write(tmp_path, a="alpha")
+    code, _, err = run(capsys, model, file, "--stream", "--html", tmp_path / "page.html")
+    assert (code, "--html: the page is made of all documents" in err, len(err.splitlines())) == (2, True, 1)

@@ -17,9 +17,10 @@ from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict
 from transpooler.trainer.evaluation.evaluate import evaluate, print_evaluations
-from transpooler.trainer.evaluation.generate import batches, summarize
+from transpooler.trainer.evaluation.generate import batches
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
 from transpooler.trainer.evaluation.losses import derangement
+from transpooler.trainer.evaluation.summarizer import Summarizer
 
 NUM_DOCUMENTS = 11
 TEXT = "the naïve café — 😀 serves {tea}\n    and\tcake number"
@@ -36,6 +37,9 @@ class EchoModel:
         self.batch_sizes: list[int] = []
         self.last_input_ids = torch.empty(0)
         self.last_settings: dict[str, Any] = {}
+
+    def keep(self, keep: float | None) -> None:
+        assert keep is None
 
     def eval(self) -> "EchoModel":
         return self
@@ -99,9 +103,10 @@ def config(shards: Path) -> Config:
 def model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> EchoModel:
     echo = EchoModel([{"after_layer": 1, "length": 32, "ratio": None}, {"after_layer": 2, "length": 8, "ratio": None}])
     stub = ModuleType("transpooler.trainer.weights.models")
-    stub.load_model = lambda folder: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
+    stub.load_model = lambda folder, keep: (echo, load_tokenizer(shards / "tokenizer"))  # type: ignore[attr-defined]
     stub.build_model = lambda config, tokenizer: echo  # type: ignore[attr-defined]
     stub.default_device = lambda: "cpu"  # type: ignore[attr-defined]
+    stub.keep_tokens = lambda model, keep: None  # type: ignore[attr-defined]
     stub.prepare_model = lambda model, precision: model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transpooler.trainer.weights.models", stub)
     return echo
@@ -147,7 +152,8 @@ def test_a_derangement_leaves_nothing_in_its_place(count: int) -> None:
 def test_a_foreign_tokenizer_is_refused(config: Config, model: EchoModel, shards: Path, tmp_path: Path) -> None:
     foreign = load_tokenizer(shards / "tokenizer")
     foreign.add_tokens(["foreign"])
-    sys.modules["transpooler.trainer.weights.models"].load_model = lambda folder: (model, foreign)  # type: ignore[attr-defined]
+    models: Any = sys.modules["transpooler.trainer.weights.models"]
+    models.load_model = lambda folder, keep: (model, foreign)
     with pytest.raises(UserError, match="its tokenizer is not the one of"):
         evaluate(config, model_folder=tmp_path, output=tmp_path)
     assert list(tmp_path.glob("*.json*")) == []
@@ -196,10 +202,12 @@ def test_a_ratio_is_that_of_what_the_stage_before_kept() -> None:
 def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     texts = [f"text {number} </s> ends" for number in range(5)]
-    found = list(summarize(model, tokenizer, texts, GenerationConfig(batch_size=2, max_new_tokens=6), 8))
+    settings = GenerationConfig(batch_size=2, max_new_tokens=6)
+    found = Summarizer(model, tokenizer, settings, max_source_tokens=8).summarize(texts, sources=False, progress=False)
     assert [summary.text[:6] for summary in found] == [text[:6] for text in texts]
     assert all((len(summary.read_ids), summary.num_source_tokens) == (8, None) for summary in found)
-    (whole,) = summarize(model, tokenizer, [lambda _: texts[0]], GenerationConfig(), 100)
+    summarizer = Summarizer(model, tokenizer, GenerationConfig(), max_source_tokens=100)
+    (whole,) = summarizer.summarize(texts[0], sources=False, progress=False)
     assert whole.num_source_tokens == len(whole.read_ids) - 1 > 8
     assert set(found[0].as_dict()) == {"summary", "num_source_tokens", "num_read_tokens"}
     assert model.batch_sizes == [2, 2, 1, 1]
@@ -208,7 +216,7 @@ def test_summaries_come_in_order_and_say_what_was_read(shards: Path, model: Any)
 def test_a_document_cannot_write_special_tokens(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     tokenizer.split_special_tokens = False  # as a tokenizer that was not made here
-    list(summarize(model, tokenizer, ["a </s> b <mask> c"], GenerationConfig()))
+    Summarizer(model, tokenizer, GenerationConfig()).summarize("a </s> b <mask> c", sources=False, progress=False)
     assert model.last_input_ids[0, -1] == tokenizer.eos_token_id
     assert not set(model.last_input_ids[0, :-1].tolist()) & set(tokenizer.all_special_ids)
 
@@ -221,5 +229,6 @@ def test_batches_are_lazy() -> None:
 def test_the_length_penalty_is_for_beams(shards: Path, model: Any) -> None:
     tokenizer = load_tokenizer(shards / "tokenizer")
     for num_beams, expected in ((1, 1.0), (2, 0.5)):  # generate warns of a penalty that it does not use
-        list(summarize(model, tokenizer, ["a"], GenerationConfig(num_beams=num_beams, length_penalty=0.5)))
+        settings = GenerationConfig(num_beams=num_beams, length_penalty=0.5)
+        Summarizer(model, tokenizer, settings).summarize("a", sources=False, progress=False)
         assert model.last_settings["length_penalty"] == expected

@@ -15,8 +15,9 @@ from transpooler.model.grounding import Trace
 from transpooler.model.outputs import Selection
 from transpooler.trainer.config import load_config
 from transpooler.trainer.config.evaluation import GenerationConfig
-from transpooler.trainer.evaluation.generate import summarize
-from transpooler.trainer.evaluation.sources import ground, trace_spans
+from transpooler.trainer.evaluation.highlights import Reading
+from transpooler.trainer.evaluation.sources import ground, trace, weigh_tokens
+from transpooler.trainer.evaluation.summarizer import Summarizer
 from transpooler.trainer.weights.models import build_model
 
 TOKENS = [b"Rain", b" fell", b".", b" Dogs", b" bark", b" Wet", b"<s>", b"</s>"]
@@ -49,7 +50,8 @@ def decoded(ids: list[int], **_: Any) -> str:
 def find(attention: list[list[float]], written: list[int]) -> Any:
     tokenizer: Any = SimpleNamespace(decode=decoded)
     model: Any = Traced(attention)
-    return ground(model, tokenizer, SentenceEnds(TOKENS), [6, *SOURCE, 7], OFFSETS, written, num_prefix=1)
+    read = [6, *SOURCE, 7]
+    return ground(trace(model, read, written), tokenizer, SentenceEnds(TOKENS), read, OFFSETS, written, num_prefix=1)
 
 
 def test_each_sentence_names_what_it_read_more_than_the_others():
@@ -65,12 +67,9 @@ def test_each_sentence_names_what_it_read_more_than_the_others():
 
 
 def test_attention_is_shared_out_by_what_flowed_into_the_slot():
-    weights = trace_spans(Traced([[0.4, 0.2, 0.1, 0.3]]), [6, *SOURCE, 7], [0], [(0, 1)])  # type: ignore[arg-type]
+    traced = Traced([[0.4, 0.2, 0.1, 0.3]]).trace(torch.zeros(1, 10), torch.zeros(1, 1))
+    weights = weigh_tokens(traced, [(0, 1)])
     np.testing.assert_allclose(weights, [[0.3, 0.3, 0.1, 0, 0.1, 0.1, 0, 0.1, 0, 0]], atol=1e-7)
-
-
-def test_nothing_comes_of_nothing():
-    assert find([], []) == ()
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "compressor"])
@@ -86,10 +85,11 @@ def test_places_are_those_of_the_text_as_it_was_given(kind, tiny_settings, shard
     model = build_model(config, tokenizer)
     text = "alpha cafe\u0301 beta. gamma\u0007 delta! epsilon zeta."
     generation = GenerationConfig(max_new_tokens=30, num_beams=1)
-    (summary,) = summarize(model, tokenizer, [text], generation, 60, with_sources=True)
-    (plain,) = summarize(model, tokenizer, [text], generation, 60)
+    summarizer = Summarizer(model, tokenizer, generation, max_source_tokens=60)
+    (summary,) = summarizer.summarize(text, progress=False)
+    (plain,) = summarizer.summarize(text, sources=False, progress=False)
     assert summary.text == plain.text
-    assert plain.sentences is None
+    assert (plain.sentences, plain.reading) == (None, None)
     assert summary.sentences
     sentences = {"alpha cafe\u0301 beta.", " gamma\u0007 delta!", " epsilon zeta."}
     for sentence in summary.sentences:
@@ -97,3 +97,31 @@ def test_places_are_those_of_the_text_as_it_was_given(kind, tiny_settings, shard
         assert {text[source.start : source.end] for source in sentence.sources} <= sentences
         assert sum(source.weight for source in sentence.sources) <= 1 + 1e-6
     assert summary.as_dict()["sentences"][0]["sources"][0].keys() == {"start", "end", "weight"}
+    shown = summary.on_page("name")
+    assert "".join(shown["pieces"]) == text  # as it was given, not as it was cleaned
+    assert [len(row) for row in shown["stages"]] == [len(shown["pieces"])]
+    assert 0 < sum(shown["stages"][0]) <= 24 + 1
+
+
+def test_a_model_that_writes_nothing_has_no_sources_but_a_reading(tiny_settings, shards: Path):
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    model: Any = build_model(load_config([], tiny_settings), tokenizer)
+    model.generate = lambda input_ids, **_: torch.full((len(input_ids), 2), tokenizer.eos_token_id)
+    (summary,) = Summarizer(model, tokenizer, GenerationConfig()).summarize("alpha beta.", progress=False)
+    assert (summary.text, summary.sentences) == ("", ())
+    shown = summary.on_page("name")
+    assert ("".join(shown["pieces"]), len(shown["stages"])) == ("alpha beta.", 2)
+
+
+def test_pieces_are_the_text_however_its_tokens_lie():
+    """A character of several tokens, white space between tokens, and some before the first."""
+    starts = np.array([1, 3, 3, 5])
+    row = np.array([0.25, 0.5, 1, 0], np.float32)
+    reading = Reading(text=" ab\u00e9\n\nc", starts=starts, stages=[row], stage_names=["kept"])
+    assert reading.highlight() == {
+        "pieces": [" ab", "\u00e9\n", "\nc"],
+        "stages": [[0.25, 1, 0]],
+        "stage_names": ["kept"],
+    }
+    empty = Reading(text="", starts=starts[:0], stages=[row[:0]], stage_names=["kept"])
+    assert empty.highlight() == {"pieces": [], "stages": [[]], "stage_names": ["kept"]}

@@ -111,3 +111,18 @@ def test_a_run_of_another_version(tmp_path: Path, capsys) -> None:
     (run / "config.yaml").write_text(text.replace("  norm: p", "  norm: sideways"))
     with pytest.raises(UserError, match=r"a/config.yaml: model.norm is 'sideways"):
         write_report([run], tmp_path / "report.html")
+
+
+def test_budgets_are_drawn_over_the_tokens_that_are_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    add_evaluation(run, trained=True)
+    write_report([run], tmp_path / "report.html")
+    assert 'id="budgets"' not in (tmp_path / "report.html").read_text()
+    for keep, loss in ((8, 4.5), (4, 6.5)):
+        add_evaluation(run, trained=True, keep=keep, kept_tokens=keep - 1, loss=loss, seconds_per_document=0.5)
+    write_report([run], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    budgets = section(page, "budgets")
+    assert "Loss over kept tokens" in budgets
+    assert budgets.index("3: 6.5") < budgets.index("7: 4.5")
+    assert "6.5" not in section(page, "scores")  # of the model as it is alone
