@@ -85,8 +85,8 @@ def measure(model: Any, cross: list[tuple[Tensor, Tensor]], beams: int, tokens: 
 
 def read_mib(model: Any, cache: EncoderDecoderCache) -> float:
     """MiB that a token reads: weights of decoder and head as they lie in memory, cached keys and values."""
-    layers = [*cache.cross_attention_cache.layers, *cache.self_attention_cache.layers]
-    total = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None)
+    layers: list[Any] = [*cache.cross_attention_cache.layers, *cache.self_attention_cache.layers]
+    total: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None)
     modules = {"head": model.get_output_embeddings(), **dict(model.get_decoder().named_modules())}
     for name, module in modules.items():
         once = name.endswith(("cross_attention.k_proj", "cross_attention.v_proj"))

@@ -1,5 +1,7 @@
 """The benchmark of decoding: what it counts as read, and that it measures tokens without an encoder."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ CACHES = 2 * WIDTH * (BATCH * SLOTS + BATCH * BEAMS * TOKENS)
 
 @pytest.mark.parametrize("precision", [None, "fp32", "int8"])
 def test_a_token_reads_weights_and_caches(precision):
-    sizes = {"d_model": WIDTH, "num_heads": 2, "ffn_dim": FFN, "vocab_size": VOCABULARY}
+    sizes: dict[str, Any] = {"d_model": WIDTH, "num_heads": 2, "ffn_dim": FFN, "vocab_size": VOCABULARY}
     model = TranspoolerForConditionalGeneration(TranspoolerConfig(**sizes, encoder_layers=1, decoder_layers=1)).eval()
     if precision is not None:
         prepare_for_inference(model, precision)
