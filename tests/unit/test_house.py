@@ -56,6 +56,12 @@ def test_no_class_name_stands_twice() -> None:
     assert {name for name, count in names.items() if count > 1} == set()
 
 
+def test_no_test_file_has_the_name_of_another() -> None:
+    """pytest imports them by name, and would run one of the two."""
+    counts = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {name for name, count in counts.items() if count > 1} == set()
+
+
 def test_no_folder_of_code_has_too_many_entries() -> None:
     folders = {path.parent for path in code()}
     counts = {str(folder.relative_to(ROOT)): len({p.name for p in folder.iterdir()} - NO_ENTRIES) for folder in folders}
