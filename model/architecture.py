@@ -250,6 +250,8 @@ def schedule_that_keeps(pooling: Sequence[PoolingStage], keep: float | None) -> 
 
 
 def _at(stage: PoolingStage, budget: float) -> PoolingStage:
+    if stage.budgets == (budget,):
+        return stage
     if isinstance(budget, int):
         return replace(stage, length=budget, ratio=None)
     return replace(stage, length=None, ratio=budget)

@@ -61,13 +61,14 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     Raises UserError on all ranks where one of them could not read its documents.
     """
     engine, device, settings = job.engine, job.engine.device, job.config.guards
-    counts = _count_over_ranks(job, step, stop)
+    schedule = schedule_of_step(job.config, job.state.step)
+    counts = _count_over_ranks(job, step, schedule, stop)
     if counts.stops:
         return None
     if counts.failures:
         raise_on_all_ranks(step.error)
     set_learning_rate(engine.optimizer.param_groups, rate_of_step(job.config, job.state.step))
-    job.engine.module.follow(schedule_of_step(job.config, job.state.step))
+    engine.module.follow(schedule)
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
         loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
@@ -79,7 +80,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         # DeepSpeed averages gradients over ranks; the loss is a share of the global mean, so they must be summed.
         engine.backward(loss * job.world_size, scale_wrt_gas=False)
         engine.step()
-    job.engine.module.keep()  # whatever evaluates has the largest budget
+    engine.module.keep()  # whatever evaluates has the largest budget
     return StepResult(
         counts=counts,
         loss_sum=float(loss_share) * counts.target_tokens,
@@ -131,9 +132,9 @@ def held_out_loss(job: Job) -> tuple[float, int]:
     return loss_sum / max(1.0, num_tokens), int(num_tokens)
 
 
-def _count_over_ranks(job: Job, step: Step, stop: bool) -> BatchCounts:
+def _count_over_ranks(job: Job, step: Step, schedule: tuple[PoolingStage, ...], stop: bool) -> BatchCounts:
     vocab_size = job.engine.module.config.vocab_size
-    model = replace(job.config.model, pooling=schedule_of_step(job.config, job.state.step))
+    model = replace(job.config.model, pooling=schedule)
     own = BatchCounts(
         target_tokens=sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         source_tokens=step.num_source_tokens,

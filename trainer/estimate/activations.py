@@ -1,12 +1,12 @@
 """What a forward pass keeps for the backward pass, counted from lengths and sizes."""
 
-from dataclasses import replace
 from typing import Any
 
-from transpooler.model.architecture import Architecture, schedule_that_keeps
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.estimate.products import EVERYTHING, Trained
+from transpooler.trainer.estimate.walks import stages_by_layer
 
 
 def activation_bytes(
@@ -23,8 +23,8 @@ def activation_bytes(
     and the inner width of its feed-forward network: once with ReLU, twice with GELU, four times with a gate. Dropout
     adds masks of one byte an element. With activation checkpointing a layer keeps only its input; the rest is kept for
     one layer at a time. Layers below all that is trained keep nothing. The logits are kept twice, once in float32.
+    Of a schedule with several budgets the largest is counted.
     """
-    model = replace(model, pooling=schedule_that_keeps(model.pooling, None))  # the largest budget
     size = 4 if engine.precision == "fp32" else 2
     if isinstance(model, CompressorArchitecture):
         layers, width, dropout = *_compressor_layers(model, size, source_tokens, target_tokens, trained), False
@@ -53,7 +53,7 @@ def _seq2seq_layers(
     full = (8 * width + inner) * size + masks
     layers: Layers = []
     length = source_tokens
-    stages = {stage.after_layer: stage for stage in model.pooling}
+    stages = stages_by_layer(model)
     flows = trained.any_in("model.encoder.embed_tokens") or trained.any_in("model.encoder.embedder")
     for layer in range(1, model.encoder_layers + 1):
         if flows := flows or trained.any_in(f"model.encoder.layers.{layer - 1}"):
@@ -76,7 +76,7 @@ def _compressor_layers(
     """The layers of the hosted encoder and of the reader, and the encoder's width. Their networks have gates."""
     layers: Layers = []
     length = source_tokens
-    stages = {stage.after_layer: stage for stage in model.pooling}
+    stages = stages_by_layer(model)
 
     def add(config: dict[str, Any], tokens: int) -> None:
         inner = 8 * config["hidden_size"] + 4 * config["intermediate_size"]

@@ -6,12 +6,11 @@ what is computed on padding is not useful work. What activation checkpointing co
 et al. 2022, PaLM, appendix B). How a backward pass is counted: `products`.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from transpooler.model.architecture import Architecture, schedule_that_keeps
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.estimate.products import EVERYTHING, Products, Trained
 from transpooler.trainer.estimate.walks import walk_compressor, walk_seq2seq
@@ -41,7 +40,6 @@ def document_work(
     """
     count = Products(trained)
     walk: Any = walk_compressor if isinstance(model, CompressorArchitecture) else walk_seq2seq
-    model = replace(model, pooling=schedule_that_keeps(model.pooling, None))
     walk(count, model, vocab_size, source_tokens, target_tokens)
     return count
 

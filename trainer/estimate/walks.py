@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from transpooler.model.architecture import Architecture, PoolingStage
+from transpooler.model.architecture import Architecture, PoolingStage, schedule_that_keeps
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.trainer.estimate.products import Products
 
 
+def stages_by_layer(model: Architecture | CompressorArchitecture) -> dict[int, PoolingStage]:
+    """The stages of a schedule by the layer after which they pool, at the largest of its budgets."""
+    return {stage.after_layer: stage for stage in schedule_that_keeps(model.pooling, None)}
+
+
 def walk_seq2seq(count: Products, model: Architecture, vocab_size: int, source_tokens: int, target_tokens: int) -> None:
     """Count an encoder-decoder; its causal attention in full, as torch's counter does."""
     trained, name = count.trained, "model.encoder"
-    stages = {stage.after_layer: stage for stage in model.pooling}
+    stages = stages_by_layer(model)
     length = source_tokens
     flows = trained.any_in(f"{name}.embed_tokens") or trained.any_in(f"{name}.embedder")
     for layer in range(1, model.encoder_layers + 1):
@@ -39,7 +44,7 @@ def walk_compressor(
 ) -> None:
     """Count a compressor. The prompt's few tokens are not counted."""
     trained, width, out = count.trained, model.encoder["hidden_size"], model.reader["hidden_size"]
-    stages = {stage.after_layer: stage for stage in model.pooling}
+    stages = stages_by_layer(model)
     length = source_tokens
     embedded = flows = trained.any_in("encoder.stock.embed_tokens")
     for layer in range(model.num_layers + 1):
