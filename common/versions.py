@@ -7,7 +7,7 @@ from transpooler.common.errors import UserError
 
 
 class Tested(NamedTuple):
-    """The minor versions of a library between which everything was tried (`make test-versions`)."""
+    """The versions of a library between which everything was tried (`make test-versions`): major.minor, or a patch."""
 
     oldest: str
     newest: str
@@ -26,11 +26,12 @@ TESTED = {
         refuses_newer=True,
     ),
     "torch": Tested("2.11", "2.13", "fake kernels of custom operators, torch.compiler.set_stance"),
-    "deepspeed": Tested("0.19", "0.19", "names of checkpoint files and keys, zero_to_fp32, the estimates of memory"),
+    "deepspeed": Tested("0.19.8", "0.19", "names of checkpoint files and keys, zero_to_fp32, the estimates of memory"),
     "datasets": Tested("5.0", "5.2", "none: load_from_disk and iteration"),
     "webdataset": Tested("1.0", "1.0", "none: TarWriter and its naming"),
 }
-"""By the name of the distribution; the bounds in pyproject.toml agree (a test says so)."""
+"""By the name of the distribution; the bounds in pyproject.toml agree (a test says so). DeepSpeed before 0.19.8 cannot
+checkpoint activations on a CPU: it opens a stream there, which no CPU has."""
 
 
 def check_version(name: str) -> str | None:
@@ -39,9 +40,9 @@ def check_version(name: str) -> str | None:
     UserError where it is older than the oldest, or newer and results could be wrong.
     """
     installed, tested = metadata.version(name), TESTED[name]
-    if _minor(installed) < _minor(tested.oldest):
+    if _older(installed, tested.oldest):
         raise UserError(f"{name} {installed} is older than {tested.oldest}, the oldest that works; upgrade it")
-    if _minor(installed) <= _minor(tested.newest):
+    if not _older(tested.newest, installed):
         return None
     if tested.refuses_newer:
         raise UserError(
@@ -51,6 +52,8 @@ def check_version(name: str) -> str | None:
     return f"{name} {installed} is newer than {tested.newest}, the newest that was tested here"
 
 
-def _minor(version: str) -> tuple[int, int]:
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
+def _older(version: str, than: str) -> bool:
+    """Whether one version precedes another, by as many numbers as both name: 5.24.3 and 5.24 are level."""
+    numbers = [[int(part) for part in name.partition("+")[0].split(".") if part.isdigit()] for name in (version, than)]
+    parts = min(map(len, numbers))
+    return numbers[0][:parts] < numbers[1][:parts]

@@ -18,6 +18,9 @@ from transpooler.model.config import VERSIONS, check_transformers
         ("transformers", "5.9.1", "older than 5.17"),
         ("torch", "2.99.0+cpu", "warning"),
         ("deepspeed", "0.19.8", None),
+        ("deepspeed", "0.19.7", "older than 0.19.8"),
+        ("deepspeed", "0.19.10", None),
+        ("deepspeed", "0.20.0", "warning"),
     ],
 )
 def test_versions(monkeypatch, name, installed, outcome):
@@ -44,7 +47,8 @@ def test_one_range_of_versions_everywhere():
         needs[name] = bounds.split(",<")
     for name, tested in TESTED.items():
         lowest, *ceiling = needs[name]
-        assert module._minor(f"{lowest}.0") == module._minor(tested.oldest)
-        major, minor = module._minor(tested.newest)
+        assert not module._older(lowest, tested.oldest)
+        assert not module._older(tested.oldest, lowest)
+        major, minor = map(int, tested.newest.split("."))
         if tested.refuses_newer:
             assert ceiling == [f"{major}.{minor + 1}"]
