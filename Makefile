@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLUSTER_LOG := $(VENV)/cluster-tests.log
 SHARED_OUT := $(BIN)/pytest -n 3 --dist worksteal
-BUILD := $(BIN)/python -m transpooler.model.ops.soft_topk  # once, before many processes want it at the same time
+BUILD := $(BIN)/python -m transpooler.model.ops  # once, before many processes want it at the same time
 OPERATORS := $(BIN)/python -m transpooler.trainer.engine.compiled_ops cpu_adam fused_adam
 
 # DeepSpeed compiles a small CPU communication op once; keep it with the environment it was compiled for.

@@ -1,6 +1,6 @@
 """The C++ kernels for CPUs (cpp_backend.cpp and its headers), compiled once per machine type and torch version.
 
-`python -m transpooler.model.ops.soft_topk` compiles them ahead of the first use.
+`python -m transpooler.model.ops` compiles them ahead of the first use.
 """
 
 import functools
