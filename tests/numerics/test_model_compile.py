@@ -42,7 +42,7 @@ def train(model: Any) -> tuple[list[float], list[Tensor]]:
 
 
 @pytest.mark.parametrize(("backend", "name"), [
-    *(("aot_eager", name) for name in SETTINGS if name != "modern"),  # which inductor compiles, and modern_normed is more
+    *(("aot_eager", name) for name in SETTINGS if name != "modern"),  # see the next
     pytest.param("inductor", "one modern layer", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_training_compiles_into_one_graph_whatever_the_lengths(backend, name):
