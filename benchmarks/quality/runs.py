@@ -67,7 +67,7 @@ class StudyRun:
 def check_study(place: Workplace) -> None:
     """Raise UserError for a mistake in any arm or in its start, before anything is trained."""
     for arm in place.study.arms:
-        if place.study.budget[0] == "steps":
+        if (arm.budget or place.study.budget)[0] == "steps":
             plan_run(place, arm, place.study.seeds[0])
         else:  # steps are known when there are shards
             resolve_config(place.study, arm.name, [arm.settings])
@@ -96,7 +96,7 @@ def plan_run(place: Workplace, arm: Arm, seed: int) -> StudyRun:
     """Plan the run of one arm with one seed; arms that begin alike share their first run."""
     steps, start = count_steps(place, arm), None
     if arm.start is not None:
-        other = Arm(name=arm.start.arm, settings=arm.start.settings)
+        other = Arm(name=arm.start.arm, settings=arm.start.settings, budget=arm.budget)
         first = max(1, round(arm.start.share * count_steps(place, other)))
         steps = max(1, steps - round(arm.start.share * steps))
         folder = place.run_folder(f"{other.name}-first{first}", seed)
@@ -170,7 +170,7 @@ def find_finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
 
 def count_steps(place: Workplace, arm: Arm) -> int:
     """Convert the budget of an arm to steps. For minutes, its step time is measured once and remembered."""
-    kind, amount = place.study.budget
+    kind, amount = arm.budget or place.study.budget
     if kind == "steps":
         return max(1, round(amount))
     if kind == "source_tokens":

@@ -34,6 +34,8 @@ class Arm:
     settings: dict[str, Any]
     """What differs from the study's settings, as in any configuration file."""
     start: Start | None = None
+    budget: tuple[str, float] | None = None
+    """In place of the study's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         name=str(values.get("name", path.stem)),
         path=path,
         baseline=baseline,
-        budget=_budget(path, values.get("budget")),
+        budget=_budget(f"{path}: budget", values.get("budget")),
         arms=tuple(_arm(path, name, settings or {}, arms) for name, settings in arms.items()),
         asked=tuple(arms),
         seeds=tuple(dict.fromkeys(seeds)),
@@ -142,29 +144,30 @@ def _find_beside(path: Path, name: str) -> Path:
     return beside if beside.is_file() else find_preset(name) or beside
 
 
-def _budget(path: Path, value: Any) -> tuple[str, float]:
+def _budget(what: str, value: Any) -> tuple[str, float]:
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in BUDGETS:
-        raise UserError(f"{path}: budget is {value!r}; expected one of {', '.join(BUDGETS)} and a number")
+        raise UserError(f"{what} is {value!r}; expected one of {', '.join(BUDGETS)} and a number")
     ((kind, amount),) = value.items()
     if not isinstance(amount, int | float) or amount <= 0:
-        raise UserError(f"{path}: budget.{kind} is {amount!r}; must be a positive number")
+        raise UserError(f"{what}.{kind} is {amount!r}; must be a positive number")
     return kind, float(amount)
 
 
 def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) -> Arm:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: arms.{name} is {settings!r}; expected a mapping of settings")
-    start = settings.get("start")
-    rest = _without_start(settings)
+    start, rest = settings.get("start"), _settings(settings)
+    budget = _budget(f"{path}: arms.{name}.budget", settings["budget"]) if "budget" in settings else None
     if start is None:
-        return Arm(name=name, settings=rest)
+        return Arm(name=name, settings=rest, budget=budget)
     share = start.get("share") if isinstance(start, dict) else None
     if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in arms:
         raise UserError(f"{path}: arms.{name}.start is {start!r}; expected arm (one of the study's) and share (0 to 1)")
-    begins = Start(arm=start["arm"], share=float(share), settings=_without_start(arms[start["arm"]]))
-    return Arm(name=name, settings=rest, start=begins)
+    begins = Start(arm=start["arm"], share=float(share), settings=_settings(arms[start["arm"]]))
+    return Arm(name=name, settings=rest, start=begins, budget=budget)
 
 
-def _without_start(settings: Any) -> dict[str, Any]:
-    given = settings if isinstance(settings, dict) else {}  # _arm reports anything else, in its own turn
-    return {key: value for key, value in given.items() if key != "start"}
+def _settings(arm: Any) -> dict[str, Any]:
+    """What an arm sets of a run's configuration."""
+    given = arm if isinstance(arm, dict) else {}  # _arm reports anything else, in its own turn
+    return {key: value for key, value in given.items() if key not in ("start", "budget")}

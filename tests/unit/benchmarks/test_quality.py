@@ -17,7 +17,7 @@ from transpooler.benchmarks.quality.needles import (
     write_needles,
 )
 from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds, sum_seconds
-from transpooler.benchmarks.quality.runs import Workplace, check_study
+from transpooler.benchmarks.quality.runs import Workplace, check_study, plan_run
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import load_study, resolve_config
 from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
@@ -77,6 +77,7 @@ def test_seconds_add_up_over_windows() -> None:
         ({"seeds": "many"}, "seeds is 'many'"),
         ({"corpus": "papers"}, "corpus is 'papers'; choose needles"),
         ({"arms": {"a": {"start": {"arm": "b", "share": 0.5}}}}, "arms.a.start"),
+        ({"arms": {"a": {"budget": {"steps": 0}}}}, "arms.a.budget.steps is 0"),
     ],
 )
 def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -86,6 +87,16 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: st
         load_study(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_an_arm_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    arms = {"long": {}, "untrained": {"budget": {"steps": 1}}}
+    path.write_text(
+        yaml.safe_dump({"budget": {"steps": 50}, "settings": {"optimizer": {"warmup_steps": 1}}, "arms": arms})
+    )
+    place = Workplace(study=load_study(path), shards=tmp_path, output=tmp_path)
+    assert [plan_run(place, arm, 0).config.train.steps for arm in place.study.arms] == [50, 1]
 
 
 @pytest.fixture
