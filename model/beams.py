@@ -33,11 +33,11 @@ class SharedMemoryGeneration:
 
 def beams_as_queries(q: Tensor, num_documents: int) -> Tensor:
     """(B · r, H, T, K), r beams of B documents -> (B, H, r · T, K)."""
-    beams = len(q) // num_documents
+    beams = q.shape[0] // num_documents
     return q if beams == 1 else q.unflatten(0, (num_documents, beams)).transpose(1, 2).flatten(2, 3)
 
 
 def queries_as_beams(out: Tensor, num_rows: int, dim: int) -> Tensor:
     """Undo `beams_as_queries`: dimension `dim` of (B, ..., r · T, ...) holds the queries; (B · r, ..., T, ...)."""
-    beams = num_rows // len(out)
+    beams = num_rows // out.shape[0]
     return out if beams == 1 else out.unflatten(dim, (beams, -1)).movedim(dim, 1).flatten(0, 1)

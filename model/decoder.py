@@ -55,7 +55,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
         refuse_unknown(kwargs, self)
         past_key_values = settle_cache(past_key_values, cache)
         given = check_inputs(input_ids, inputs_embeds, self.config, prefix="decoder_")
-        memory_mask = _prepare_memory_mask(encoder_hidden_states, encoder_attention_mask, len(given))
+        memory_mask = _prepare_memory_mask(encoder_hidden_states, encoder_attention_mask, given.shape[0])
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None and not (self.training and self.layers[0].gradient_checkpointing):
@@ -102,7 +102,7 @@ class TranspoolerDecoder(TranspoolerPreTrainedModel):
 
 def _prepare_memory_mask(memory: Tensor | None, mask_BS: Tensor | None, batch: int) -> Tensor:
     """Return the bool mask (B, 1, 1, S) of a memory (B, S, D). A document without kept tokens attends to zeros."""
-    if memory is None or memory.dim() != 3 or len(memory) == 0 or batch % len(memory):
+    if memory is None or memory.dim() != 3 or memory.shape[0] == 0 or batch % memory.shape[0]:
         found = None if memory is None else tuple(memory.shape)
         raise ValueError(
             f"encoder_hidden_states: {found}; expected the encoder's output for {batch} documents (B, S, D)"

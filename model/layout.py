@@ -23,11 +23,12 @@ class Grid:
         self.rows, self.columns = sum(widths) // columns, columns
         self.slots_P: Tensor | None = None  # None: there is no padding, so a reshape suffices
         if list(lengths) != list(widths):
-            lengths_B, widths_B = torch.tensor([lengths, widths]).to(device, non_blocking=True)
-            shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B)
             num_tokens = sum(lengths)
-            shift_P = shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
-            self.slots_P = torch.arange(num_tokens, device=device) + shift_P
+            self.slots_P = torch.arange(num_tokens, device=device)
+            if len(lengths) > 1:  # before the first document nothing is empty
+                lengths_B, widths_B = torch.tensor([lengths, widths]).to(device, non_blocking=True)
+                shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B)
+                self.slots_P += shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
 
     def to_rows(self, x: Tensor) -> Tensor:
         """(P, ...) -> (rows, columns, ...), zero where there is no token."""

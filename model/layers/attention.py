@@ -126,9 +126,9 @@ class CrossAttention(Attention):
             if cache is not None:
                 k, v = cache.cross_attention_cache.update(k, v, self.layer)
                 cache.is_updated[self.layer] = True
-        out, weights = self.attend(beams_as_queries(q, len(k)), k, v, memory_mask, output_attentions)
-        weights = None if weights is None else queries_as_beams(weights, len(q), dim=2)
-        return self.out_proj(queries_as_beams(out, len(q), dim=1)), weights
+        out, weights = self.attend(beams_as_queries(q, k.shape[0]), k, v, memory_mask, output_attentions)
+        weights = None if weights is None else queries_as_beams(weights, q.shape[0], dim=2)
+        return self.out_proj(queries_as_beams(out, q.shape[0], dim=1)), weights
 
 
 def eager_attention(

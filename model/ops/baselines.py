@@ -16,7 +16,7 @@ from torch import Tensor
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, settle_arguments
 from transpooler.model.ops.soft_topk.interface import sort_best_first
-from transpooler.model.ops.soft_topk.ops import group_sum_op
+from transpooler.model.ops.soft_topk.plain import group_sum
 
 TEMPERATURE = 0.1  # of iterative softmax: scores lie in (0, 1), so that 1.0 would average everything
 
@@ -113,7 +113,7 @@ def _average_runs(
     heaviest = torch.where(weights_BN == most, token_BN, num_tokens)
     firsts = torch.full_like(zeros, num_tokens, dtype=torch.int64).scatter_reduce(1, bins_BN, heaviest, "amin")
     return SoftTopK(
-        embeddings=group_sum_op(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
+        embeddings=group_sum(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
         mask=mask,
         scores=zeros.scatter_add(1, bins_BN, weights_BN * torch.where(mask_BN, scores_BN, 0))[:, :slots],
         positions=torch.where(mask, firsts[:, :slots], 0),

@@ -38,6 +38,14 @@ OF_THIS_MACHINE = ("is_local", "local_files_only")
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
     """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
+    model, tokenizer, config, chosen = load_run(run, step)
+    export_model(model, tokenizer, output, config, step=chosen)
+
+
+def load_run(
+    run: Path, step: int | None = None
+) -> "tuple[PoolingModel, transformers.PreTrainedTokenizerFast, Config, int]":
+    """Model (float32), tokenizer, configuration and step of a run's checkpoint (None: the newest valid one)."""
     config = load_config([RunFolder(run).config])
     chosen = _choose_step(run, step)
     tokenizer = load_tokenizer(tokenizer_folder(config.data))
@@ -47,7 +55,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> None:
     model.load_state_dict(consolidate_weights(run, chosen))
     if config.train.lora is not None:
         merge_lora(model)
-    export_model(model, tokenizer, output, config, step=chosen)
+    return model, tokenizer, config, chosen
 
 
 def export_start(config: Config, output: Path) -> None:
@@ -77,7 +85,7 @@ def export_model(
     transformers.utils.logging.disable_progress_bar()
     tokenizer.model_max_length = config.data.max_source_tokens
     set_generation(model.generation_config, config.generation)
-    with _whole_folder(folder) as incomplete:
+    with whole_folder(folder) as incomplete:
         folders = [incomplete]
         if isinstance(model, TranspoolerForConditionalGeneration):
             model.save_pretrained(incomplete)
@@ -85,7 +93,7 @@ def export_model(
         else:
             folders += save_compressor(model, incomplete)
         for each in folders:
-            _save_tokenizer(tokenizer, each, config.data.source_prefix_ids)
+            save_tokenizer(tokenizer, each, config.data.source_prefix_ids)
         (incomplete / "README.md").write_text(
             model_card(model, config, step, str(tokenizer.eos_token)), encoding="utf-8"
         )
@@ -99,14 +107,14 @@ def renew_export(source: Path, folder: Path) -> None:
     if (kind := read_model_config(source).get("model_type")) != "transpooler":
         raise UserError(f"{source}: holds a {kind!r} model, which needs no code of ours; copy the folder")
     tokenizer = load_tokenizer(source)
-    with _whole_folder(folder) as incomplete:
+    with whole_folder(folder) as incomplete:
         shutil.copytree(source, incomplete, ignore=shutil.ignore_patterns("*.py", "__pycache__"), dirs_exist_ok=True)
         write_code(incomplete)
-        _save_tokenizer(tokenizer, incomplete, leading_special_ids(tokenizer))
+        save_tokenizer(tokenizer, incomplete, leading_special_ids(tokenizer))
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which then replaces `folder`; UserError if either is not ours."""
     incomplete = _incomplete(folder)
     _check_free(folder, incomplete)
@@ -144,7 +152,7 @@ def _check_free(folder: Path, incomplete: Path) -> None:
         raise UserError(f"{incomplete}: was not left by an export; move it, or choose another folder than {folder}")
 
 
-def _save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path, prefix_ids: Sequence[int]) -> None:
+def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path, prefix_ids: Sequence[int]) -> None:
     """Write the tokenizer as its users need it: it begins and ends texts, and knows nothing of this machine."""
     framing(tokenizer, prefix_ids).save_pretrained(folder)
     path = folder / "tokenizer_config.json"

@@ -32,7 +32,7 @@ COMPRESSOR_ENCODER = {
 LEFT_BEHIND = (
     "transpooler.model.ops.build_lock",
     "transpooler.model.ops.cpp_extension",
-    "transpooler.model.ops.soft_topk.__main__",
+    "transpooler.model.ops.__main__",
     "transpooler.model.ops.soft_topk.triton_backend",
     "transpooler.model.ops.soft_topk.triton_group_sum",
 )

@@ -58,7 +58,7 @@ def _on_all(hosts: Sequence[Host], scripts: Sequence[str], run: Runner, timeout_
 
 def _build(config: Config, hosts: Sequence[Host], run: Runner) -> Iterator[Row]:
     """Build the operators on every host, so that ranks find them; hosts that share the folder wait for one another."""
-    scripts = {"operators": module_script(config, "transpooler.model.ops.soft_topk")}
+    scripts = {"operators": module_script(config, "transpooler.model.ops")}
     if operator := operator_of(config.optimizer, config.engine):
         scripts[operator] = module_script(config, "transpooler.trainer.engine.compiled_ops", operator)
     for name, script in scripts.items():

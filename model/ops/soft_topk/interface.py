@@ -13,7 +13,7 @@ from transpooler.model.ops.soft_topk.argument_checks import (
     settle_arguments,
     values_are_checked,
 )
-from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
+from transpooler.model.ops.soft_topk.plain import group_sum, tournament
 from transpooler.model.ops.soft_topk.reference import reference_soft_topk
 from transpooler.model.ops.soft_topk.tournament import front_order, num_rounds
 
@@ -84,10 +84,10 @@ def soft_topk(
     check_forward_mode(embeddings_BND, scores_BN)  # the reference, made of plain operations, has one
     if rounds is None:
         rounds = num_rounds(num_tokens, k if isinstance(k, int) else 1)
-    weights, scores, groups, positions, mask = tournament_op(
+    weights, scores, groups, positions, mask = tournament(
         scores_BN, mask_BN, k_B[:, None], bound, rounds, float(base), backend
     )
-    embeddings = group_sum_op(embeddings_BND, weights, groups, bound, backend)
+    embeddings = group_sum(embeddings_BND, weights, groups, bound, backend)
     pooled = SoftTopK(embeddings, mask, scores, positions, groups, weights)
     return pooled if keep_order else sort_best_first(pooled)
 

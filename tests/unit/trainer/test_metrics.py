@@ -29,10 +29,16 @@ def test_tensorboard_goes_on_where_somebody_has_tidied_up(tmp_path, monkeypatch)
     writer = MetricsWriter(tmp_path, step=0, tensorboard=True)
     folder, step = tmp_path / "tensorboard", 1
     writer.write({"step": step, "split": "train", "loss": 1.0})
-    shutil.rmtree(folder)
+    _tidy_up(folder)
     while not folder.exists():
         step += 1
         writer.write({"step": step, "split": "train", "loss": 1.0})
-    shutil.rmtree(folder)
+    _tidy_up(folder)
     writer.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, step + 1))
+
+
+def _tidy_up(folder):
+    """Remove a folder in which a thread may be writing."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
