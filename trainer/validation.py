@@ -39,12 +39,14 @@ def evaluate_in_loop(job: Job) -> bool:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether all steps are done, or evaluations no longer improve, and no evaluation is pending."""
+    """Whether all steps are done, or evaluations are good enough or no longer improve, and none is pending."""
     state, settings = job.state, job.config.train
     if state.evaluation_pending:
         return False
     in_last_stage = state.stage == len(job.config.stages) - 1
     if settings.patience and in_last_stage and state.evaluations_without_gain >= settings.patience:
+        return True
+    if settings.target_loss and state.best_value is not None and -state.best_value <= settings.target_loss:
         return True
     return state.step >= settings.steps
 

@@ -41,6 +41,16 @@ def bench_quality(
     sources: makes the documents of each split; shards: the folder of prepared documents, needed without `sources`.
     """
     place = Workplace(study=study, shards=shards or output / "shards", output=output, quiet=quiet)
+    if code := run_study(place, sources):
+        return code
+    for path in write_outputs(study, find_finished_runs(place), output):
+        print(path)
+    return None
+
+
+def run_study(place: Workplace, sources: Callable[[], dict[str, Path]] | None) -> int | None:
+    """Prepare what `sources` makes, train and evaluate what is asked for; returns what `bench_quality` does."""
+    study = place.study
     check_study(place)
     try:
         if sources is not None:
@@ -53,8 +63,6 @@ def bench_quality(
                     evaluate_run(train(place, plan_run(place, arm, seed)))
     except CommandFailed as failed:
         return failed.code
-    for path in write_outputs(study, find_finished_runs(place), output):
-        print(path)
     return None
 
 

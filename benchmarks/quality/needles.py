@@ -49,16 +49,17 @@ def write_needles(
     *,
     texts: dict[str, Path] | None = None,
     sentences: bool = False,
+    words: Words | None = None,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write a .jsonl file of article/abstract/id for each split; returns their paths.
 
     `texts`: a file of documents for each split, whose running text is the filler; `sentences`: end each fact by a full
-    stop, and every SENTENCE_WORDS words of filler.
+    stop, and every SENTENCE_WORDS words of filler; `words`: those of the facts (None: made up).
     """
     documents = DOCUMENTS if documents is None else documents
     paths = {split: folder / f"{split}.jsonl" for split in documents}
-    words = make_vocabulary(seed)
+    words = words or make_vocabulary(seed)
     longest = LONGEST_IN_SENTENCES if sentences else LONGEST if texts is None else LONGEST_IN_TEXT
     for number, (split, count) in enumerate(documents.items()):
         rng = np.random.default_rng((seed, number))

@@ -97,10 +97,13 @@ def plan_run(place: Workplace, arm: Arm, seed: int) -> StudyRun:
     steps, start = count_steps(place, arm), None
     if arm.start is not None:
         other = Arm(name=arm.start.arm, settings=arm.start.settings, budget=arm.budget)
-        first = max(1, round(arm.start.share * count_steps(place, other)))
+        first = arm.start.steps or max(1, round(arm.start.share * count_steps(place, other)))
         steps = max(1, steps - round(arm.start.share * steps))
-        folder = place.run_folder(f"{other.name}-first{first}", seed)
-        start = StudyRun(folder=folder, config=_config(place, f"{arm.name}.start", other, folder, seed, first))
+        until = f"-until{arm.start.loss:g}" if arm.start.loss else ""
+        folder = place.run_folder(f"{other.name}-first{first}{until}", seed)
+        more = {"train": {"target_loss": arm.start.loss}}
+        config = _config(place, f"{arm.name}.start", other, folder, seed, first, more=more)
+        start = StudyRun(folder=folder, config=config)
     folder = place.run_folder(arm.name, seed)
     return StudyRun(folder=folder, config=_config(place, arm.name, arm, folder, seed, steps, start), start=start)
 
@@ -108,7 +111,7 @@ def plan_run(place: Workplace, arm: Arm, seed: int) -> StudyRun:
 def train(place: Workplace, run: StudyRun) -> Path:
     """Train a run, after the one that it begins with, unless they are trained; returns its folder."""
     if run.start is not None:
-        train(place, run.start)
+        _check_learned(train(place, run.start), run.start.config.train.target_loss)
     if run.is_trained:
         if not run.is_as_planned():
             problem = f"was trained with other settings than {place.study.path}"
@@ -118,6 +121,14 @@ def train(place: Workplace, run: StudyRun) -> Path:
     _record_environment(run.folder)
     _command(place, "train", run.config, run.folder.name, "--processes", str(place.study.processes))
     return run.folder
+
+
+def _check_learned(run: Path, target_loss: float) -> None:
+    """Raise UserError if a run, which others start from, has not reached the loss that they need."""
+    losses = [row["loss"] for row in read_metrics(run) if row["split"] == "validation"]
+    if target_loss and not min(losses) <= target_loss:
+        problem = f"has a held-out loss of {min(losses):.3f}, where its arms start at {target_loss:g}"
+        raise UserError(f"{run}: {problem}; give start.steps more, or take another seed (--seeds)")
 
 
 def _record_environment(run: Path) -> None:
@@ -213,8 +224,9 @@ def _config(
 def _decisive_settings(config: Config) -> tuple[Any, ...]:
     """The settings that a trained model depends on. Others, such as paths and cadences, may change afterwards."""
     train = config.train
-    what = (train.steps, train.init_from, train.init_encoder_from, train.freeze, train.stages, train.lora)
-    return config.seed, config.model, config.data, config.optimizer, what, config.engine.precision
+    length = (train.steps, train.target_loss, train.stages)
+    what = (train.init_from, train.init_encoder_from, train.freeze, train.lora)
+    return config.seed, config.model, config.data, config.optimizer, length, what, config.engine.precision
 
 
 def _command(place: Workplace, command: str, config: Config, name: str, *arguments: str) -> None:

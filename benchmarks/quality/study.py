@@ -12,18 +12,22 @@ from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.config.presets import find_config, find_preset, preset_names
 
 BUDGETS = ("steps", "source_tokens", "minutes")
-CORPORA = ("needles", "needles_in_sentences", "needles_in_text")
+CORPORA = ("needles", "needles_in_sentences", "needles_in_text", "notes")
 KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """An arm that begins as another one: that arm takes the first `share` of the budget, and hands over its weights."""
+    """An arm that begins as another one, which hands over its weights."""
 
     arm: str
-    share: float
     settings: dict[str, Any]
     """The settings of that arm, which need not be among those that are trained now."""
+    share: float = 0.0
+    """Of the budget, its first part; 0: see `loss`."""
+    loss: float = 0.0
+    """It trains until its held-out loss is at most this, within `steps`; then the arm has its whole budget."""
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,12 @@ class Study:
     configs: tuple[Path, ...] = ()
     """Configuration files below `settings`."""
     settings: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    """key=value settings of all runs, over everything else."""
     description: str = ""
     corpus: str | None = None
     """needles: made-up documents with planted facts, needles_in_sentences: the same in sentences; needles_in_text:
-    facts in the user's; None: the user's alone."""
+    facts in the user's; notes: readable ones in the documentation of installed packages; None: the user's alone."""
 
 
 def load_study(name: str | Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
@@ -85,7 +91,7 @@ def load_study(name: str | Path, *, arms: str | None = None, seeds: str | None =
 def resolve_config(study: Study, who: str, fragments: Sequence[Mapping[str, Any]]) -> Config:
     """Merge the study's settings and the fragments, and check them; UserError names the study and `who`."""
     try:
-        return load_config([*study.configs, study.settings, *fragments])
+        return load_config([*study.configs, study.settings, *fragments], study.overrides)
     except UserError as error:
         lines = [f"{study.path}: arms.{who}: {line}" for line in str(error).splitlines()]
         raise UserError("\n".join(lines)) from None
@@ -160,11 +166,20 @@ def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) 
     budget = _budget(f"{path}: arms.{name}.budget", settings["budget"]) if "budget" in settings else None
     if start is None:
         return Arm(name=name, settings=rest, budget=budget)
-    share = start.get("share") if isinstance(start, dict) else None
-    if not isinstance(share, int | float) or not 0 < share < 1 or start.get("arm") not in arms:
-        raise UserError(f"{path}: arms.{name}.start is {start!r}; expected arm (one of the study's) and share (0 to 1)")
-    begins = Start(arm=start["arm"], share=float(share), settings=_settings(arms[start["arm"]]))
-    return Arm(name=name, settings=rest, start=begins, budget=budget)
+    return Arm(name=name, settings=rest, start=_start(f"{path}: arms.{name}.start", start, arms), budget=budget)
+
+
+def _start(what: str, value: Any, arms: dict[str, Any]) -> Start:
+    wrong = UserError(f"{what} is {value!r}; expected arm (one of the study's), and share (0 to 1), or loss and steps")
+    if not isinstance(value, dict) or value.get("arm") not in arms:
+        raise wrong
+    numbers = {key: number for key, number in value.items() if key != "arm"}
+    if not all(type(number) in (int, float) and number > 0 for number in numbers.values()):
+        raise wrong
+    whole = numbers.keys() == {"loss", "steps"} and isinstance(numbers["steps"], int)
+    if not whole and (numbers.keys() != {"share"} or numbers["share"] >= 1):
+        raise wrong
+    return Start(arm=value["arm"], settings=_settings(arms[value["arm"]]), **numbers)
 
 
 def _settings(arm: Any) -> dict[str, Any]:

@@ -112,8 +112,7 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE|FOLDER",
         help="a .jsonl or .jsonl.gz file of article/abstract pairs (split 80/10/10), or a folder with train, "
-        "validation and test files (default: what the study makes; else sources of the Python modules that are "
-        "installed, as in the demo)",
+        "validation and test files (default: what the study makes)",
     )
     parser.add_argument(
         "--shards", type=Path, metavar="FOLDER", help="shards that are prepared already, instead of --data"
@@ -125,25 +124,18 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from transpooler.benchmarks.quality.bench import bench_quality
-    from transpooler.benchmarks.quality.needles import write_needles
     from transpooler.benchmarks.quality.study import load_study
-    from transpooler.launch.demo.corpus import demo_sources
+    from transpooler.launch.demo.corpus import study_sources
 
     if parsed.data is not None and parsed.shards is not None:
         raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    all_made_up = study.corpus in ("needles", "needles_in_sentences")
-    if parsed.data is not None and all_made_up:
+    if parsed.data is not None and study.corpus not in (None, "needles_in_text"):
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
 
     def sources() -> dict[str, Path]:
-        folder = output / "corpus"
-        given = None if all_made_up else demo_sources(parsed.data, folder)
-        if given is not None and not study.corpus:
-            return given
-        in_sentences = study.corpus == "needles_in_sentences"
-        return write_needles(folder if given is None else folder / "needles", texts=given, sentences=in_sentences)
+        return study_sources(study.corpus, parsed.data, output / "corpus")
 
     made = None if parsed.shards else sources
     return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

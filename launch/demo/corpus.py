@@ -1,4 +1,4 @@
-"""The documents of the demo: installed Python modules, or the user's own files."""
+"""The documents of demo and studies: the user's own files, or what is made."""
 
 import gzip
 import hashlib
@@ -15,10 +15,8 @@ PAIR_SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def demo_sources(data: Path | None, folder: Path) -> dict[str, Path]:
+def own_sources(data: Path, folder: Path) -> dict[str, Path]:
     """File of each split: train, validation, test and pretrain. What has to be written goes into `folder`."""
-    if data is None:
-        return _python_sources(folder)
     if data.is_dir():
         return _folder_sources(data)
     if not data.is_file():
@@ -28,6 +26,24 @@ def demo_sources(data: Path | None, folder: Path) -> dict[str, Path]:
             f"--data {data}: give a .jsonl or .jsonl.gz file of article/abstract pairs, or a folder of them"
         )
     return split_file(data, folder)
+
+
+def study_sources(corpus: str | None, data: Path | None, folder: Path) -> dict[str, Path]:
+    """File of each split of a study's documents, `corpus` as in a study file; what is made goes into `folder`."""
+    from transpooler.benchmarks.quality.needles import write_needles
+    from transpooler.benchmarks.quality.notes import NOTES
+    from transpooler.launch.demo.documentation import write_documentation
+
+    if corpus is None:
+        if data is None:
+            raise UserError("this study reads your documents; give --data papers.jsonl, or --shards")
+        return own_sources(data, folder)
+    if corpus == "needles_in_text":
+        texts = write_documentation(folder) if data is None else own_sources(data, folder)
+        return write_needles(folder / "needles", texts=texts)
+    if corpus == "notes":
+        return write_needles(folder / "notes", texts=write_documentation(folder), words=NOTES)
+    return write_needles(folder, sentences=corpus == "needles_in_sentences")
 
 
 def split_file(data: Path, folder: Path) -> dict[str, Path]:
@@ -64,16 +80,6 @@ def split_of(line: bytes) -> str:
         return "train"
     digest = hashlib.sha256(json.dumps(article).encode()).digest()
     return {8: "validation", 9: "test"}.get(int.from_bytes(digest[:8], "big") % 10, "train")
-
-
-def _python_sources(folder: Path) -> dict[str, Path]:
-    paths = {split: folder / f"{split}.jsonl" for split in (*PAIR_SPLITS, "pretrain")}
-    if not all(path.is_file() for path in paths.values()):
-        from transpooler.launch.demo.python_corpus import write_python_corpus
-
-        report = write_python_corpus(folder)
-        say(f"Python modules with documentation: {report['pairs']}")
-    return paths
 
 
 def _folder_sources(data: Path) -> dict[str, Path]:

@@ -56,6 +56,7 @@ def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_numbe
     before = (run / "metrics.jsonl").read_bytes()
     assert forked.train(1, settings, tmp_path / "log.txt").codes() == [0]  # trained already
     assert (run / "metrics.jsonl").read_bytes() == before
+    _a_loss_that_is_low_enough_stops_a_run(run, settings, tmp_path)
 
     outputs = {}
     for processes in (1, 2, 3):
@@ -82,3 +83,12 @@ def _launch(*arguments: str) -> None:
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _a_loss_that_is_low_enough_stops_a_run(run, settings, tmp_path):
+    rows = [row for row in read_metrics(run) if row["split"] == "validation"]
+    other = tmp_path / "target"
+    settings = [*settings, f"run={other}", f"train.target_loss={rows[0]['loss'] + 1e-3}"]
+    assert forked.train(1, settings, tmp_path / "log.txt").codes() == [0]
+    assert [row["step"] for row in read_metrics(other) if row["split"] == "validation"] == [rows[0]["step"]]
+    assert (other / "export" / "config.json").is_file()

@@ -82,9 +82,9 @@ class Config:
             yield "data.objective", f"is {data.objective!r}, {problem}"
         yield from self._optimizer_problems()
         yield from self._timeout_problems()
-        if (train.patience or train.keep_best_checkpoint or train.generate_documents) and data.validation_split is None:
-            problem = "is null, but train.patience, keep_best_checkpoint or generate_documents is on"
-            yield "data.validation_split", problem
+        needs = ("patience", "target_loss", "keep_best_checkpoint", "generate_documents")
+        if data.validation_split is None and (on := [name for name in needs if getattr(train, name)]):
+            yield "data.validation_split", f"is null, but train.{on[0]} needs one"
         if train.generate_documents and not data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         yield from self._model_problems()

@@ -53,6 +53,8 @@ class TrainConfig:
     """At the end export the best checkpoint instead of the last."""
     patience: int = at_least(0, 0)
     """Stop after this many evaluations in a row that did not improve best_metric; 0 trains to the end."""
+    target_loss: float = at_least(0, 0.0)
+    """Stop as soon as an evaluation's held-out loss is at most this; 0 trains to the end."""
     log_every_steps: int = at_least(1, 10)
     """Steps between lines of metrics."""
     tensorboard: bool = True
@@ -68,12 +70,15 @@ class TrainConfig:
         yield from length_problems(self.stages, self.steps)
         if self.max_time is not None and not (duration_s(self.max_time) or 0) > 0:
             yield "max_time", f"is {self.max_time!r}; give seconds, or days, hours, minutes such as 1d12h, 90m, 1h30m"
+        if self.target_loss and self.best_metric != "loss":
+            yield "target_loss", f"is {self.target_loss}, which needs train.best_metric=loss"
         if self.best_metric != "loss" and not self.generate_documents:
             yield "best_metric", f"is {self.best_metric!r}, which needs train.generate_documents above 0"
         if self.export_best and not self.keep_best_checkpoint:
             yield "export_best", "is true, which needs train.keep_best_checkpoint=true"
-        if (self.patience or self.keep_best_checkpoint) and not self.evaluate_every_steps:
-            yield "evaluate_every_steps", "is 0, but train.patience and train.keep_best_checkpoint need evaluations"
+        if (self.patience or self.target_loss or self.keep_best_checkpoint) and not self.evaluate_every_steps:
+            who = "train.patience, target_loss and keep_best_checkpoint"
+            yield "evaluate_every_steps", f"is 0, but {who} need evaluations"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from transpooler.benchmarks.quality.needles import (
     write_needles,
 )
 from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds, sum_seconds
-from transpooler.benchmarks.quality.runs import Workplace, check_study, plan_run
+from transpooler.benchmarks.quality.runs import Workplace, _check_learned, check_study, plan_run
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import load_study, resolve_config
 from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
@@ -77,6 +77,8 @@ def test_seconds_add_up_over_windows() -> None:
         ({"seeds": "many"}, "seeds is 'many'"),
         ({"corpus": "papers"}, "corpus is 'papers'; choose needles"),
         ({"arms": {"a": {"start": {"arm": "b", "share": 0.5}}}}, "arms.a.start"),
+        ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1}}}}, "and share (0 to 1), or loss and steps"),
+        ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1, "steps": 9, "share": 0.5}}}}, "or loss and steps"),
         ({"arms": {"a": {"budget": {"steps": 0}}}}, "arms.a.budget.steps is 0"),
     ],
 )
@@ -115,7 +117,7 @@ def test_every_arm_of_the_committed_studies_is_a_valid_configuration(
     from transpooler.trainer.config.load import config_from_dict
 
     study = load_study(path)
-    assert len(study.arms) >= {"positions": 3, "needles_in_sentences": 4}.get(path.stem, 6)
+    assert len(study.arms) >= {"positions": 3, "needles_in_sentences": 4, "notes": 4}.get(path.stem, 6)
     for arm in study.arms:
         assert resolve_config(study, arm.name, [arm.settings]) != config_from_dict({})
     check_study(Workplace(study=study, shards=tmp_path, output=tmp_path))
@@ -188,6 +190,31 @@ def test_recall_counts_whole_facts() -> None:
 def test_documents_cannot_be_given_to_a_study_that_makes_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "quality", "studies/needles", "--data", "x"]) == 2
     assert "makes its own documents" in capsys.readouterr().err
+
+
+def test_a_start_may_have_to_learn_its_task_first(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    start = {"arm": "blockwise", "loss": 0.02, "steps": 40}
+    path.write_text(yaml.safe_dump({**STUDY, "arms": {"blockwise": {}, "warm": {"start": start}}}))
+    place = Workplace(study=load_study(path), shards=tmp_path, output=tmp_path)
+    run = plan_run(place, place.study.arms[1], 0)
+    assert run.start is not None
+    assert [(part.config.train.steps, part.config.train.target_loss) for part in (run.start, run)] == [
+        (40, 0.02),
+        (12, 0),
+    ]
+    assert run.start.folder.name == "blockwise-first40-until0.02-seed0"
+    _check_learned(_validated(run.start.folder, 0.5, 0.019), 0.02)
+    with pytest.raises(UserError, match=r"loss of 0.021, where its arms start at 0.02; give start.steps more"):
+        _check_learned(_validated(run.start.folder, 0.5, 0.021), 0.02)
+
+
+def _validated(run: Path, *losses: float) -> Path:
+    """A run folder with these held-out losses."""
+    rows = [{"step": step, "split": "validation", "loss": loss} for step, loss in enumerate(losses)]
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
 
 
 def test_an_arm_can_be_run_without_the_one_it_begins_as(tmp_path: Path) -> None:

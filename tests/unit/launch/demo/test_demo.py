@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from transpooler.common import UserError
-from transpooler.launch.demo import demo
-from transpooler.launch.demo.corpus import demo_sources, split_file
+from transpooler.launch.demo import papers
+from transpooler.launch.demo.corpus import own_sources, split_file
 from transpooler.trainer.config import load_config, save_config
 
 
@@ -62,23 +62,23 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
         (".", "lacks train.jsonl"),
     ):
         with pytest.raises(UserError, match=message):
-            demo_sources(tmp_path / name, tmp_path / "corpus")
+            own_sources(tmp_path / name, tmp_path / "corpus")
     assert list((tmp_path / "corpus").glob("*")) == []
 
 
 def test_a_folder_of_splits_is_used_as_it_is(tmp_path: Path) -> None:
     for name in ("train.jsonl", "validation.jsonl.gz", "test.jsonl"):
         write_pairs(tmp_path / name, 3)
-    sources = demo_sources(tmp_path, tmp_path / "corpus")
+    sources = own_sources(tmp_path, tmp_path / "corpus")
     assert sources["validation"] == tmp_path / "validation.jsonl.gz"
     assert sources["pretrain"] == tmp_path / "train.jsonl"
     write_pairs(tmp_path / "pretrain.jsonl", 3)
-    assert demo_sources(tmp_path, tmp_path / "corpus")["pretrain"] == tmp_path / "pretrain.jsonl"
+    assert own_sources(tmp_path, tmp_path / "corpus")["pretrain"] == tmp_path / "pretrain.jsonl"
 
 
 def test_presets_load_and_share_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # found from anywhere
-    shared, pretrain, finetune = demo.PRESETS
+    shared, pretrain, finetune = papers.PRESETS
     first, second = load_config([shared, pretrain]), load_config([shared, finetune])
     assert replace(first.seq2seq, dropout=second.seq2seq.dropout) == second.model
     assert first.prepare == second.prepare
@@ -95,13 +95,13 @@ def test_a_finished_run_is_not_started_again(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("transpooler.launch.ranks.local.run_ranks", run_ranks)
     settings = [f"run={tmp_path}", "seed=3"]
-    assert demo.train(settings, 2, quiet=True) == 75
+    assert papers.train(settings, 2, quiet=True) == 75
     save_config(load_config([], settings), tmp_path / "config.yaml")
-    assert demo.train(settings, 2, quiet=False) == 75  # started, but never exported
+    assert papers.train(settings, 2, quiet=False) == 75  # started, but never exported
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "config.json").write_text("{}")
-    assert demo.train(settings, 2, quiet=False) == 0
-    assert demo.train([*settings, "train.steps=5000"], 2, quiet=False) == 75  # other settings
+    assert papers.train(settings, 2, quiet=False) == 0
+    assert papers.train([*settings, "train.steps=5000"], 2, quiet=False) == 75  # other settings
     assert started == [[*settings, "--quiet"], settings, [*settings, "train.steps=5000"]]
 
 
@@ -112,7 +112,7 @@ def test_results_newer_than_the_model_are_read(tmp_path: Path, monkeypatch: pyte
         path.parent.mkdir(parents=True)
         path.write_text(content)
     os.utime(model, ns=(0, 0))
-    assert demo.evaluate(settings, model.parent) == {"loss": 1}
+    assert papers.evaluate(settings, model.parent) == {"loss": 1}
     os.utime(results, ns=(0, 0))
     monkeypatch.setattr("transpooler.trainer.evaluation.evaluate.evaluate", lambda *_, **__: {"loss": 2})
-    assert demo.evaluate(settings, model.parent) == {"loss": 2}
+    assert papers.evaluate(settings, model.parent) == {"loss": 2}

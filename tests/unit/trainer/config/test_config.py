@@ -42,7 +42,9 @@ def test_configs_round_trip_and_bad_values_are_listed_together():
         ("train.best_metric=rouge1", "which needs train.generate_documents above 0"),
         ("train.export_best=true", "needs train.keep_best_checkpoint=true"),
         ("train.patience=3 train.evaluate_every_steps=0", "need evaluations"),
-        ("train.patience=3 data.validation_split=null", "data.validation_split is null"),
+        ("train.patience=3 data.validation_split=null", "data.validation_split is null, but train.patience"),
+        ("train.target_loss=0.1 data.validation_split=null", "data.validation_split is null, but train.target_loss"),
+        ("train.target_loss=0.1 train.generate_documents=2 train.best_metric=rouge1", "needs train.best_metric=loss"),
         ("train.generate_documents=9 data.objective=denoise", "needs data.objective=summarize"),
         (
             "model.positions=learned model.max_positions=100",

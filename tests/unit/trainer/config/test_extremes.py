@@ -76,6 +76,7 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "train.max_validation_documents": (("0",), OFF),
     "train.generate_documents": (("0",), OFF),
     "train.patience": (("0",), OFF),
+    "train.target_loss": (SMALL, OFF),
     "train.profile_start_step": (("0",), OFF),
     "train.profile_steps": (("0",), OFF),
     "generation.min_new_tokens": (("0",), OFF),

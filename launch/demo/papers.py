@@ -1,4 +1,4 @@
-"""The main job, from documents to a report: what `make demo` runs. Reads like the commands a user would give."""
+"""The demo on one's own documents, from files to a report. Reads like the commands a user would give."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,51 +7,94 @@ from statistics import median
 from typing import Any
 
 from transpooler.common import atomic_write, read_json, say
-from transpooler.launch.demo.corpus import demo_sources
+from transpooler.launch.demo.corpus import own_sources
+from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
-from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.run_folder import EvaluationFolder, RunFolder
 
 PRESETS = ("demo", "demo_pretrain", "demo_finetune")
+WITH_WEIGHTS = "demo_weights"
+KEPT_SHARE = 0.25
+ENCODER_SHARE = 0.25
+"""Of a causal language model's layers, those that encode."""
 
 
-def run_demo(
-    data: Path | None, output: Path, *, processes: int = 2, overrides: Sequence[str] = (), quiet: bool = False
+def run_papers(
+    data: Path,
+    output: Path,
+    *,
+    weights: str | None = None,
+    processes: int = 2,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> int | None:
     """Prepare, pretrain, fine-tune, evaluate, summarize, report; what is done already is skipped.
 
-    `overrides`: key=value settings for both trainings, over the presets.
+    weights: start from these pretrained ones (a folder, or a repository of the hub) in place of pretraining;
+    overrides: key=value settings for all trainings, over the presets.
     Returns the exit code of a training run that did not finish (75: preempted, run me again), else None.
     """
-    shared, pretrain, finetune = PRESETS
-    shards, runs = output / "shards", {name: output / name for name in ("pretrain", "finetune")}
-    paths = [f"prepare.output={shards}", f"data.shards={shards}"]
-    pretraining = [shared, pretrain, *overrides, *paths, f"run={runs['pretrain']}"]
-    weights = f"train.init_from={RunFolder(runs['pretrain']).export}"
-    finetuning = [shared, finetune, *overrides, *paths, f"run={runs['finetune']}", weights]
-
+    trainings = plan_trainings(output, weights, overrides)
+    *_, finetuning = trainings.values()
+    runs = [output / name for name in trainings]
     say("== documents to shards")
-    sources = demo_sources(data, output / "corpus")
-    prepare(finetuning, sources)
-    for name, settings in (("pretraining", pretraining), ("fine-tuning", finetuning)):
+    prepare(finetuning, own_sources(data, output / "corpus"))
+    for name, settings in trainings.items():
         say(f"== {name} in {processes} DeepSpeed processes")
         if code := train(settings, processes, quiet):
             return code
-    say("== evaluation: untrained model, then the fine-tuned one")
-    untrained = evaluate(finetuning, None)
-    trained = evaluate(finetuning, RunFolder(runs["finetune"]).export)
+    say(f"== evaluation: {'untrained model' if weights is None else 'the weights as they come'}, then the trained one")
+    before = evaluate(finetuning, None if weights is None else write_start(finetuning, output / "start"))
+    trained = evaluate(finetuning, RunFolder(runs[-1]).export)
     say("== summary of one held-out document")
     name, summary, reference = summarize(finetuning)
     with atomic_write(output / "summary.txt") as file:
         file.write(f"{summary}\n")
     from transpooler.trainer.report import write_report
 
-    write_report([runs["pretrain"], runs["finetune"]], output / "report.html")
-    print_outcome(list(runs.values()), untrained, trained)
+    write_report(runs, output / "report.html")
+    print_outcome(runs, before, trained)
     print(f"\nheld-out document: {name}")
     print(f"  generated: {' '.join(summary.split())}")
     print(f"  reference: {' '.join(reference.split())}")
     print(f"\nreport: {output / 'report.html'}")
     return None
+
+
+def plan_trainings(output: Path, weights: str | None, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Name of each training's folder -> its settings, in order; the last is that of the model."""
+    paths = [f"prepare.output={output / 'shards'}", f"data.shards={output / 'shards'}"]
+    if weights is not None:
+        settings = [WITH_WEIGHTS, *overrides, *paths, f"run={output / 'finetune'}", f"train.init_from={weights}"]
+        return {"finetune": [*settings, *_default_pooling(_load(settings))]}
+    shared, pretrain, finetune = PRESETS
+    start = f"train.init_from={RunFolder(output / 'pretrain').export}"
+    return {
+        "pretrain": [shared, pretrain, *overrides, *paths, f"run={output / 'pretrain'}"],
+        "finetune": [shared, finetune, *overrides, *paths, f"run={output / 'finetune'}", start],
+    }
+
+
+def _default_pooling(config: Config) -> list[str]:
+    """Settings of a pooler behind the encoder, unless the user has given one."""
+    model = config.model
+    settings: list[str] = []
+    if model.pooling:
+        return settings
+    layers = model.encoder_layers
+    if isinstance(model, CompressorArchitecture) and layers is None:
+        layers = max(1, round(ENCODER_SHARE * model.num_layers))
+        settings.append(f"model.encoder_layers={layers}")
+    return [*settings, f"model.pooling=[{{after_layer: {layers}, ratio: {KEPT_SHARE}}}]"]
+
+
+def write_start(settings: Sequence[str], folder: Path) -> Path:
+    """`transpooler adopt`: the model before its first step, unless it is there; returns its folder."""
+    from transpooler.trainer.weights.export import export_start
+
+    if not (folder / "config.json").is_file():
+        export_start(_load(settings), folder)
+    return folder
 
 
 def prepare(settings: Sequence[str], sources: dict[str, Path]) -> None:
@@ -77,11 +120,13 @@ def train(settings: Sequence[str], processes: int, quiet: bool) -> int:
 
 
 def evaluate(settings: Sequence[str], model_folder: Path | None) -> dict[str, Any]:
-    """`transpooler evaluate`, unless its results are newer than the model."""
+    """`transpooler evaluate` of the run's model, another or the untrained one (None), unless that is done."""
     config = _load(settings)
-    name = config.evaluation.split if model_folder else f"{config.evaluation.split}-untrained"
-    output = RunFolder(config.run).evaluation(name)
     model = RunFolder(config.run).export_config
+    if model_folder in (None, model.parent):
+        output = RunFolder(config.run).evaluation(config.evaluation.split + ("" if model_folder else "-untrained"))
+    else:
+        output = EvaluationFolder(model_folder.parent / f"{model_folder.name}-evaluation")
     if output.metrics.is_file() and output.metrics.stat().st_mtime_ns > model.stat().st_mtime_ns:
         say(f"{output.root}: evaluated already")
         return read_json(output.metrics)
@@ -120,10 +165,10 @@ def print_outcome(runs: Sequence[Path], untrained: dict[str, Any], trained: dict
             f"{run.name}: training loss {first['loss']:.3f} (step {first['step']}) -> {last['loss']:.3f} "
             f"(step {last['step']}), {speed:,.0f} source tokens/s"
         )
-    print(f"held-out loss: untrained {untrained['loss']:.3f}, fine-tuned {trained['loss']:.3f}", end="")
+    print(f"held-out loss: before {untrained['loss']:.3f}, fine-tuned {trained['loss']:.3f}", end="")
     shuffled = trained["shuffled_loss"]  # None for a single document
     print("" if shuffled is None else f", with the summaries shuffled among the documents {shuffled:.3f}")
-    print_evaluations(trained, untrained)
+    print_evaluations(trained, untrained | {"trained": False})
 
 
 def _load(settings: Sequence[str]) -> Config:
