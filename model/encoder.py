@@ -18,9 +18,10 @@ from transpooler.model.layers.embedder import Embedder
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.positions import RelativeBias, add_bias, rotary
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
-from transpooler.model.layout import Layout
+from transpooler.model.layout import Layout, Piece
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, pool_packed
+from transpooler.model.streaming import run_in_pieces
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -136,38 +137,69 @@ class TranspoolerEncoder(EncoderOnlyModel):
         check_mask("attention_mask", attention_mask, given)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        x, layout, positions_P = self._pack(given, attention_mask)
-        hidden_states, attentions, stages = [], [], []
-        masks = _Masks(self.relative_bias, layout)
-        for number, layer in enumerate(self.layers, 1):
-            if keep_all:
-                hidden_states.append(layout.documents.to_rows(x))
-                # Continue from the tensor that is returned, so that callers can differentiate with respect to it.
-                x = layout.documents.to_tokens(hidden_states[-1])
-            x, weights = layer(x, layout, masks.of_layer(number - 1), self.cos_sin(positions_P, x), output_attentions)
-            attentions.append(weights)
-            if number == len(self.layers) and not self.norm_is_last:
-                x = self.final_norm(x)
-            if str(number) in self.poolers:
-                pooler = cast(Pooler, self.poolers[str(number)])
+        flat, layout, positions_P = self._pack(given, attention_mask)
+        hidden_states: list[Tensor] | None = [] if keep_all else None
+        attentions: list[Tensor | None] | None = [] if output_attentions else None
+        stages: list[PooledStage] = []
+        x, done = flat, 0
+        for last in dict.fromkeys([*map(int, self.poolers), len(self.layers)]):
+            x = self._run_layers((done, last), x, layout, positions_P, hidden_states, attentions)
+            if str(last) in self.poolers:
+                pooler = cast(Pooler, self.poolers[str(last)])
                 pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size)
                 x, layout, positions_P = pooled.x_PD, pooled.layout, pooled.positions_P
-                masks = _Masks(self.relative_bias, layout, positions_P)
                 stages.append(pooled.stage)
+            done = last
         if self.training:
             self.trained_stages = tuple(stages)
         memory = layout.to_memory(self.final_norm(x) if self.norm_is_last else x)
         return EncoderOutput(
             last_hidden_state=memory,
-            hidden_states=(*hidden_states, memory) if keep_all else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=None if hidden_states is None else (*hidden_states, memory),
+            attentions=None if attentions is None else cast(tuple[Tensor, ...], tuple(attentions)),
             attention_mask=layout.document_mask.long(),
             positions=layout.documents.to_rows(positions_P),
             pooled_stages=tuple(stages) if output_pooling else None,
         )
 
+    def _run_layers(
+        self,
+        span: tuple[int, int],
+        x: Tensor,
+        layout: Layout,
+        positions_P: Tensor,
+        hidden_states: list[Tensor] | None,
+        attentions: list[Tensor | None] | None,
+    ) -> Tensor:
+        """Layers [first, last) of packed tokens (P, D), the first of all of ids (P,), too; notes what is wanted."""
+        first, last = span
+        noting = hidden_states is not None or attentions is not None
+
+        def run(tokens: slice, part: Layout | Piece) -> Tensor:
+            x_PD, at_P = x[tokens], positions_P[tokens]
+            if not first:
+                x_PD = self._embed(x_PD, at_P, part.block)
+            masks = _Masks(self.relative_bias, part, at_P, unpooled=not first)
+            for number in range(first, last):
+                if hidden_states is not None:
+                    hidden_states.append(layout.documents.to_rows(x_PD))
+                    # Continue from the tensor that is returned, so that callers can differentiate with respect to it.
+                    x_PD = layout.documents.to_tokens(hidden_states[-1])
+                mask, cos_sin = masks.of_layer(number), self.cos_sin(at_P, x_PD)
+                x_PD, weights = self.layers[number](x_PD, part, mask, cos_sin, attentions is not None)
+                if attentions is not None:
+                    attentions.append(weights)
+            return self.final_norm(x_PD) if last == len(self.layers) and not self.norm_is_last else x_PD
+
+        return run(slice(None), layout) if noting else run_in_pieces(run, layout, x)
+
+    def _embed(self, given: Tensor, positions_P: Tensor, block: int) -> Tensor:
+        """Ids (P,) or embeddings (P, D) -> what the first layer reads."""
+        embeddings = given if given.is_floating_point() else self.embed_tokens(given)
+        return self.embedder(embeddings, positions_P % block if self.config.block_positions == "block" else positions_P)
+
     def _pack(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
-        """Return the embedded real tokens (P, D), their layout, and their positions (P,), padding not counted."""
+        """Return the real tokens (P,) or (P, D), their layout, and their positions (P,), padding not counted."""
         batch, num_tokens = given.shape[:2]
         block, flat = self.config.block_size, given.flatten(0, 1)
         if attention_mask is None:
@@ -175,22 +207,19 @@ class TranspoolerEncoder(EncoderOnlyModel):
         else:
             layout, at_P = Layout.from_mask(attention_mask.bool(), block)
             flat = flat.index_select(0, at_P)
-        positions_P = layout.positions()
-        embeddings = flat if given.is_floating_point() else self.embed_tokens(flat)
-        counted_P = positions_P % layout.block if self.config.block_positions == "block" else positions_P
-        return self.embedder(embeddings, counted_P), layout, positions_P
+        return flat, layout, layout.positions()
 
 
 class _Masks:
     """The attention masks of the layers between two stages: the layout's, or that and the layers' relative biases."""
 
-    def __init__(self, bias: RelativeBias | None, layout: Layout, positions_P: Tensor | None = None) -> None:
-        """Without positions, those of a block follow one another, so that one row serves all."""
+    def __init__(self, bias: RelativeBias | None, layout: Layout | Piece, positions_P: Tensor, unpooled: bool) -> None:
+        """`unpooled`: the positions of a block follow one another, so that one row serves all."""
         self.bias, self.mask = bias, layout.block_mask
         self.shared: Tensor | None = None
         if bias is not None:
-            one_row = torch.arange(layout.block, device=layout.document_mask.device)[None]
-            positions_Rm = one_row if positions_P is None else layout.blocks.to_rows(positions_P)
+            one_row = torch.arange(layout.block, device=positions_P.device)[None]
+            positions_Rm = one_row if unpooled else layout.blocks.to_rows(positions_P)
             self.buckets = bias.buckets(positions_Rm, positions_Rm)
 
     def of_layer(self, layer: int) -> Tensor | None:

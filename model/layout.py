@@ -7,7 +7,8 @@ them. Under torch.compile no length is read: every document is treated as full, 
 B documents, N longest length, P packed tokens (the sum of the lengths), R blocks of m.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,6 +43,20 @@ class Grid:
         return x if self.slots_P is None else x.index_select(0, self.slots_P)
 
 
+@dataclass(kw_only=True)
+class Piece:
+    """Packed tokens of whole blocks that follow one another: as much as a layer needs to know."""
+
+    start: int
+    end: int
+    """They are the packed tokens [start, end)."""
+    block: int
+    blocks: Grid
+    """(R, m)."""
+    block_mask: Tensor | None
+    """bool (R, 1, 1, m): the tokens to attend to, or None where every block is full."""
+
+
 class Layout:
     """The lengths of a batch's documents, and what follows from them."""
 
@@ -64,6 +79,33 @@ class Layout:
         if mask_BN is not None or self.blocks.slots_P is not None:
             real_P = real_P if mask_BN is None else self.documents.to_tokens(mask_BN)
             self.block_mask = open_empty_rows(self.blocks.to_rows(real_P))[:, None, None]
+
+    def pieces(self, num_tokens: int) -> Iterator[Piece]:
+        """Cut the packed tokens at borders of blocks, into pieces of at most `num_tokens`, or of one block."""
+        lengths: list[int] = []
+        start = end = row = 0
+        for length in self.lengths:
+            done = 0
+            while done < length:
+                room = (num_tokens - (end - start)) // self.block * self.block
+                if room <= 0 and lengths:
+                    yield self._piece(start, end, row, lengths)
+                    row, start, lengths = row + self._num_rows(lengths), end, []
+                    continue
+                taken = min(length - done, max(room, self.block))
+                lengths.append(taken)
+                done, end = done + taken, end + taken
+        yield self._piece(start, end, row, lengths)
+
+    def _num_rows(self, lengths: Sequence[int]) -> int:
+        return sum(-(-length // self.block) for length in lengths)
+
+    def _piece(self, start: int, end: int, row: int, lengths: Sequence[int]) -> Piece:
+        widths = [-(-length // self.block) * self.block for length in lengths]
+        rows = slice(row, row + self._num_rows(lengths))
+        mask = None if self.block_mask is None else self.block_mask[rows]
+        grid = Grid(lengths, widths, self.block, self.document_mask.device)
+        return Piece(start=start, end=end, block=self.block, blocks=grid, block_mask=mask)
 
     def positions(self) -> Tensor:
         """int64 (P,): the position of each packed token in its document."""

@@ -17,6 +17,7 @@ from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import PooledStage
+from transpooler.model.streaming import map_in_pieces, streams
 
 SCORE_FLOOR = 1e-5
 
@@ -72,21 +73,29 @@ class Pooler(GradientCheckpointingLayer):
 
         carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E).
         """
-        normed_BND = x_BND if self.score_norm is None else self.score_norm(x_BND)
-        scores_BN = None if self.scorer is None else score(self.scorer, normed_BND)
+        pooled_BND, scores_BN = self._read(x_BND)
         # A document without tokens counts as one of one, of which nothing is real.
         k_B = self.stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
         settings: dict[str, Any] = {"stage": self.stage, "base": self.base, "training": self.training}
         operator = OPERATORS[self.stage.operator]
-        pooled = normed_BND if self.pools_normed else x_BND
         return operator.pool(
-            pooled if carried_BNE is None else torch.cat([pooled, carried_BNE], dim=-1),
+            pooled_BND if carried_BNE is None else torch.cat([pooled_BND, carried_BNE], dim=-1),
             scores_BN,
             k_B,
             mask_BN=mask_BN,
             slots=self.stage.slots(mask_BN.shape[1]),
             **{name: settings[name] for name in operator.settings},
         )
+
+    def _read(self, x_BND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) -> what is pooled, and the scores (B, N), if the operator needs any."""
+        norm = self.score_norm if self.score_norm is not None else nn.Identity()
+        if self.scorer is not None and not self.pools_normed and streams(x_BND.shape[1], x_BND):
+            scorer = self.scorer
+            return x_BND, map_in_pieces(lambda part: score(scorer, norm(part)), x_BND)
+        normed_BND = norm(x_BND)
+        scores_BN = None if self.scorer is None else score(self.scorer, normed_BND)
+        return normed_BND if self.pools_normed else x_BND, scores_BN
 
 
 class Poolers(nn.ModuleDict):

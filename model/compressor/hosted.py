@@ -6,7 +6,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from transpooler.model.layout import Layout
+from transpooler.model.layout import Layout, Piece
+from transpooler.model.streaming import run_in_pieces
 
 
 def host(config: PreTrainedConfig, causal: bool) -> PreTrainedModel:
@@ -28,10 +29,15 @@ def run_layers(model: PreTrainedModel, first: int, last: int, x_PD: Tensor, layo
     """
     if first > last:
         return x_PD
-    rows = layout.blocks.to_rows(x_PD)
-    mask = None if layout.block_mask is None else layout.block_mask[:, 0, 0].long()
-    out = _part(model, first - 1, last)(inputs_embeds=rows, attention_mask=mask, use_cache=False)
-    return layout.blocks.to_tokens(out.last_hidden_state)
+    part_of_model = _part(model, first - 1, last)
+
+    def run(tokens: slice, part: Layout | Piece) -> Tensor:
+        rows = part.blocks.to_rows(x_PD[tokens])
+        mask = None if part.block_mask is None else part.block_mask[:, 0, 0].long()
+        out = part_of_model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
+        return part.blocks.to_tokens(out.last_hidden_state)
+
+    return run_in_pieces(run, layout, x_PD)
 
 
 def _part(model: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transpooler.model.beams import beams_as_queries, queries_as_beams
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.positions import rotate
-from transpooler.model.layout import Layout
+from transpooler.model.layout import Layout, Piece
 
 CosSin = tuple[Tensor, Tensor]
 Attended = tuple[Tensor, Tensor | None]
@@ -62,9 +62,10 @@ class BlockAttention(Attention):
     """The encoder's self-attention: each token sees the real tokens of its own block of m."""
 
     def forward(
-        self, x_PD: Tensor, layout: Layout, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
+        self, x_PD: Tensor, layout: Layout | Piece, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
     ) -> Attended:
-        """x_PD and its output (P, D); weights (B, H, N, m): column j is the j-th token of the query's block.
+        """x_PD and its output (P, D); weights (B, H, N, m), of a whole layout alone: column j is the j-th token of the
+        query's block.
 
         `mask` (R or 1, H or 1, m or 1, m) as in `attend`: the layout's, or that and a bias.
         """
@@ -73,7 +74,7 @@ class BlockAttention(Attention):
             q, k = (rotate(part.unflatten(-1, (-1, self.head_width)), cos_sin).flatten(1) for part in (q, k))
         q, k, v = (self.split(layout.blocks.to_rows(part)) for part in (q, k, v))
         out_RmD, weights = self.attend(q, k, v, mask, output_attentions)
-        if weights is not None and layout.blocks.rows > len(layout.lengths):
+        if weights is not None and isinstance(layout, Layout) and layout.blocks.rows > len(layout.lengths):
             # (R, H, m, m) -> (B, H, N, m). The output is computed from the tensor that is returned, so that callers can
             # differentiate with respect to it.
             weights = layout.documents.to_rows(layout.blocks.to_tokens(weights.transpose(1, 2))).transpose(1, 2)

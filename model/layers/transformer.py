@@ -12,7 +12,7 @@ from transpooler.model.architecture import GATED
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.attention import Attended, BlockAttention, CausalAttention, CosSin, CrossAttention
 from transpooler.model.layers.norms import make_norm
-from transpooler.model.layout import Layout
+from transpooler.model.layout import Layout, Piece
 
 GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,7 +71,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.attention_residual, self.ffn_residual = Residual(config), Residual(config)
 
     def forward(
-        self, x_PD: Tensor, layout: Layout, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
+        self, x_PD: Tensor, layout: Layout | Piece, mask: Tensor | None, cos_sin: CosSin | None, output_attentions: bool
     ) -> Attended:
         """Packed tokens (P, D) -> (P, D), and the weights as BlockAttention returns them."""
         read = self.attention_residual.before(x_PD)

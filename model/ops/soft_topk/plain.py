@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -10,24 +9,25 @@ from torch import Tensor
 from transpooler.model.ops.soft_topk import torch_backend
 from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
 
-_PLAIN = ContextVar("plain operations", default=False)
+_plain = False  # no ContextVar, which torch.compile cannot read
 
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Inside, pooling calls no operator of ours: slower, and differentiable by torch's own rules alone."""
-    token = _PLAIN.set(True)
+    """Inside, pooling in this process calls no operator of ours: slower, and differentiable by torch's rules alone."""
+    global _plain
+    before, _plain = _plain, True
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        _plain = before
 
 
 def tournament(
     scores_BN: Tensor, mask_BN: Tensor, k_B1: Tensor, slots: int, rounds: int, base: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`ops.tournament_op`, or the operations that it stands for."""
-    if _PLAIN.get():
+    if _plain:
         weights, scores, groups, positions, mask = torch_backend.tournament(
             scores_BN, mask_BN, k_B1, slots, rounds, base
         )
@@ -37,7 +37,7 @@ def tournament(
 
 def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int, backend: str) -> Tensor:
     """`ops.group_sum_op`, or a scatter of the weighted embeddings: (B, N, D) -> (B, slots, D)."""
-    if not _PLAIN.get():
+    if not _plain:
         return group_sum_op(embeddings_BND, weights_BN, groups_BN, slots, backend)
     batch, _, dim = embeddings_BND.shape
     slot_BND = torch.where(groups_BN < 0, slots, groups_BN)[..., None].expand(embeddings_BND.shape)
