@@ -5,7 +5,6 @@ the two whole, and the next start puts back an `old` that nothing has replaced. 
 by which a later export knows what it may remove.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from transpooler.common import (
     UserError,
     fsync_folder,
     is_disk_full,
+    lock_alone,
     read_json,
     sha256_of,
     write_json,
@@ -138,7 +138,7 @@ def _claim(work: Path, folder: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     lock = os.open(work / MARK, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks only what is open for writing
     try:
-        if not _lock(lock, work / MARK):
+        if not lock_alone(lock, work / MARK):
             raise UserError(f"{folder}: another export is writing it; wait for its end or choose another folder")
         try:
             _tidy_up(work, folder)
@@ -151,17 +151,6 @@ def _claim(work: Path, folder: Path) -> Iterator[None]:
                 work.rmdir()
     finally:
         os.close(lock)
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Lock the file for this process alone; False where another one has it, or has just ended and removed it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return path.is_file() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _tidy_up(work: Path, folder: Path) -> None:
