@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import UserError, list_some, read_json
+from transpooler.common import UserError, list_some, read_json, say
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
@@ -158,6 +158,10 @@ def load_model(folder: Path, keep: float | None = None) -> tuple["PoolingModel",
     finally:
         logging.set_verbosity(verbosity)
     model, found = loaded
+    known = {*dir(type(model.config)), "auto_map"}
+    if unknown := sorted(name for name in read_model_config(folder) if name not in known and name[0] != "_"):
+        what = f"has settings that this version does not know ({', '.join(unknown)})"
+        say(f"WARNING: {folder / 'config.json'}: {what}; if they matter, use the version of transpooler that wrote it")
     if problems := list(_loading_problems(found)):
         raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
     tokenizer = load_tokenizer(folder)

@@ -46,6 +46,16 @@ def test_an_export_loads_equal_and_says_what_it_is(exported):
     assert not {"is_local", "local_files_only"} & set(json.loads((folder / "tokenizer_config.json").read_text()))
 
 
+def test_settings_of_another_version_are_told(exported, capsys):
+    folder = exported[3]
+    load_model(folder)
+    assert "WARNING" not in capsys.readouterr().err
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"gated": True}))
+    load_model(folder)
+    assert "config.json: has settings that this version does not know (gated); if they" in capsys.readouterr().err
+
+
 def test_a_folder_without_todays_code_is_written_anew(exported, tmp_path, capsys):
     """What the package's own classes save has no code, and says so; what an older version exported has other code."""
     _, tokenizer, model, folder = exported
