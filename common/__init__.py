@@ -11,6 +11,7 @@ from transpooler.common.files import (
     disk_problem,
     fsync_folder,
     is_disk_full,
+    lock_alone,
     read_json,
     sha256_of,
     write_json,

@@ -1,6 +1,7 @@
 """Files that are either complete or absent: written beside their target, fsynced, then renamed over it."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -95,6 +96,20 @@ def read_json(path: Path, remedy: str = "make it again") -> Any:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
+
+
+def lock_alone(descriptor: int, path: Path) -> bool:
+    """Lock the open file `path` for this process alone; False where another one has it, or had it and removed it.
+
+    The lock goes with the descriptor. Where the file system has no locks nobody is kept out.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return path.is_file() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -170,10 +170,10 @@ class DataConfig:
     """Sources are cut to this many tokens, </s> included; denoise and gap_sentences read a random window of as many."""
     max_target_tokens: int = at_least(2, 1024, "one token and </s>")
     """Targets are cut to this many tokens, </s> included."""
-    source_prefix_ids: tuple[int, ...] = ()
+    source_prefix_ids: tuple[int, ...] = at_least(0, ())
     """Ids with which every source begins, as BART's do with <s>, NLLB's with a language; they count in
     max_source_tokens."""
-    target_prefix_ids: tuple[int, ...] = ()
+    target_prefix_ids: tuple[int, ...] = at_least(0, ())
     """The same for targets; they count in max_target_tokens."""
     batch_size: int = between(1, MAX_MICRO_BATCHES, 32)
     """Documents per optimizer step over all ranks (the global batch); evaluation's too. Not used with batch_tokens."""

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from transpooler import __version__
-from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, list_some, say, sha256_of
+from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, list_some, lock_alone, say, sha256_of
 from transpooler.launch.input_documents import InputFile, is_stream
 from transpooler.trainer.config.evaluation import GenerationConfig
 
@@ -75,21 +75,41 @@ def describe_run(
 def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterator[SummaryOutput]:
     """Open standard output (None) or a file; of a file, what a run with the same settings has finished is kept.
 
-    UserError where OUTPUT.incomplete holds results of a run with others.
+    UserError where OUTPUT.incomplete holds results of a run with others, or is somebody else's.
     """
     if path is None:
         yield SummaryOutput(lambda text: print(text, flush=True), 0)
         return
     incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
     log_path = incomplete.with_name(f"{incomplete.name}.log")
-    found = _find_finished(incomplete, log_path, settings)
-    if found.num_done:
-        os.truncate(incomplete, found.num_bytes)
+    _require_own(incomplete, log_path)
+    with _open_log(log_path, path) as log:
+        found = _find_finished(incomplete, log_path, settings)
         os.truncate(log_path, found.log_bytes)
-        say(f"{incomplete}: holds {found.num_done:,} summaries; goes on behind them")
-    else:
-        incomplete.unlink(missing_ok=True)
-        log_path.unlink(missing_ok=True)
+        if found.num_done:
+            os.truncate(incomplete, found.num_bytes)
+            say(f"{incomplete}: holds {found.num_done:,} summaries; goes on behind them")
+        else:
+            incomplete.unlink(missing_ok=True)
+        yield from _write_results(path, log, settings, found)
+
+
+@contextmanager
+def _open_log(log_path: Path, path: Path) -> Iterator[IO[str]]:
+    """The log of an output, which at most one process has open."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("a", encoding="utf-8") as log:
+        if not lock_alone(log.fileno(), log_path):
+            raise UserError(f"{path}: another `transpooler summarize` is writing it; wait for its end")
+        yield log
+
+
+def _write_results(
+    path: Path, log: IO[str], settings: Mapping[str, Any] | None, found: _Finished
+) -> Iterator[SummaryOutput]:
+    """Yield the output once; when the caller is done, give the file its name."""
+    incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
+    log_path = incomplete.with_name(f"{incomplete.name}.log")
     num_written, num_bytes = found.num_done, found.num_bytes
 
     def write(text: str) -> None:
@@ -101,7 +121,7 @@ def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterat
         print(num_bytes, file=log, flush=True)
 
     try:
-        with atomic_write(path, "ab", keep=True) as file, log_path.open("a", encoding="utf-8") as log:
+        with atomic_write(path, "ab", keep=True) as file:
             if not found.num_done:
                 print(json.dumps(settings), file=log, flush=True)
             yield SummaryOutput(write, found.num_done)
@@ -119,7 +139,7 @@ def _find_finished(incomplete: Path, log: Path, settings: Mapping[str, Any] | No
     """What can be kept of an earlier run; UserError where it was another one."""
     if not incomplete.is_file() or not incomplete.stat().st_size:
         return _Finished()
-    first, *rest = (log.read_bytes() if log.is_file() else b"").splitlines(keepends=True) or [b""]
+    first, *rest = log.read_bytes().splitlines(keepends=True) or [b""]
     size = incomplete.stat().st_size
     # A kill, or a power failure, may have cut the log, or left zeros.
     ends = list(takewhile(lambda line: line.endswith(b"\n") and line.strip().isdigit() and int(line) <= size, rest))
@@ -127,14 +147,32 @@ def _find_finished(incomplete: Path, log: Path, settings: Mapping[str, Any] | No
         before = json.loads(first)
     except ValueError:
         before = None
-    if before is None or settings is None or not ends:
+    if before is None or not ends:
         say(f"{incomplete}: begun anew; {'a page or a pipe needs all' if settings is None else 'no result is known'}")
         return _Finished()
+    if settings is None:
+        holds = f"holds {len(ends):,} summaries of a run that can go on, which one with a page or a pipe would do anew"
+        raise UserError(f"{incomplete}: {holds}; start that one again, or remove the file to begin anew")
     if changed := [name for name in {**before, **settings} if before.get(name) != settings.get(name)]:
         what = list_some(_explain(name, before.get(name), settings.get(name)) for name in changed)
         holds = f"holds {len(ends):,} summaries of a run with other settings ({what})"
         raise UserError(f"{incomplete}: {holds}; start that one again to go on, or remove the file to begin anew")
     return _Finished(len(ends), int(ends[-1]), len(first) + sum(len(line) for line in ends))
+
+
+def _require_own(incomplete: Path, log: Path) -> None:
+    """UserError unless both files are absent or left by an earlier run, whose log stands beside all that it wrote."""
+    for path in (incomplete, log):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise UserError(f"{path}: is in the way and no regular file; move it, or choose another --output")
+    begins = log.read_bytes()[:4] if log.is_file() else None
+    if begins is None and incomplete.is_file() and incomplete.stat().st_size:
+        what = f"{incomplete}: was not left by `transpooler summarize` (no {log.name} beside it)"
+    elif begins and not begins.startswith((b"{", b"null", b"\0")):  # what describe_run gives, or a power failure left
+        what = f"{log}: was not left by `transpooler summarize`"
+    else:
+        return
+    raise UserError(f"{what}; move it, or choose another --output")
 
 
 def _explain(name: str, before: Any, now: Any) -> str:

@@ -13,7 +13,7 @@ from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
 from transpooler.trainer.config.differences import resume_conflicts
-from transpooler.trainer.config.load import load_saved_config
+from transpooler.trainer.config.load import load_saved_config, other_version
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.distributed import init_distributed
 from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, destroy_engine, sharded_init
@@ -181,8 +181,9 @@ def check_run_folder(config: Config, run: Path) -> None:
     if not config.train.resume:
         raise UserError(f"{run}: holds a run already, and train.resume is false; choose another folder (run=...)")
     before, unknown_keys = load_saved_config(RunFolder(run).config)
-    changed = resume_conflicts(before, config) + [key for key in unknown_keys if key.startswith(("model.", "data."))]
-    if changed:
+    if decisive := [key for key in unknown_keys if key.startswith(("model.", "data."))]:
+        raise UserError(other_version(RunFolder(run).config, decisive))
+    if changed := resume_conflicts(before, config):
         raise UserError(
             f"{run}: holds a run with other values of {', '.join(changed)}; choose another folder (run=...) "
             f"or the values in {RunFolder(run).config}"

@@ -19,19 +19,23 @@ TIMED = frozenset(
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's metrics; [] before the first. A last line cut by a kill is left out.
 
-    Raises UserError for a broken line elsewhere.
+    Raises UserError for a broken line elsewhere, or one that no run of ours wrote.
     """
     path = RunFolder(run).metrics
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             if number < len(lines):
                 raise UserError(f"{path}:{number}: not valid JSON; remove the line") from None
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("split"), str):
+            raise UserError(f"{path}:{number}: has no step and split, so no run wrote it; remove the line")
+        rows.append(row)
     return rows
 
 

@@ -11,6 +11,7 @@ from transpooler.common import PREEMPTED, UserError, exit_on_stop_signals, peak_
 from transpooler.data_pipeline.loading.loader import Step
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.engine import loss_scale
+from transpooler.trainer.engine.ranks import run_on_all_ranks
 from transpooler.trainer.estimate.flops import peak_tflops
 from transpooler.trainer.guards.loss_spikes import note_loss
 from transpooler.trainer.guards.run_lock import hold
@@ -22,6 +23,7 @@ from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.step import StepResult, rate_of_step, train_step
 from transpooler.trainer.validation import evaluate_in_loop, is_complete
 from transpooler.trainer.weights.export import export_run
+from transpooler.trainer.weights.whole_folder import check_free
 
 MAX_SKIPPED_IN_A_ROW = 20
 
@@ -42,7 +44,7 @@ def _train(config: Config, stop: Stop) -> None:
     with stop.listening():
         if is_complete(job) and RunFolder(job.run).export_config.is_file():
             say(f"{job.run}: trained already, {job.state.step} steps")
-        elif _loop_under_watchdog(job):
+        elif _may_export(job) and _loop_under_watchdog(job):
             _finish(job)
         else:
             job.save()
@@ -54,6 +56,12 @@ def _train(config: Config, stop: Stop) -> None:
         torch.distributed.destroy_process_group()
         if not is_complete(job):
             raise SystemExit(PREEMPTED)
+
+
+def _may_export(job: Job) -> bool:
+    """True; UserError on all ranks where RUN/export may not be written: before any step, not after the last."""
+    run_on_all_ranks(lambda: None if job.rank else check_free(RunFolder(job.run).export))
+    return True
 
 
 def _loop_under_watchdog(job: Job) -> bool:

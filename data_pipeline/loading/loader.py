@@ -28,7 +28,7 @@ from transpooler.data_pipeline.objectives.sentences import MAX_UNIT_TOKENS
 from transpooler.data_pipeline.order.corpus import batch_order, list_keys, open_corpora, tokenizer_folder
 from transpooler.data_pipeline.order.mixture import Chunk
 from transpooler.data_pipeline.shards.dataset import DamagedShardError
-from transpooler.data_pipeline.tokenizer import has_fingerprint, load_tokenizer
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 
 __all__ = ["IGNORED_LABEL", "Loader", "Step"]
 _LOOKED_AT_DOCUMENTS = 16
@@ -75,11 +75,8 @@ class Loader:
         self.dataset = self.corpora[0].dataset
         self.tokenizer = load_tokenizer(tokenizer_folder(config))
         self.tokenizer_fingerprint: str = self.dataset.index["tokenizer_fingerprint"]
-        if not has_fingerprint(self.tokenizer, self.tokenizer_fingerprint):
-            raise UserError(
-                f"{config.shards}: its tokenizer is not the tokenizer of the shards in {self.dataset.folder}; "
-                "prepare again"
-            )
+        for corpus in self.corpora:
+            corpus.dataset.check_tokenizer(self.tokenizer, config.shards)
         self.vocab_size: int = self.dataset.index["vocab_size"]
         if config.needs_summaries:
             self._require_summaries()

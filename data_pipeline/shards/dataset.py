@@ -10,13 +10,16 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, join
 from transpooler.data_pipeline.sources.locations import is_remote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 FORMAT = 1
 INDEX_NAME = "index.json"
@@ -132,6 +135,16 @@ class ShardDataset:
         """Key of document `number`, without reading it."""
         return document_key(self.index["split"], number)
 
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerFast", shards: str | Path) -> None:
+        """UserError unless the split was prepared with this tokenizer, that of `shards`, and knows no more tokens."""
+        from transpooler.data_pipeline.tokenizer import has_fingerprint
+
+        is_own = has_fingerprint(tokenizer, self.index["tokenizer_fingerprint"])
+        if not is_own or self.index["vocab_size"] > len(tokenizer):
+            raise UserError(
+                f"{shards}: its tokenizer is not the tokenizer of the shards in {self.folder}; prepare again"
+            )
+
     def fetch_ahead(self, number: int) -> None:
         """Start to fetch the shard of a document, if it is remote."""
         shard = int(self.rows[number]["shard"])
@@ -153,6 +166,7 @@ class ShardDataset:
             target = None
             if row["target_offset"]:
                 target = self._read_tokens(payload, int(row["target_offset"]) - start, int(row["target_tokens"]))
+            self._check_ids(source, target)
             begin = int(row["meta_offset"]) - start
             text = payload[begin : begin + int(row["meta_bytes"])]
             if self._has_checksums and checksum(text, source, target) != row["crc32"]:
@@ -204,6 +218,13 @@ class ShardDataset:
         if payload[offset : offset + NPY_HEADER_BYTES] != header:
             raise ValueError(f"no .npy file of {num_tokens} {self._dtype} tokens where the index says")
         return np.frombuffer(payload, self._dtype, count=num_tokens, offset=offset + NPY_HEADER_BYTES)
+
+    def _check_ids(self, *sides: np.ndarray | None) -> None:
+        """ValueError: a token is none of the vocabulary, for which no model has an embedding."""
+        size = self.index["vocab_size"]
+        for tokens in sides:
+            if tokens is not None and (highest := int(tokens.max(initial=0))) >= size:
+                raise ValueError(f"it holds id {highest}, the vocabulary has {size}")
 
     def _check_sizes(self) -> None:
         for shard in self._shards:

@@ -1,12 +1,17 @@
 """`transpooler inspect`: describes a folder of shards."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.data_pipeline.shards.remote import fetch_tokenizer
 from transpooler.data_pipeline.shards.verify import open_shards
+from transpooler.data_pipeline.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 400
@@ -19,7 +24,9 @@ def describe_shards(shards: str | Path, samples: int, seed: int = 0) -> Iterator
             dataset = output.open(split)
             yield from _describe_split(dataset)
             if samples:
-                yield from _decode_samples(dataset, fetch_tokenizer(output.store.location, output.cache), samples, seed)
+                tokenizer = load_tokenizer(fetch_tokenizer(output.store.location, output.cache))
+                dataset.check_tokenizer(tokenizer, output.store.location)
+                yield from _decode_samples(dataset, tokenizer, samples, seed)
 
 
 def _describe_split(dataset: ShardDataset) -> Iterator[str]:
@@ -48,12 +55,9 @@ def _draw_histogram(side: str, lengths: dict[str, Any]) -> Iterator[str]:
             yield f"  {edge:>10,}+ {'#' * max(1, round(_BAR_WIDTH * count / highest))} {count:,}"
 
 
-def _decode_samples(dataset: ShardDataset, tokenizer_folder: Path, samples: int, seed: int) -> Iterator[str]:
-    import random
-
-    from transpooler.data_pipeline.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_folder)
+def _decode_samples(
+    dataset: ShardDataset, tokenizer: "PreTrainedTokenizerFast", samples: int, seed: int
+) -> Iterator[str]:
     for number in sorted(random.Random(seed).sample(range(len(dataset)), min(samples, len(dataset)))):
         document = dataset.read(number)
         yield f"  {document.key} ({document.meta['id']}, {document.meta['file']}:{document.meta['line']})"

@@ -117,6 +117,10 @@ def run(parsed: argparse.Namespace) -> None:
     require_targets({"--output": parsed.output, "--html": parsed.html}, [entry.path for entry in inputs])
     if parsed.stream and parsed.html is not None:
         raise UserError("--html: the page is made of all documents, whose number --stream does not know; leave one out")
+    if parsed.html is not None:
+        from transpooler.trainer.report import check_page
+
+        check_page(parsed.html)
     with ExitStack() as stack:
         inputs = stack.enter_context(spool_streams(inputs, live=parsed.stream))
         total = None if parsed.stream else count_documents(inputs, parsed.column)

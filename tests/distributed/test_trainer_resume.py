@@ -86,3 +86,17 @@ def _assert_same(run: Path, expected: Path) -> None:
     assert weights.keys() == expected_weights.keys()
     for name, value in expected_weights.items():
         assert torch.equal(weights[name], value), name
+
+
+def test_a_file_of_the_users_in_the_export_is_told_before_the_first_step(tiny_settings, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    settings = [*tiny_settings, f"run={run}", "train.evaluate_every_steps=1000"]
+    assert forked.train(1, [*settings, "train.steps=2"], log).codes() == [0], log.read_text()
+    (run / "export" / "thesis.txt").write_text("precious")
+    assert forked.train(1, [*settings, "train.steps=2"], log).codes() == [0]  # trained already: nothing is written
+    assert forked.train(2, [*settings, "train.steps=4"], log).codes() == [2, 2]
+    assert "export: holds thesis.txt, which no export wrote; move it" in log.read_text()
+    assert read_metrics(run)[-1]["step"] == 2
+    (run / "export" / "thesis.txt").unlink()
+    assert forked.train(1, [*settings, "train.steps=4"], log).codes() == [0], log.read_text()
+    assert "trained for 4 steps" in (run / "export" / "README.md").read_text()

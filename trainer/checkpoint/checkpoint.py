@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,25 @@ def _newest(run: Path, steps: list[int], first_problem: Callable[[Path], str | N
         folder = RunFolder(run).checkpoint(step)
         problem = first_problem(folder)
         if problem is None:
+            _require_known(folder)
             return step
         say(f"WARNING: checkpoint {folder} is broken ({problem}); trying the one before it")
     if steps:
         raise UserError(
-            f"{RunFolder(run).checkpoints}: none of its checkpoints is valid; remove the folder to start anew"
+            f"{RunFolder(run).checkpoints}: none of its checkpoints is valid; restore one, or move the folder to start "
+            "anew"
         )
     return None
+
+
+def _require_known(folder: Path) -> None:
+    """UserError where a later version wrote the checkpoint: whole, but more than this one could continue with."""
+    path = folder / "run.json"
+    facts = read_json(path)
+    unknown = sorted(facts["state"].keys() - {field.name for field in fields(TrainState)})
+    if unknown or facts.get("format", FORMAT) > FORMAT:
+        what = f"knows {', '.join(unknown)}" if unknown else f"is of format {facts['format']}"
+        raise UserError(f"{path}: {what}, which this version does not; use the version of transpooler that wrote it")
 
 
 def _publish(incomplete: Path, final: Path, facts: dict[str, Any], written: dict[Path, dict[str, Any]]) -> None:

@@ -27,7 +27,7 @@ class GenerationConfig:
     """Token that every summary begins with, such as BART's <s> or a language of mBART; null = none."""
     forced_eos_token_id: int | None = at_least(0, None)
     """Token that ends a summary of the greatest length; null = none."""
-    suppress_tokens: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = at_least(0, ())
     """Tokens that are never written, such as the padding of Marian."""
     batch_size: int = at_least(1, 8)
     """Documents generated together."""

@@ -19,6 +19,7 @@ from transpooler.trainer.config.adopt import adopt_weights
 from transpooler.trainer.config.presets import find_config, preset_names
 from transpooler.trainer.config.root import Config, model_schema
 from transpooler.trainer.config.wrong_types import dataclass_of, misused_switches, type_problems
+from transpooler.trainer.run_folder import RunFolder
 
 WITHOUT_EFFECT = (("engine", "partition_activations"),)
 """Keys of earlier versions that never had an effect: in files, such as an older run's config.yaml, they are dropped."""
@@ -32,8 +33,27 @@ def load_config(parts: Sequence[Part], overrides: Sequence[str] = ()) -> Config:
     Raises UserError with one line per problem, each naming the key, its value and the remedy.
     """
     values = _merge(parts, overrides)
+    unknown = [each.path for each in _unknown_keys(values, Config, "")]
+    for path in _run_configs(parts) if unknown else ():
+        own = {each.path for each in _unknown_keys(_merge([path], ()), Config, "")}
+        if keys := [key for key in unknown if key in own]:
+            raise UserError(other_version(path, keys))
     adopt_weights(values)
     return config_from_dict(values)
+
+
+def other_version(path: Path, keys: Sequence[str]) -> str:
+    """What is wrong with a run's config.yaml that has keys which this version lacks, and the remedy."""
+    remedy = "use the version of transpooler that wrote it, or remove them there"
+    return f"{path}: has keys that this version does not know ({', '.join(keys)}); {remedy}"
+
+
+def _run_configs(parts: Sequence[Part]) -> Iterator[Path]:
+    """Those of the configuration files that runs wrote, rather than a person."""
+    for path in (find_config(part) for part in parts if not isinstance(part, Mapping)):
+        run = RunFolder(path.parent)
+        if path.name == run.config.name and (run.checkpoints.is_dir() or run.metrics.is_file()):
+            yield path
 
 
 def load_saved_config(path: Path) -> tuple[Config, list[str]]:

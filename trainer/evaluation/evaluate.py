@@ -126,6 +126,7 @@ def _load_model(
     config: Config, folder: Path | None, keep: float | None
 ) -> tuple["PoolingModel", PreTrainedTokenizerFast]:
     from transpooler.trainer.weights.models import build_model, default_device, keep_tokens, load_model, prepare_model
+    from transpooler.trainer.weights.token_ids import check_token_ids
 
     model: Any  # the library's annotation of `to` knows no devices
     if folder is not None:
@@ -134,6 +135,7 @@ def _load_model(
         tokenizer = load_tokenizer(tokenizer_folder(config.data))
         model = build_model(config, tokenizer).to(default_device())  # type: ignore[arg-type]
         keep_tokens(model, keep)
+    check_token_ids(model.config, config.generation, config.data)
     return prepare_model(model, config.generation.precision), tokenizer
 
 
@@ -142,10 +144,12 @@ def _read_documents(config: Config, tokenizer: PreTrainedTokenizerFast, model_fo
     split = config.evaluation.split
     dataset = open_dataset(config.data, config.data.shards, split)
     folder = dataset.folder
-    if fingerprint(tokenizer) != fingerprint(load_tokenizer(tokenizer_folder(config.data))):
+    own = load_tokenizer(tokenizer_folder(config.data))
+    if fingerprint(tokenizer) != fingerprint(own):
         raise UserError(
             f"{model_folder}: its tokenizer is not the one of {folder}; prepare the documents with it again"
         )
+    dataset.check_tokenizer(own, config.data.shards)
     count = min(len(dataset), config.evaluation.max_documents or len(dataset))
     documents = [dataset.read(number) for number in range(count)]
     if not documents or any(document.target is None for document in documents):
@@ -167,6 +171,7 @@ def _mean_reference_words(config: Config, documents: Sequence[Document], tokeniz
     validation, shards = config.data.validation_split, config.data.shards
     if validation and validation != config.evaluation.split and split_exists(config.data, shards, validation):
         dataset = open_dataset(config.data, shards, validation)
+        dataset.check_tokenizer(tokenizer, shards)
         held_out = [dataset.read(number) for number in range(min(len(dataset), LEAD_LENGTH_DOCUMENTS))]
         documents = [document for document in held_out if document.target is not None] or documents
     return max(1, round(np.mean([count_words(reference_text(document, tokenizer)) for document in documents])))

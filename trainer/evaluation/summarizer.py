@@ -30,6 +30,7 @@ from transpooler.trainer.evaluation.sources import ground, trace
 from transpooler.trainer.evaluation.summaries import Summaries, Summary
 from transpooler.trainer.weights.generation import stored_generation
 from transpooler.trainer.weights.models import keep_tokens, load_model, prepare_model
+from transpooler.trainer.weights.token_ids import check_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,6 +66,7 @@ class Summarizer:
 
         with_sources: find the passages that each sentence comes from, which encodes every document once more.
         """
+        check_token_ids(model.config, generation)
         self.model, self.tokenizer, self.generation = model, tokenizer, generation
         self.limit = source_limit(tokenizer, max_source_tokens)
         self._prefix = leading_special_ids(tokenizer)

@@ -1,5 +1,5 @@
 """One self-contained HTML file: about runs (curves, scores, documents), or about documents that were summarized."""
 
-from transpooler.trainer.report.write import render_documents, write_documents, write_report
+from transpooler.trainer.report.write import check_page, render_documents, write_documents, write_report
 
-__all__ = ["render_documents", "write_documents", "write_report"]
+__all__ = ["check_page", "render_documents", "write_documents", "write_report"]

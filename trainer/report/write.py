@@ -1,5 +1,6 @@
 """Fills the template with what runs left behind. The page needs no other file."""
 
+import os
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import chain
@@ -8,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from transpooler.common import atomic_write, percent, say
+from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
 from transpooler.trainer.report.overview import ROUGE_COLUMNS, budget_curves, charts, headline, overview, score_rows
 from transpooler.trainer.report.poolers import explain_absence, strips
@@ -32,6 +33,11 @@ EMPTY: dict[str, Any] = dict.fromkeys(
     ),
     (),
 ) | {"settings": {"differing": [], "whole": [], "unknown": []}}
+
+
+_LOOKED_AT_BYTES = 1024
+_GENERATOR = b'<meta name="generator" content="transpooler">'
+"""Stands at the beginning of every page."""
 
 
 def write_report(runs: list[Path], output: Path) -> None:
@@ -110,7 +116,21 @@ def _read(name: str) -> str:
     return files("transpooler.trainer.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def check_page(output: Path) -> None:
+    """UserError where OUTPUT.incomplete is a file that no page of ours, cut by a kill, can be: it would be lost."""
+    incomplete = output.with_name(output.name + INCOMPLETE_SUFFIX)
+    if not os.path.lexists(incomplete):
+        return
+    if incomplete.is_file() and not incomplete.is_symlink():
+        with open(incomplete, "rb") as file:
+            begins = file.read(_LOOKED_AT_BYTES)
+        if not begins or _GENERATOR in begins:
+            return
+    raise UserError(f"{incomplete}: was not left by a page of `transpooler`; move it, or choose another name")
+
+
 def _write(page: Iterator[str], output: Path) -> None:
+    check_page(output)
     with atomic_write(output) as file:
         file.writelines(page)
     say(f"report: {output}")

@@ -10,6 +10,7 @@ from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import DOCUMENT, CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.weights.export_code import COMPRESSOR_ENCODER, write_code
+from transpooler.trainer.weights.token_ids import needed_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,8 +28,9 @@ def compressor_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "
 
     model = config.model
     assert isinstance(model, CompressorArchitecture)
-    eos: Any = tokenizer.eos_token_id
-    needs_all = eos >= model.reader["vocab_size"] or not OBJECTIVES[config.data.objective].needs_summaries
+    stored = min(model.encoder["vocab_size"], model.reader["vocab_size"])
+    needs_all = needed_rows(tokenizer, padding=False) > stored
+    needs_all = needs_all or not OBJECTIVES[config.data.objective].needs_summaries
     rows = len(tokenizer) if needs_all else 0
     encoder, reader = ({**part, "vocab_size": max(part["vocab_size"], rows)} for part in (model.encoder, model.reader))
     encoder["num_hidden_layers"] = model.num_layers
@@ -42,7 +44,7 @@ def compressor_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "
         prefix_ids=prefix,
         prompt_ids=prompt,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=eos,
+        eos_token_id=tokenizer.eos_token_id,
         **{name: getattr(model, name) for name in ("block_size", "causal", "pooling_base", "scorer_init_std")},
         carry_embeddings=model.carry_embeddings,
     )

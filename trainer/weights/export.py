@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import transformers
 
-from transpooler.common import INCOMPLETE_SUFFIX, UserError, fsync_folder, read_json
+from transpooler.common import UserError, list_some, read_json, say
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
 from transpooler.data_pipeline.tokenizer import framing, leading_special_ids, load_tokenizer
 from transpooler.model import TranspoolerForConditionalGeneration
@@ -24,20 +23,20 @@ from transpooler.trainer.weights.export_code import write_code
 from transpooler.trainer.weights.generation import set_generation
 from transpooler.trainer.weights.lora import add_lora, merge_lora
 from transpooler.trainer.weights.model_card import model_card
-from transpooler.trainer.weights.models import MODEL_TYPES, build_model, read_model_config
+from transpooler.trainer.weights.models import build_model, read_model_config
 from transpooler.trainer.weights.warm_start import start_from
+from transpooler.trainer.weights.whole_folder import LIST, check_free, known_files, whole_folder
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
 
-MARK = "unfinished-export"
-"""A file that tells the folder of an export that was interrupted from one of the user's."""
 OF_THIS_MACHINE = ("is_local", "local_files_only")
 """What transformers writes into tokenizer_config.json of how the tokenizer was loaded."""
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> None:
     """Write the model of a run's checkpoint (None: the newest valid one) into `output`, in float32."""
+    check_free(output)
     model, tokenizer, config, chosen = load_run(run, step)
     export_model(model, tokenizer, output, config, step=chosen)
 
@@ -61,9 +60,11 @@ def load_run(
 def export_start(config: Config, output: Path) -> None:
     """Write the model with which a run that starts from weights begins (`train.init_from`), in float32."""
     assert config.train.init_from is not None
-    _check_free(output, _incomplete(output))  # before anything slow
+    check_free(output)
     folder = find_weights(config.train.init_from)
     read_model_config(folder)  # says what is wrong with a folder that is no model
+    if os.path.realpath(output) == os.path.realpath(folder):
+        raise UserError(f"{output}: holds the weights themselves; choose another folder for what is made of them")
     tokenizer = load_tokenizer(config.prepare.tokenizer.path or folder)
     model = build_model(config, tokenizer)
     start_from(model, config.train.init_from, config, tokenizer)
@@ -80,7 +81,7 @@ def export_model(
 ) -> None:
     """Write model, tokenizer, code and model card; the folder appears complete or not at all.
 
-    An earlier export is replaced; UserError for any other folder that is not empty.
+    An earlier export is replaced if nobody has changed it; UserError for any other folder that is not empty.
     """
     transformers.utils.logging.disable_progress_bar()
     tokenizer.model_max_length = config.data.max_source_tokens
@@ -106,50 +107,16 @@ def renew_export(source: Path, folder: Path) -> None:
     """
     if (kind := read_model_config(source).get("model_type")) != "transpooler":
         raise UserError(f"{source}: holds a {kind!r} model, which needs no code of ours; copy the folder")
-    tokenizer = load_tokenizer(source)
+    check_free(folder)
+    tokenizer, names = load_tokenizer(source), [name for name in known_files(source) if "/" not in name]
+    if others := sorted({path.name for path in source.iterdir()} - {*names, "__pycache__"}):
+        say(f"{source}: copies the model alone, not {list_some(others)}")
     with whole_folder(folder) as incomplete:
-        shutil.copytree(source, incomplete, ignore=shutil.ignore_patterns("*.py", "__pycache__"), dirs_exist_ok=True)
+        for name in names:
+            if name != LIST and not name.endswith(".py"):
+                shutil.copyfile(source / name, incomplete / name)
         write_code(incomplete)
         save_tokenizer(tokenizer, incomplete, leading_special_ids(tokenizer))
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which then replaces `folder`; UserError if either is not ours."""
-    incomplete = _incomplete(folder)
-    _check_free(folder, incomplete)
-    try:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        incomplete.mkdir(parents=True)
-        (incomplete / MARK).touch()
-        yield incomplete
-        for path in filter(Path.is_file, incomplete.rglob("*")):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        (incomplete / MARK).unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(incomplete, folder)
-        fsync_folder(folder.parent)
-    except OSError as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        raise UserError(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
-
-
-def _incomplete(folder: Path) -> Path:
-    return folder.with_name(folder.name + INCOMPLETE_SUFFIX)
-
-
-def _check_free(folder: Path, incomplete: Path) -> None:
-    """UserError where something else stands in the way than what an export left."""
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file; choose the name of a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        path = folder / "config.json"
-        values = read_json(path) if path.is_file() else None
-        if not isinstance(values, dict) or values.get("model_type") not in MODEL_TYPES:
-            raise UserError(f"{folder}: is not empty and holds no exported model; choose another folder")
-    if incomplete.is_dir() and any(incomplete.iterdir()) and not (incomplete / MARK).is_file():
-        raise UserError(f"{incomplete}: was not left by an export; move it, or choose another folder than {folder}")
 
 
 def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, folder: Path, prefix_ids: Sequence[int]) -> None:

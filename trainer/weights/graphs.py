@@ -21,8 +21,9 @@ from transpooler.common import UserError, say
 from transpooler.data_pipeline.tokenizer import leading_special_ids
 from transpooler.model.ops.soft_topk.plain import plain_operations
 from transpooler.trainer.run_folder import RunFolder
-from transpooler.trainer.weights.export import load_run, save_tokenizer, whole_folder
+from transpooler.trainer.weights.export import load_run, save_tokenizer
 from transpooler.trainer.weights.models import load_model
+from transpooler.trainer.weights.whole_folder import check_free, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,6 +48,7 @@ def export_graphs(
         raise UserError(
             f"--format {engine} needs {', '.join(missing)}; install them: pip install 'transpooler[{engine}]'"
         )
+    check_free(output)
     model, tokenizer = _load(source, step)
     longest = int(tokenizer.model_max_length)
     for length in lengths:

@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import UserError, list_some, read_json
+from transpooler.common import UserError, list_some, read_json, say
 from transpooler.data_pipeline.objectives import OBJECTIVES
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import why_no_model
 from transpooler.trainer.weights.compressor import compressor_config, load_compressor
+from transpooler.trainer.weights.token_ids import check_token_ids, needed_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,10 +55,14 @@ def make_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "Pooling
     if isinstance(config.model, CompressorArchitecture):
         from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
 
-        return CompressorForConditionalGeneration(compressor_config(config, tokenizer))
+        compressor = compressor_config(config, tokenizer)
+        check_token_ids(compressor, config.generation, config.data)
+        return CompressorForConditionalGeneration(compressor)
     from transpooler.model import TranspoolerForConditionalGeneration
 
-    return TranspoolerForConditionalGeneration(model_config(config, tokenizer))
+    settings = model_config(config, tokenizer)
+    check_token_ids(settings, config.generation, config.data)
+    return TranspoolerForConditionalGeneration(settings)
 
 
 def with_owners(model: "PreTrainedModel") -> Iterator[tuple[str, "nn.Module", "PreTrainedModel"]]:
@@ -103,7 +108,7 @@ def vocabulary_rows(config: Config, tokenizer: "PreTrainedTokenizerFast", stored
     if stored is None:
         return len(tokenizer)
     needs_all = not OBJECTIVES[config.data.objective].needs_summaries
-    return max(stored, len(tokenizer) if needs_all else _needed_rows(tokenizer))
+    return max(stored, len(tokenizer) if needs_all else needed_rows(tokenizer))
 
 
 MODEL_TYPES = ("transpooler", "transpooler_compressor")
@@ -153,11 +158,16 @@ def load_model(folder: Path, keep: float | None = None) -> tuple["PoolingModel",
     finally:
         logging.set_verbosity(verbosity)
     model, found = loaded
+    known = {*dir(type(model.config)), "auto_map"}
+    if unknown := sorted(name for name in read_model_config(folder) if name not in known and name[0] != "_"):
+        what = f"has settings that this version does not know ({', '.join(unknown)})"
+        say(f"WARNING: {folder / 'config.json'}: {what}; if they matter, use the version of transpooler that wrote it")
     if problems := list(_loading_problems(found)):
         raise UserError(f"{folder}: does not hold the model of its config.json: {'; '.join(problems)}; export it again")
     tokenizer = load_tokenizer(folder)
-    rows = model.config.vocab_size if isinstance(model, TranspoolerForConditionalGeneration) else None
-    if rows is not None and (num_tokens := _needed_rows(tokenizer)) > rows:
+    is_seq2seq = isinstance(model, TranspoolerForConditionalGeneration)
+    rows = model.config.vocab_size if is_seq2seq else min(model.config.encoder.vocab_size, model.config.vocab_size)
+    if (num_tokens := needed_rows(tokenizer, padding=is_seq2seq)) > rows:
         counts = f"its tokenizer has {num_tokens:,} tokens, its model {rows:,}"
         raise UserError(f"{folder}: {counts}; export it again")
     keep_tokens(model, keep)
@@ -180,13 +190,6 @@ def prepare_model(model: "PoolingModel", precision: str) -> "PoolingModel":
         return prepare_for_inference(model, precision)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"generation.precision (--precision): {error}") from error
-
-
-def _needed_rows(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Rows that a table of embeddings must have for the tokens of texts, and for </s> and padding."""
-    others = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    needed: Any = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return 1 + max(id for id in tokenizer.get_vocab().values() if id not in others or id in needed)
 
 
 def default_device() -> str:

@@ -29,7 +29,10 @@ def test_settings_of_another_version_matter_only_where_they_decide_what_a_run_le
     path.write_text(saved.replace("engine:\n", "engine:\n  retired: false\n"))
     check_run_folder(config, tmp_path)
     path.write_text(saved.replace("model:\n", "model:\n  gated: true\n"))
-    with pytest.raises(UserError, match=r"other values of model.gated"):
+    with pytest.raises(
+        UserError,
+        match=r"config.yaml: has keys that this version does not know .model.gated.; use the version of transpooler",
+    ):
         check_run_folder(config, tmp_path)
 
 

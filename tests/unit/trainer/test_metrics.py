@@ -22,6 +22,13 @@ def test_metrics_of_a_resumed_run_are_those_of_an_undisturbed_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics.jsonl:1: not valid JSON"):
         read_metrics(tmp_path)
+    for line in ('{"step": "1", "split": "train"}', '{"step": 1}', "7", "[]"):
+        (tmp_path / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"metrics.jsonl:1: has no step and split, so no run wrote it"):
+            read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'"\xff"\n7\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: not valid JSON"):
+        read_metrics(tmp_path)
 
 
 def test_tensorboard_goes_on_where_somebody_has_tidied_up(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import pytest
 from transpooler.common import UserError, read_json, write_json
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.loading.loader import Loader
-from transpooler.data_pipeline.shards.dataset import DamagedShardError, ShardDataset
+from transpooler.data_pipeline.shards.dataset import NPY_HEADER_BYTES, DamagedShardError, ShardDataset, checksum
 from transpooler.data_pipeline.shards.inspect import describe_shards
 from transpooler.data_pipeline.shards.verify import find_problems
+from transpooler.data_pipeline.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -127,6 +128,43 @@ def test_a_damaged_index_is_named(out, old):
     edit("train/index.json", old, f"{old[0]}x{old[2:]}")(out)
     with pytest.raises(UserError, match=r"train/index\.json"):
         ShardDataset(out / "train")
+
+
+def write_token(out: Path, token: int) -> None:
+    """Put a token at the start of a document's source, as a program would that wrote all checksums anew."""
+    shard, table = out / "train/train-000000.tar", np.load(out / ROWS)
+    row, content = table[2], bytearray(shard.read_bytes())
+    begin = int(row["source_offset"]) + NPY_HEADER_BYTES
+    content[begin : begin + 2] = token.to_bytes(2, "little")
+    sides = {}
+    for side in ("source", "target"):
+        start = int(row[f"{side}_offset"]) + NPY_HEADER_BYTES
+        sides[side] = np.frombuffer(bytes(content), "<u2", int(row[f"{side}_tokens"]), start)
+    start = int(row["meta_offset"])
+    table[2]["crc32"] = checksum(bytes(content[start : start + int(row["meta_bytes"])]), **sides)
+    shard.write_bytes(content)
+    np.save(out / ROWS, table)
+
+
+def test_a_token_that_is_none_of_the_vocabulary_is_a_damaged_document(out):
+    write_token(out, 299)
+    assert ShardDataset(out / "train").read(2).source[0] == 299
+    write_token(out, 300)
+    with pytest.raises(DamagedShardError, match=r"document 2 cannot be read \(it holds id 300, the vocabulary has 300"):
+        ShardDataset(out / "train").read(2)
+
+
+def test_a_split_of_another_tokenizer_is_not_decoded(out):
+    train_tokenizer(iter(["other words"]), 290).save_pretrained(out / "tokenizer")
+    with pytest.raises(UserError, match="its tokenizer is not the tokenizer of the shards in"):
+        list(describe_shards(out, 1))
+    assert list(describe_shards(out, 0))
+
+
+def test_a_vocabulary_that_the_tokenizer_does_not_have_is_refused(out):
+    edit("train/index.json", '"vocab_size": 300', '"vocab_size": 301')(out)
+    with pytest.raises(UserError, match="its tokenizer is not the tokenizer of the shards in"):
+        Loader(DataConfig(shards=str(out)), split="train", seed=0, rank=0, world_size=1, micro_batch_size=1)
 
 
 def test_damaged_documents_are_left_out_of_training(out):

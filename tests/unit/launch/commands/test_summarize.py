@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.launch.cli import main, parse
 from transpooler.launch.commands import summarize
+from transpooler.launch.summary_output import open_output
 from transpooler.model.ops.decoding import packed_linear, prepare
 from transpooler.model.ops.decoding.kernels import NoKernelsError
 from transpooler.model.ops.decoding.precisions import PRECISIONS
@@ -291,14 +293,79 @@ def test_a_log_that_was_cut_and_a_kill_behind_the_last_result(
     assert out.read_bytes() == whole
 
 
-def test_results_of_an_earlier_version_are_no_hindrance(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [(), ("--html", "page.html")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"out.incomplete": b"precious"},
+        {"out.incomplete": b"precious", "out.incomplete.log": b"precious"},
+        {"out.incomplete.log": b"precious"},
+        {"out.incomplete/thesis.txt": b"precious"},
+        {"out.incomplete.log/thesis.txt": b"precious"},
+    ],
+)
+def test_somebodys_unfinished_file_is_not_touched(
+    names: dict[str, bytes],
+    options: tuple[str, ...],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (file,) = write(tmp_path, a="alpha")
-    (tmp_path / "out.incomplete").write_text("something\n")
-    code, _, err = run(capsys, model, file, "--output", tmp_path / "out")
-    assert (code, "out.incomplete: begun anew; no result is known\n" in err) == (0, True)
-    assert "something" not in (tmp_path / "out").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, content in names.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    code, _, err = run(capsys, model, file, "--output", "out", *options)
+    assert (code, len(err.splitlines()), "move it, or choose another --output" in err) == (2, 1, True)
+    assert {name: Path(name).read_bytes() for name in names} == names
+    assert {path.name for path in Path().glob("*out*")} == {name.partition("/")[0] for name in names}
+
+
+@pytest.mark.parametrize("cut", [0, 300])
+def test_a_page_replaces_what_a_page_left_and_nothing_else(
+    cut: int, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = write(tmp_path, a="alpha")
+    page, incomplete = tmp_path / "page.html", tmp_path / "page.html.incomplete"
+    incomplete.write_text("precious")
+    code, out, err = run(capsys, model, file, "--html", page)
+    assert (code, out) == (2, "")  # before any summary is made
+    assert err.endswith(
+        "page.html.incomplete: was not left by a page of `transpooler`; move it, or choose another name\n"
+    )
+    assert incomplete.read_text() == "precious"
+    incomplete.unlink()
+    assert run(capsys, model, file, "--html", page)[0] == 0
+    incomplete.write_bytes(page.read_bytes()[:cut])  # as a kill leaves it
+    assert run(capsys, model, file, "--html", page)[0] == 0
+    assert not incomplete.exists()
+
+
+def test_summaries_that_could_go_on_are_not_lost_to_a_page(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    options = (tmp_path / "rows.jsonl", "--batch-size", 2, "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        assert run(capsys, model, *options)[0] == 130
+    held = (tmp_path / "out.incomplete").read_bytes()
+    code, _, err = run(capsys, model, *options, "--html", tmp_path / "page.html")
+    assert (code, "summaries of a run that can go on" in err, len(err.splitlines())) == (2, True, 1)
+    assert (tmp_path / "out.incomplete").read_bytes() == held
+    assert run(capsys, model, *options)[0] == 0
+
+
+def test_one_output_is_written_by_one_command(tmp_path: Path) -> None:
+    with open_output(tmp_path / "out", {}) as first:
+        first.write("one")
+        with pytest.raises(UserError, match="another `transpooler summarize` is writing it"):
+            open_output(tmp_path / "out", {}).__enter__()
+        first.write("two")
+    assert (tmp_path / "out").read_text() == "one\ntwo\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_page_is_not_made_of_a_stream(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from tests.run_folders import make_run
 from transpooler.common import UserError
+from transpooler.launch.cli import main
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.config.load import load_saved_config
 from transpooler.trainer.config.stages import stage_of
@@ -151,6 +153,29 @@ def test_a_saved_configuration_of_another_version(tmp_path):
     assert config.engine.zero_stage == 2
     assert config.data.mixture[0].name == "a"
     assert unknown == ["engine.odd: key", "data.mixture[0].share"]
+
+
+def test_a_run_of_another_version_is_named_wherever_it_is_read(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    path = run / "config.yaml"
+    path.write_text(
+        path.read_text().replace("data:\n", "data:\n  pace: 3\n").replace("train:\n", "train:\n  mood: 1\n")
+    )
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text('{"model_type": "transpooler"}')
+    says = f"error: {path}: has keys that this version does not know (data.pace, train.mood); use the version"
+    commands = ("train RUN", "evaluate RUN", "launch local RUN", "prepare RUN", "order RUN", "export RUN --output OUT")
+    for command in commands:
+        assert main(command.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")).split()) == 2, command
+        err = capsys.readouterr().err
+        assert (says in err, err.count("\n")) == (True, 1), (command, err)
+    assert main(["report", str(run)]) == 0  # shows what it knows, and says so
+    assert "left out: data.pace, train.mood" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "config.yaml"
+    mine.write_text("train: {stepz: 1}")  # a person's: no version wrote it
+    with pytest.raises(UserError, match=r"train.stepz: unknown key; did you mean train.steps"):
+        load_config([mine])
 
 
 def test_a_key_of_an_earlier_version_that_had_no_effect_is_dropped_from_a_file_alone(tmp_path):

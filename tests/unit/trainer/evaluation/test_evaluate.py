@@ -1,7 +1,9 @@
 """Evaluation and summaries with a stand-in model, whose losses and texts are known, on real shards."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,7 +35,7 @@ class EchoModel:
 
     def __init__(self, pooling: list[dict[str, Any]]) -> None:
         self.stages = [PoolingStage(**stage) for stage in pooling]
-        self.config = SimpleNamespace(pooling=pooling)
+        self.config = SimpleNamespace(pooling=pooling, vocab_size=10_000)
         self.batch_sizes: list[int] = []
         self.last_input_ids = torch.empty(0)
         self.last_settings: dict[str, Any] = {}
@@ -157,6 +159,19 @@ def test_a_foreign_tokenizer_is_refused(config: Config, model: EchoModel, shards
     with pytest.raises(UserError, match="its tokenizer is not the one of"):
         evaluate(config, model_folder=tmp_path, output=tmp_path)
     assert list(tmp_path.glob("*.json*")) == []
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_of_another_tokenizer_is_refused(
+    config: Config, model: EchoModel, shards: Path, tmp_path: Path, split: str
+) -> None:
+    """Also where it gives lengths of references alone."""
+    shutil.copytree(shards, tmp_path / "mixed")
+    edited = (tmp_path / "mixed" / split / "index.json").read_text().replace('fingerprint": "', 'fingerprint": "0')
+    (tmp_path / "mixed" / split / "index.json").write_text(edited)
+    mixed = replace(config, data=replace(config.data, shards=str(tmp_path / "mixed")))
+    with pytest.raises(UserError, match=f"its tokenizer is not the tokenizer of the shards in .*mixed/{split}"):
+        evaluate(mixed, model_folder=tmp_path, output=tmp_path / "out")
 
 
 def test_a_split_that_was_not_prepared(config: Config, model: EchoModel, shards: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_tokens, load_tokenizer, train_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config, save_config
-from transpooler.trainer.weights.export import MARK, export_model, export_run
+from transpooler.trainer.weights.export import export_model, export_run
 from transpooler.trainer.weights.models import build_model, load_model
 from transpooler.trainer.weights.warm_start import start_from
 
@@ -44,6 +44,16 @@ def test_an_export_loads_equal_and_says_what_it_is(exported):
     assert stranger(clean).input_ids.count(tokenizer.eos_token_id) == 1
     assert leading_tokens(its_tokenizer, head_of(raw), 99).ids == leading_tokens(its_tokenizer, head_of(clean), 99).ids
     assert not {"is_local", "local_files_only"} & set(json.loads((folder / "tokenizer_config.json").read_text()))
+
+
+def test_settings_of_another_version_are_told(exported, capsys):
+    folder = exported[3]
+    load_model(folder)
+    assert "WARNING" not in capsys.readouterr().err
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"gated": True}))
+    load_model(folder)
+    assert "config.json: has settings that this version does not know (gated); if they" in capsys.readouterr().err
 
 
 def test_a_folder_without_todays_code_is_written_anew(exported, tmp_path, capsys):
@@ -137,25 +147,8 @@ def test_what_is_no_model_of_ours_is_refused(exported, tmp_path):
             load_model(folder)
 
 
-def test_export_overwrites_exports_only(exported, tmp_path):
-    config, tokenizer, model, folder = exported
-    export_model(model, tokenizer, folder, config, step=4)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty and holds no exported model"):
-        export_model(model, tokenizer, tmp_path / "mine", config, step=4)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
-    (tmp_path / "mine" / "config.json").write_text('{"model_type": "bart"}')  # a model, but none of ours
-    with pytest.raises(UserError, match="is not empty and holds no exported model"):
-        export_model(model, tokenizer, tmp_path / "mine", config, step=4)
-    (tmp_path / "new.incomplete").mkdir()
-    (tmp_path / "new.incomplete" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="was not left by an export"):
-        export_model(model, tokenizer, tmp_path / "new", config, step=4)
-    (tmp_path / "new.incomplete" / MARK).touch()
-    export_model(model, tokenizer, tmp_path / "new", config, step=4)
-    assert not (tmp_path / "new" / MARK).exists()
-    save_config(config, tmp_path / "run" / "config.yaml")
+def test_a_run_without_that_checkpoint_is_not_exported(exported, tmp_path):
+    save_config(exported[0], tmp_path / "run" / "config.yaml")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export_run(tmp_path / "run", tmp_path / "out")
     with pytest.raises(UserError, match="has no checkpoint of step 7; it has none"):
