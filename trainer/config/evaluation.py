@@ -8,6 +8,7 @@ from transpooler.common import at_least, between, one_of
 from transpooler.data_pipeline.config import SPLITS
 from transpooler.model.ops.decoding.precisions import PRECISIONS
 
+ROUGE_DIALECTS = ("rouge-score", "rouge-1.5.5")
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 """Tokens that `generate` writes first and last, whatever the model says."""
 
@@ -60,3 +61,6 @@ class EvaluationConfig:
     split: str = one_of(SPLITS, "test")
     max_documents: int | None = at_least(1, None)
     """Evaluate this many documents from the start of the split; null = all."""
+    rouge: str = one_of(ROUGE_DIALECTS, ROUGE_DIALECTS[0])
+    """How ROUGE is computed, while training too: rouge-score (as that package does), or rouge-1.5.5 (as the Perl script
+    does, which most papers use). They differ in stemming and in ROUGE-L: their numbers are not to be compared."""

@@ -10,7 +10,15 @@ from markupsafe import Markup
 
 from transpooler.common import atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
-from transpooler.trainer.report.overview import ROUGE_COLUMNS, budget_curves, charts, headline, overview, score_rows
+from transpooler.trainer.report.overview import (
+    ROUGE_COLUMNS,
+    budget_curves,
+    charts,
+    headline,
+    name_dialects,
+    overview,
+    score_rows,
+)
 from transpooler.trainer.report.poolers import explain_absence, strips
 from transpooler.trainer.report.runs import read_runs
 from transpooler.trainer.report.samples import collect_documents, samples
@@ -26,6 +34,7 @@ EMPTY: dict[str, Any] = dict.fromkeys(
         "unpooled",
         "samples",
         "scores",
+        "dialects",
         "budgets",
         "charts",
         "corpora",
@@ -63,6 +72,7 @@ def write_report(runs: list[Path], output: Path) -> None:
         unpooled=explain_absence(read) if pictures or several else (),
         samples=samples(evaluated),
         scores=score_rows(read),
+        dialects=name_dialects([item.metrics for item in run.evaluations] for run in read),
         corpora=corpora(read),
         settings=settings(read),
     )

@@ -85,7 +85,7 @@ def govreport(folder: Path, split: str) -> Pairs:
 def booksum(folder: Path, split: str) -> Pairs:
     """What gather_data.py writes, with --split_paragraphs and with --join_strings; two summaries of one chapter."""
     name = {"validation": "val"}.get(split, split)
-    chapter = {"chapter_path": "all_chapterized_books/1-chapters/1.txt", "book_id": "A Book.chapter 1"}
+    chapter: dict[str, Any] = {"chapter_path": "all_chapterized_books/1-chapters/1.txt", "book_id": "A Book.chapter 1"}
     records = [
         chapter | {"source": "shmoop", "text": [f"{split} {WORDS}", "It rained."], "summary": ["Rain.", "And roads."]},
         chapter | {"source": "sparknotes", "text": f"{split} {WORDS}\nIt rained.", "summary": "Rain and roads."},

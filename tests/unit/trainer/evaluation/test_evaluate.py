@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from transpooler.common import UserError
+from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model.architecture import PoolingStage
@@ -20,6 +21,7 @@ from transpooler.trainer.evaluation.evaluate import evaluate, print_evaluations
 from transpooler.trainer.evaluation.generate import batches
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
 from transpooler.trainer.evaluation.losses import derangement
+from transpooler.trainer.evaluation.rouge import rouge
 from transpooler.trainer.evaluation.summarizer import Summarizer
 
 NUM_DOCUMENTS = 11
@@ -131,6 +133,21 @@ def test_evaluation_writes_texts_numbers_and_highlights(
     assert model.batch_sizes == [4, 4, 3]
     print_evaluations(results)
     assert "lead-3" in capsys.readouterr().out
+
+
+def test_a_dialect_of_rouge_is_noted_wherever_its_numbers_stand(
+    config: Config, model: EchoModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(config, evaluation=replace(config.evaluation, rouge="rouge-1.5.5"))
+    found = {each.evaluation.rouge: evaluate(each, model_folder=None, output=tmp_path) for each in (config, other)}
+    print_evaluations(found["rouge-score"])
+    assert "ROUGE F1 in % (95 % interval), rouge-score" in capsys.readouterr().out
+    print_evaluations(found["rouge-1.5.5"])
+    assert "ROUGE F1 in % (95 % interval), rouge-1.5.5" in capsys.readouterr().out
+    assert read_json(tmp_path / "metrics.json")["rouge_dialect"] == "rouge-1.5.5"
+    row = json.loads((tmp_path / "generated.jsonl").read_text().splitlines()[0])
+    assert row["rouge"] == rouge(row["reference"], row["generated"], "rouge-1.5.5")
+    assert row["lead_rouge"] == rouge(row["reference"], row["lead"], "rouge-1.5.5")
 
 
 def test_wrong_summaries_cost_more(config: Config, model: EchoModel, tmp_path: Path) -> None:
