@@ -24,8 +24,9 @@ from transpooler.trainer.engine.ranks import ALONE, Ranks
 from transpooler.trainer.evaluation.generate import reference_text, source_ids
 from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.losses import held_out_losses
+from transpooler.trainer.evaluation.own_metrics import load_metrics
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, dialect_of
-from transpooler.trainer.evaluation.rows import make_rows
+from transpooler.trainer.evaluation.rows import make_rows, try_metrics
 from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder
 
@@ -54,13 +55,15 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path, keep: f
 
 
 def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder, keep: float | None) -> dict[str, Any]:
+    metrics = load_metrics(config.evaluation.metrics)  # first, because a mistake in them is found at once
     ranks = _join_ranks(config)
     model, tokenizer = _load_model(config, model_folder, keep)
     documents = _read_documents(config, tokenizer, model_folder)
+    try_metrics(metrics, documents, tokenizer)
     lead_words = _mean_reference_words(config, documents, tokenizer)
     loss, shuffled_loss = held_out_losses(model, tokenizer, documents, config, ranks)
     start = time.perf_counter()
-    rows = make_rows(model, tokenizer, documents, lead_words, config, ranks)
+    rows = make_rows(model, tokenizer, documents, lead_words, config, ranks, metrics)
     elapsed_s = time.perf_counter() - start
     results = {
         "format": FORMAT,
@@ -77,6 +80,7 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         "rouge_dialect": config.evaluation.rouge,
         "rouge": _intervals(rows, "rouge", config.seed),
         "lead_rouge": _intervals(rows, "lead_rouge", config.seed),
+        **_own_intervals(rows, config),
         "evidence_recall": _evidence_interval(rows, config.seed),
         "generation": dataclasses.asdict(config.generation)
         | {"suppress_tokens": list(config.generation.suppress_tokens)},  # as JSON reads it back
@@ -195,6 +199,8 @@ def _highlight_documents(
 
 def _row(name: str, results: dict[str, Any], scores: str, text: str) -> dict[str, str]:
     cells = {kind: _cell(results[scores][kind]) for kind in ROUGE_TYPES}
+    own = results.get("metrics" if text == "generated" else "lead_metrics", {})
+    cells |= {name: f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})" for name, value in own.items()}
     return {"": name, **cells, "words": f"{results['mean_words'][text]:.0f}"}
 
 
@@ -205,6 +211,16 @@ def _cell(interval: dict[str, float]) -> str:
 def _evidence_interval(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float] | None:
     values = [value for row in rows if (value := row.get("evidence_recall")) is not None]
     return dataclasses.asdict(bootstrap(values, seed=seed)) if values else None
+
+
+def _own_intervals(rows: Sequence[dict[str, Any]], config: Config) -> dict[str, Any]:
+    """The user's own metrics, of the summaries and of lead-n; nothing where there are none."""
+    names, seed = config.evaluation.metrics, config.seed
+    keys = ("metrics", "lead_metrics") if names else ()
+    return {
+        key: {name: dataclasses.asdict(bootstrap([row[key][name] for row in rows], seed=seed)) for name in names}
+        for key in keys
+    }
 
 
 def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str, dict[str, float]]:

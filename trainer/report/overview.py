@@ -201,16 +201,27 @@ def _model_row(run: ReportedRun, metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _row(name: str, metrics: dict[str, Any], text: str) -> dict[str, Any]:
     scores = metrics["rouge" if text == "generated" else "lead_rouge"]
+    own = metrics.get("metrics" if text == "generated" else "lead_metrics", {})
     return {
         "name": name,
         "split": f"{metrics['num_documents']:,} {metrics['split']}",
         "dialect": dialect_of(metrics),
         "main": False,
         "cells": [_cell(scores[key]) for key, _ in ROUGE_COLUMNS],
+        "own": {name: _own_cell(value) for name, value in own.items()},
         "words": round(metrics["mean_words"][text]),
         "loss": "–",
         "shuffled": "–",
     }
+
+
+def own_metrics(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the users' own metrics in the rows of the table, each once."""
+    return list(dict.fromkeys(name for row in rows for name in row["own"]))
+
+
+def _own_cell(interval: dict[str, float]) -> dict[str, str]:
+    return {"mean": f"{interval['mean']:.4g}", "interval": f"{interval['low']:.4g} to {interval['high']:.4g}"}
 
 
 def _cell(interval: dict[str, float]) -> dict[str, str]:

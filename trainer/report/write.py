@@ -17,6 +17,7 @@ from transpooler.trainer.report.overview import (
     headline,
     name_dialects,
     overview,
+    own_metrics,
     score_rows,
 )
 from transpooler.trainer.report.poolers import explain_absence, strips
@@ -35,6 +36,7 @@ EMPTY: dict[str, Any] = dict.fromkeys(
         "samples",
         "scores",
         "dialects",
+        "own_metrics",
         "budgets",
         "charts",
         "corpora",
@@ -57,6 +59,7 @@ def write_report(runs: list[Path], output: Path) -> None:
                 say(f"{run.name}: data: no report.json in {corpus.folder}")
     evaluated = collect_documents(read)
     several = len(read) > 1
+    scored = score_rows(read)
     marked, pictures = document_views(evaluated), strips(read)
     page = _render(
         max((len(arm.get("stages", ())) for view in marked for arm in view["arms"]), default=0),
@@ -71,7 +74,8 @@ def write_report(runs: list[Path], output: Path) -> None:
         strips=pictures,
         unpooled=explain_absence(read) if pictures or several else (),
         samples=samples(evaluated),
-        scores=score_rows(read),
+        scores=scored,
+        own_metrics=own_metrics(scored),
         dialects=name_dialects([item.metrics for item in run.evaluations] for run in read),
         corpora=corpora(read),
         settings=settings(read),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import HOSTILE, add_evaluation, make_run, section, text_of
+from run_folders import HOSTILE, add_evaluation, interval, make_run, section, text_of
 
 from transpooler.common import UserError
 from transpooler.trainer.report import write_documents, write_report
@@ -115,6 +115,20 @@ def test_every_rouge_has_its_dialect(tmp_path: Path) -> None:
     assert "ROUGE-1 (rouge-1.5.5, rouge-score) and loss" in text_of(section(both, "runs"))
     rows = text_of(section(both, "scores"))
     assert re.search(r"old 7 test, rouge-score .* new 7 test, rouge-1\.5\.5", rows)
+
+
+def test_own_metrics_stand_beside_the_scores(tmp_path: Path) -> None:
+    runs = make_run(tmp_path / "with"), make_run(tmp_path / "without")
+    value = {"m:<f>": {"mean": 0.5, "low": -0.25, "high": 0.75}}
+    add_evaluation(runs[0], trained=True, metrics=value, lead_metrics={"m:<f>": interval(12)})
+    add_evaluation(runs[1], trained=True)
+    page = section(page_of(tmp_path, *runs), "scores")
+    assert "<f>" not in page
+    text = text_of(page)
+    assert "ROUGE-Lsum m:<f> words loss" in text
+    assert re.search(r"with 7 test .* 0\.5 -0\.25 to 0\.75 20 5\.250", text)
+    assert re.search(r"without 7 test .* \u2013 20 5\.250", text)
+    assert "12 11.99 to 12.01 31" in text
 
 
 def test_curves_of_rouge_name_the_dialect(tmp_path: Path) -> None:
