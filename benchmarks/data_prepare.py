@@ -38,10 +38,13 @@ NUM_FILES = 64
 
 def build_bare(data: str, tokenizer: str) -> dict[str, Callable[[], int]]:
     """Name -> a function that tokenizes all texts, 64 at a time, and returns the number of tokens."""
+    from transpooler.data_pipeline.sources.columns import Columns
     from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
     from transpooler.data_pipeline.tokenizer import load_tokenizer
 
-    documents = [item for item in read_documents([data], None, None, True) if isinstance(item, RawDocument)]
+    documents = [
+        item for item in read_documents([data], Columns.choose(require_target=True)) if isinstance(item, RawDocument)
+    ]
     texts = [text for item in documents for text in (item.source, item.target or "")]
     backend = load_tokenizer(tokenizer).backend_tokenizer
 

@@ -23,8 +23,9 @@ MAX_MICRO_BATCHES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class SourcesConfig:
-    """Inputs of each split: paths, globs or URLs (s3://, gs://, hf://) of .jsonl(.gz, .zst), .parquet, .tar and .txt
-    files, or datasets://NAME?split=S; an empty list leaves the split out."""
+    """Inputs of each split: paths, globs or URLs (s3://, gs://, hf://) of .jsonl, .json, .csv (all with .gz, .zst),
+    .parquet, .tar and .txt files, or datasets://NAME?split=S; an empty list leaves the split out. GLOB?ids=FILE takes
+    the files whose names, without their endings, are lines of the file."""
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
@@ -101,10 +102,21 @@ class PrepareConfig:
     """Folder in which NAME.incomplete, named like the output, holds unfinished work; nothing else in it is touched.
     null: the folder of the output (of a URL: the working folder)."""
     sources: SourcesConfig = field(default_factory=SourcesConfig)
-    source_column: str | None = None
-    """Key of the document; null recognises article, document, text (first present wins)."""
-    target_column: str | None = None
-    """Key of the summary; null recognises abstract, summary, highlights."""
+    sources_folder: str | None = None
+    """Folder or URL in which relative sources lie; null: the working folder."""
+    source_column: str | tuple[str, ...] | None = None
+    """Key of the document, or a template of keys ("{title}\\n{body}"), or a list of these, of which the first that a
+    record has is used; null recognises article, document, text. Lists of texts are joined by line feeds."""
+    target_column: str | tuple[str, ...] | None = None
+    """The same of the summary; null recognises abstract, summary, highlights."""
+    source_objects: str | None = None
+    """Template of objects inside the document, at any depth ("{speaker}: {content}"); a line of it whose keys are all
+    empty is left out. null: an object is no text."""
+    target_objects: str | None = None
+    """The same of objects inside the summary."""
+    record_lists: tuple[str, ...] | None = None
+    """Lists of a record, such as questions about it, of which every item becomes a document of its own, with the
+    record's other keys beside its own; null: a record is a document."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     on_bad_file: str = one_of(BAD_FILE_CHOICES, "stop")
     """What a damaged file (cut short, not what its name says, most records broken) does: stop ends the run and names
@@ -137,6 +149,10 @@ class PrepareConfig:
             low, high = getattr(self, f"min_{name}_tokens"), getattr(self, f"max_{name}_tokens")
             if high is not None and high < low:
                 yield f"max_{name}_tokens", f"is {high}, below min_{name}_tokens = {low}"
+            if (template := getattr(self, f"{name}_objects")) is not None and "{" not in template:
+                yield f"{name}_objects", f"is {template!r}, which names no key; write keys in braces, such as {{text}}"
+            if getattr(self, f"{name}_column") in ("", ()):
+                yield f"{name}_column", "is empty; name a key, or null"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,17 +131,18 @@ def _spool(entry: InputFile, path: Path) -> str:
 
 
 def _read_rows(entry: InputFile, column: str | None) -> Iterator[InputDocument]:
+    from transpooler.data_pipeline.sources.columns import ID_KEYS, Columns
     from transpooler.data_pipeline.sources.documents import Dropped, parse
-    from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, read_lines
+    from transpooler.data_pipeline.sources.records import read_lines
 
-    columns = Columns.choose(column, None, require_target=False)
+    columns = Columns.choose(column, require_target=False)
     number = 0
     for _, number, data in read_lines(entry.path, entry.name):
         where = f"{entry.name}:{number}"
         value = _parse_object(where, data)
         row = parse((entry.path, number, value), columns)
         if isinstance(row, Dropped):
-            raise UserError(f"{where}: {_explain(row.reason, value, columns.sources)}")
+            raise UserError(f"{where}: {_explain(row.reason, value, columns.source.names)}")
         name = next((value[key] for key in ID_KEYS if value.get(key) is not None), None)
         yield InputDocument(name=where, head=head_of(row.source), id=_json_value(name))
     if not number:

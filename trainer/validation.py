@@ -22,7 +22,7 @@ def evaluate_in_loop(job: Job) -> bool:
     loss, num_tokens = held_out_loss(job)
     row: dict[str, Any] = {"step": state.step, "split": "validation", "loss": loss, "num_target_tokens": num_tokens}
     if settings.generate_documents:
-        row |= score_generated(job)
+        row |= score_generated(job) | {"rouge_dialect": job.config.evaluation.rouge}
     state.evaluation_pending = False
     value = -row["loss"] if settings.best_metric == "loss" else row[settings.best_metric]
     better = state.best_value is None or value > state.best_value
@@ -32,6 +32,7 @@ def evaluate_in_loop(job: Job) -> bool:
         state.evaluations_without_gain += 1
     row["evaluations_without_gain"] = state.evaluations_without_gain
     scores = "".join(f", {name} {100 * row[name]:.2f}" for name in ROUGE_TYPES if name in row)
+    scores += f" ({row['rouge_dialect']})" if scores else ""
     say(f"step {state.step}: held-out loss {loss:.4f}{scores}{', the best so far' if better else ''}")
     if job.metrics is not None:
         job.metrics.write(row)
@@ -82,7 +83,7 @@ def score_generated(job: Job) -> dict[str, float]:
             texts = generate(job.engine.module, tokenizer, sources or dummy, config.generation, synced=synced)
         for index, document, text in zip(chosen, documents, texts, strict=False):
             assert document.target is not None  # the loader has checked all of them
-            scores.append((index, rouge(reference_text(document, tokenizer), text)))
+            scores.append((index, rouge(reference_text(document, tokenizer), text, config.evaluation.rouge)))
     job.engine.train()
     rows = ranks.gather_in_order(scores)
     return {name: float(np.mean([row[name] for row in rows])) for name in ROUGE_TYPES}

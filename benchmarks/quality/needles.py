@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from transpooler.common import UserError, atomic_write
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 
 NUM_FIELDS, WORDS_A_FACT, CHOICES, NUM_FILLER = 4, 3, 11, 200
@@ -82,7 +83,9 @@ def _zipf(words: Words) -> Filler:
 def _running_text(path: Path, longest: int) -> Filler:
     """Filler of consecutive words of one of the file's documents."""
     read = (
-        found.source.split() for found in read_documents([path], None, None, False) if isinstance(found, RawDocument)
+        found.source.split()
+        for found in read_documents([path], Columns.choose(require_target=False))
+        if isinstance(found, RawDocument)
     )
     texts = [text for text in read if len(text) >= longest]
     if not texts:

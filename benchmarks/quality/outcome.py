@@ -13,7 +13,9 @@ from transpooler.benchmarks.quality.losses import measure_losses
 from transpooler.benchmarks.quality.needles import recall_facts
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import Study
+from transpooler.common import read_json
 from transpooler.trainer.config import load_config
+from transpooler.trainer.evaluation.rouge import dialect_of
 from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
@@ -38,12 +40,15 @@ class ArmResult:
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
     """Steps, tokens, minutes and memory of each seed's run."""
+    dialects: tuple[str, ...] = ()
+    """How the runs' ROUGE was computed; one, unless settings changed in between."""
 
 
 def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
     """Read the finished and evaluated runs of one arm, one a seed."""
     losses, shuffled, scores, facts = [], [], [], []
     shares: dict[str, list[list[float]]] = {}
+    dialects: set[str] = set()
     for run in runs.values():
         config = load_config([RunFolder(run).config])
         measured = measure_losses(run, config)
@@ -53,8 +58,9 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         facts.append(_facts(run))
         if not config.data.needs_summaries:
             continue
-        generated = RunFolder(run).evaluation(config.evaluation.split).generated
-        rows = [json.loads(line) for line in generated.read_text(encoding="utf-8").splitlines()]
+        folder = RunFolder(run).evaluation(config.evaluation.split)
+        rows = [json.loads(line) for line in folder.generated.read_text(encoding="utf-8").splitlines()]
+        dialects.add(dialect_of(read_json(folder.metrics)))
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
             shares.setdefault("facts", []).append([recall_facts(row["reference"], row["generated"]) for row in rows])
@@ -69,6 +75,7 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         shares_SN={name: np.array(values) for name, values in shares.items() if len(values) == len(runs)},
         seeds=tuple(runs),
         facts_S=facts,
+        dialects=tuple(sorted(dialects)),
     )
 
 
@@ -124,6 +131,7 @@ def _seed_row(result: ArmResult, number: int) -> dict[str, Any]:
         "arm": result.arm,
         "seed": result.seeds[number],
         **result.facts_S[number],
+        **_dialect_column(result),
         "loss": float(loss),
         "reads_its_input": float(shuffled - loss),
         **{name: 100 * float(np.nanmean(values_SN[number])) for name, values_SN in scores.items()},
@@ -135,7 +143,7 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
     loss = estimate(result.loss_SN, weights)
     row: dict[str, Any] = {"arm": result.arm, "seeds": len(result.loss_SN), "documents": len(weights)}
     row |= {name: statistics.mean(facts[name] for facts in result.facts_S) for name in result.facts_S[0]}
-    row |= _columns("loss", loss)
+    row |= _dialect_column(result) | _columns("loss", loss)
     row["reads_its_input"] = estimate(result.shuffled_SN, weights).mean - loss.mean
     for name, values_SN in result.rouge_SN.items():
         row |= _columns(name, estimate(100 * values_SN, ones))
@@ -152,6 +160,11 @@ def _row(result: ArmResult, baseline: ArmResult) -> dict[str, Any]:
         apart = compare(100 * result.rouge_SN[name][ours], 100 * baseline.rouge_SN[name][theirs], ones)
         row |= _columns(f"{name}_less_{baseline.arm}", apart) | {f"{name}_verdict": judge(apart)}
     return row
+
+
+def _dialect_column(result: ArmResult) -> dict[str, str]:
+    """How ROUGE was computed, where there is any."""
+    return {"rouge_dialect": " and ".join(result.dialects)} if result.dialects else {}
 
 
 def judge(apart: Estimate, *, lower_is_better: bool = False) -> str:

@@ -23,7 +23,7 @@ Tables = dict[str, list[dict[str, str]]]
 
 def format_arms(rows: Rows, study: Study) -> Tables:
     """Format means with 95 % intervals, and each arm's verdict against the baseline."""
-    title = f"{study.name}: {format_budget(study)} a run; 95 % intervals over seeds and documents"
+    title = f"{study.name}: {format_budget(study)} a run; 95 % intervals over seeds and documents{format_dialect(rows)}"
     baseline = next((row["arm"] for row in rows if row["arm"] == study.baseline), rows[0]["arm"])
     return {title: [_format_arm(row, baseline) for row in rows]}
 
@@ -52,7 +52,13 @@ def format_seeds(single: Rows) -> Tables:
             if row["seed"] == seed:
                 loss = f"{row['loss']:.3f}"
                 line[f"seed {seed}"] = loss if score is None else f"{row[score]:.1f} ({loss})"
-    return {f"each seed: {what}": list(lines.values())}
+    return {f"each seed: {what}{format_dialect(single) if score == 'rouge1' else ''}": list(lines.values())}
+
+
+def format_dialect(rows: Rows) -> str:
+    """'; ROUGE as rouge-score', or nothing where no row has a score."""
+    names = sorted({row["rouge_dialect"] for row in rows if "rouge_dialect" in row})
+    return f"; ROUGE as {' and '.join(names)}" if names else ""
 
 
 def format_interval(row: dict[str, Any], column: str, digits: int) -> str:

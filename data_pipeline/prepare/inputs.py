@@ -13,11 +13,13 @@ from typing import Any
 from transpooler.common import Progress, atomic_write, read_json, say
 from transpooler.data_pipeline.prepare.executors import Executor
 from transpooler.data_pipeline.prepare.tasks import Context, Task, cut_tasks, read_part_info, run_task
+from transpooler.data_pipeline.sources.columns import Columns
+from transpooler.data_pipeline.sources.damage import DamagedFileError
 from transpooler.data_pipeline.sources.documents import FileVerdict, find_damage
 from transpooler.data_pipeline.sources.locations import DATASETS
-from transpooler.data_pipeline.sources.records import Columns, DamagedFileError
 
-_MAX_TEXTS = 500  # text files in one group
+_MAX_TEXTS = 500  # small files in one group
+_SMALL = (".txt", ".json")
 
 
 @dataclass
@@ -58,10 +60,10 @@ class InputGroup:
 
 
 def group_locations(locations: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the files of each group: one file, or hundreds of consecutive text files, each of which is one document."""
+    """Yield the files of each group: one file, or hundreds of consecutive files that mostly are one document each."""
     texts: list[str] = []
     for location in locations:
-        is_text = location.endswith(".txt") and not location.startswith(DATASETS)
+        is_text = location.endswith(_SMALL) and not location.startswith(DATASETS)
         if is_text:
             texts.append(location)
         if texts and (not is_text or len(texts) == _MAX_TEXTS):

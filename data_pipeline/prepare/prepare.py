@@ -54,15 +54,15 @@ from transpooler.data_pipeline.shards.manifest import (
     read_report,
 )
 from transpooler.data_pipeline.shards.store import FileStore
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import resolve_paths
-from transpooler.data_pipeline.sources.records import Columns
 from transpooler.data_pipeline.sources.stamps import find_changed
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.data_pipeline.tokenizer_rules import bind_cleaning
 
 HELD_OUT_SPLITS = ("validation", "test")
-_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources", "on_bad_file")
+_NOT_SETTINGS = ("output", "scratch", "workers", "executor", "sources", "sources_folder", "on_bad_file")
 _PARTS_FORMAT = 2
 """Rises when parts of the same input and settings come to hold something else."""
 
@@ -74,10 +74,11 @@ def prepare(config: PrepareConfig, array_task: tuple[int, int] | None = None) ->
     without `array_task` the rest. Raises UserError for unusable input, an output of something else, missing permission
     or a full disk.
     """
+    folder = config.sources_folder
     splits: Splits = {
         split: locations
         for split in SPLITS
-        if (locations := resolve_paths(getattr(config.sources, split), f"prepare.sources.{split}"))
+        if (locations := resolve_paths(getattr(config.sources, split), f"prepare.sources.{split}", folder))
     }
     if not splits:
         raise UserError("prepare.sources: no input; for example prepare.sources.train=[papers.jsonl]")
@@ -231,7 +232,7 @@ class _Preparation:
 
     def _do_split(self, split: str, held_out: str | None, array_task: tuple[int, int] | None) -> list[InputGroup]:
         config = self.job.config
-        columns = Columns.choose(config.source_column, config.target_column, split != "pretrain")
+        columns = Columns.of(config, require_target=split != "pretrain")
         context = Context(
             replace(config, output="", scratch=None, workers=1, executor="processes"),
             columns,
@@ -274,10 +275,9 @@ def _make_tokenizer(config: PrepareConfig, splits: Splits) -> Any:
 
 def _read_training_documents(config: PrepareConfig, splits: Splits) -> Iterator[RawDocument]:
     """Yield documents of train and pretrain in turn."""
+    skip = config.on_bad_file == "skip"
     streams = (
-        read_documents(
-            splits[split], config.source_column, config.target_column, split != "pretrain", config.on_bad_file == "skip"
-        )
+        read_documents(splits[split], Columns.of(config, require_target=split != "pretrain"), skip)
         for split in ("train", "pretrain")
         if split in splits
     )
@@ -293,7 +293,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
         del settings[name]
     if config.tokenizer.path is not None:
         settings["tokenizer"] = {"fingerprint": fingerprint(load_tokenizer(config.tokenizer.path))}
-    return settings
+    return json.loads(json.dumps(settings))  # as the report gives them back: lists, not tuples
 
 
 def _hash(*values: Any) -> str:

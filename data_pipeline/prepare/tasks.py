@@ -19,8 +19,9 @@ from transpooler.data_pipeline.prepare.clean import clean_text, find_length_prob
 from transpooler.data_pipeline.prepare.encoding import encode_long
 from transpooler.data_pipeline.prepare.shingles import NUM_BANDS, HeldOut, compute_bands, hash_words, sample_shingles
 from transpooler.data_pipeline.shards.dataset import checksum, token_dtype
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import Dropped, FileVerdict, RawDocument, parse
-from transpooler.data_pipeline.sources.records import Columns, Record, read_records
+from transpooler.data_pipeline.sources.records import Record, read_records
 from transpooler.data_pipeline.tokenizer_rules import without_cleaning
 
 SHOWN_DROPS = 5

@@ -5,24 +5,21 @@ keys, or most records are broken) is a `UserError`. One process reads records; a
 """
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated, list_some
+from transpooler.common import PAGE_BREAK, UserError, join_hyphenated, list_some
+from transpooler.data_pipeline.sources.columns import ID_KEYS, Columns, NoText, is_encodable, kind_of
+from transpooler.data_pipeline.sources.damage import DamagedFileError
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES
-from transpooler.data_pipeline.sources.records import ID_KEYS, Columns, DamagedFileError, Record, read_records
+from transpooler.data_pipeline.sources.records import Record, read_records
 
-BROKEN = ("bad_json", "not_utf8", "wrong_type", "duplicate_member")
+BROKEN = ("bad_json", "not_utf8", "wrong_type", "duplicate_member", "wrong_fields")
 """Reasons that count as broken: a file is refused if more than half of its records are."""
 
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-_KINDS |= dict.fromkeys((int, float), "a number")
 _SHOWN_KEYS = 20
-_SENTENCE_MARKS = re.compile(r"^\s*<S>\s?|\s?</S>\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +70,22 @@ class FileVerdict:
         if broken * 2 > total and not location.endswith(".txt"):
             counts = f"{broken} of {total} records of this file are broken"
             raise DamagedFileError(f"{self.first_bad}: {counts}; mend or remove it")
-        sides = (("source", columns.sources, "source_column"), ("target", columns.targets, "target_column"))
-        for name, keys, option in sides:
-            if self.counts[f"missing_{name}"] and self.counts[f"missing_{name}"] + broken == total:
-                what = f"key {keys[0]!r}" if len(keys) == 1 else f"any of the keys {', '.join(keys)}"
+        for column in columns.sides:
+            if self.counts[f"missing_{column.side}"] and self.counts[f"missing_{column.side}"] + broken == total:
                 have = list_some(self.keys, _SHOWN_KEYS) or "none"
-                lacks = "a value for " if set(keys) & set(self.keys) else ""
-                raise UserError(f"{location}: no record has {lacks}{what}; its keys are: {have}; set prepare.{option}")
+                what = f"a value for {column.wanted}" if set(column.keys) & set(self.keys) else column.wanted
+                remedy = f"set prepare.{column.side}_column"
+                raise UserError(f"{location}: no record has {what}; its keys are: {have}; {remedy}")
 
 
 def read_documents(
-    locations: Iterable[str | Path],
-    source_column: str | None,
-    target_column: str | None,
-    require_target: bool,
-    skip_damaged: bool = False,
+    locations: Iterable[str | Path], columns: Columns, skip_damaged: bool = False
 ) -> Iterator[RawDocument | Dropped]:
     """Yield a document or a `Dropped` for each record of the files, in order.
 
-    A column of None stands for SOURCE_KEYS or TARGET_KEYS, of which the first that a record has is used. Without
-    `require_target` summaries are not read, and `target` is None. Raises UserError, with file and line, if a whole
-    file is bad; `skip_damaged` leaves damaged files out whole, and for that reads each file twice.
+    Without a target column `target` is None. Raises UserError, with file and line, if a whole file is bad;
+    `skip_damaged` leaves damaged files out whole, and for that reads each file twice.
     """
-    columns = Columns.choose(source_column, target_column, require_target)
     for location in map(str, locations):
         if not (skip_damaged and find_damage(location, columns)):
             yield from _read_file(location, columns)
@@ -134,63 +124,17 @@ def parse(record: Record, columns: Columns) -> RawDocument | Dropped:
         except (ValueError, RecursionError):
             return Dropped("bad_json", location, line)
     if not isinstance(value, dict):
-        return Dropped("wrong_type", location, line, f"{_KINDS[type(value)]}, not an object")
-    texts: list[str | None] = []
-    for name, keys in (("source", columns.sources), ("target", columns.targets)):
-        text, problem = _find_text(value, keys, name) if keys else (None, None)
-        if problem:
-            return Dropped(problem, location, line, _find_no_text(value, keys) if problem == "wrong_type" else "")
-        if text and PAGE_BREAK in text and location.endswith((".txt", ".tar")):
+        return Dropped("wrong_type", location, line, f"{kind_of(value)}, not an object")
+    texts: list[str] = []
+    for column in columns.sides:
+        text = column.read(value)
+        if isinstance(text, NoText):
+            return Dropped(text.reason, location, line, text.detail)
+        if PAGE_BREAK in text and location.endswith((".txt", ".tar")):
             text = join_hyphenated(text)  # as `summarize` does with files of text
         texts.append(text)
     fallback = f"{PurePosixPath(location).name}:{line}"
     found = next((value[key] for key in ID_KEYS if isinstance(value.get(key), str | int | bytes)), fallback)
     name = found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
-    return RawDocument(name if _encodable(name) else fallback, texts[0] or "", texts[1], location, line)
-
-
-def _find_text(value: dict[str, Any], keys: tuple[str, ...], name: str) -> tuple[str | None, str | None]:
-    """Return (text, None) from the first key that is present, or (None, reason)."""
-    content = next((value[key] for key in keys if value.get(key) is not None), None)
-    if content is None:
-        return None, f"missing_{name}"
-    try:
-        text = _join_text(content)
-    except UnicodeDecodeError:
-        return None, "not_utf8"
-    if text is None:
-        return None, "wrong_type"
-    if is_blank(text):
-        return None, f"empty_{name}"
-    return (text, None) if _encodable(text) else (None, "not_utf8")
-
-
-def _find_no_text(value: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """Say which part of the first key that is present is no text, such as `article[1] is a number`."""
-    path, part = next((key, value[key]) for key in keys if value.get(key) is not None)
-    while isinstance(part, list):
-        index = next(index for index, item in enumerate(part) if _join_text(item) is None)
-        path, part = f"{path}[{index}]", part[index]
-    return f"{path} is {_KINDS.get(type(part), type(part).__name__)}, not a text"
-
-
-def _join_text(value: Any) -> str | None:
-    """Return a string as it is, and join (nested) lists of sentences, as in `scientific_papers`; None for the rest."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8-sig")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        parts = [_join_text(part) for part in value]
-        if all(part is not None for part in parts):
-            return "\n".join(_SENTENCE_MARKS.sub("", part) for part in parts if part is not None)
-    return None
-
-
-def _encodable(text: str) -> bool:
-    """Whether UTF-8 can encode the text; lone surrogates, which JSON can spell, it cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    target = texts[1] if len(texts) > 1 else None
+    return RawDocument(name if is_encodable(name) else fallback, texts[0], target, location, line)

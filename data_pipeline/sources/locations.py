@@ -17,7 +17,11 @@ from transpooler.common import UserError
 from transpooler.data_pipeline.sources.zstd import open_zstd
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".tar", ".txt")
+WHOLE_JSON_SUFFIXES = (".json", ".json.gz", ".json.zst")
+CSV_SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
+SUFFIXES = (*JSON_SUFFIXES, ".jsonl.gathered", *WHOLE_JSON_SUFFIXES, *CSV_SUFFIXES, ".parquet", ".tar", ".txt")
+"""Names of inputs; BookSum's script calls JSON Lines .jsonl.gathered."""
+IDS = "?ids="
 DATASETS = "datasets://"
 
 
@@ -26,18 +30,23 @@ def is_remote(location: str | Path) -> bool:
     return "://" in str(location)
 
 
-def resolve_paths(patterns: Iterable[str], key: str = "input") -> list[str]:
+def resolve_paths(patterns: Iterable[str], key: str = "input", folder: str | None = None) -> list[str]:
     """Expand paths, globs and URLs to files, each once; UserError if one is missing, unreadable or unknown.
 
-    The patterns keep their order, the matches of a glob are sorted. `key` names the setting in errors ("": none).
+    The patterns keep their order, the matches of a glob are sorted. GLOB?ids=FILE means the matches whose names,
+    without their endings, are lines of the file. `key` names the setting in errors ("": none); what is relative lies in
+    `folder`.
     """
     prefix = f"{key}: " if key else ""
     found: list[str] = []
     for pattern in patterns:
         if pattern.startswith(DATASETS):
             found.append(pattern)
-        else:
-            found += (_match_remote if is_remote(pattern) else _match_local)(pattern, prefix)
+            continue
+        files, _, ids = pattern.partition(IDS)
+        files = _place(files, folder)
+        matches = (_match_remote if is_remote(files) else _match_local)(files, prefix)
+        found += _select(matches, _place(ids, folder), prefix) if ids else matches
     return list(dict.fromkeys(found))
 
 
@@ -78,6 +87,40 @@ def dataset_options(location: str) -> tuple[str, dict[str, str]]:
     if unknown := options.keys() - {"split", "config", "revision"}:
         raise UserError(f"{location}: unknown option {min(unknown)}; use split, config, revision")
     return name, options
+
+
+def _place(name: str, folder: str | None) -> str:
+    """A path, glob or URL as it is seen from the working folder."""
+    if folder is None or is_remote(name) or Path(name).expanduser().is_absolute():
+        return name
+    if glob.has_magic(name) and not is_remote(folder):
+        folder = glob.escape(folder)
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def _select(files: list[str], ids: str, prefix: str) -> list[str]:
+    """The files that a list of ids names, in the list's order; UserError if one of them is missing."""
+    by_name = {_name_without_ending(file): file for file in files}
+    path = ids if is_remote(ids) else str(Path(ids).expanduser())
+    try:
+        with open_location(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{prefix}{ids}: cannot read the list of ids: {error}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if (name := line.strip()) and name not in by_name:
+            raise UserError(f"{prefix}{ids}:{number}: no file is named {name}; check the pattern, or unpack it again")
+        if name:
+            found.append(by_name[name])
+    if not found:
+        raise UserError(f"{prefix}{ids}: holds no ids; it must have one a line")
+    return found
+
+
+def _name_without_ending(file: str) -> str:
+    name = file.rpartition("/")[2]
+    return name.removesuffix(next(suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if name.endswith(suffix)))
 
 
 def _match_local(pattern: str, prefix: str) -> list[str]:

@@ -10,7 +10,7 @@ _ROWS = 256
 
 
 def read_rows(file: IO[bytes], sources: Collection[str], others: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield each row's columns of these names: texts as bytes, whole numbers, (nested) lists of both.
+    """Yield each row's columns of these names: texts as bytes, whole numbers, (nested) lists and objects of both.
 
     A value of any other type is True: it is there, but no text. Without a column of `sources` a single row that names
     all columns is yielded, which suffices for the error. Damage raises what pyarrow raises: ArrowException or OSError.
@@ -56,6 +56,9 @@ def _plain_type(kind: "pyarrow.DataType") -> "pyarrow.DataType | None":
         return pyarrow.binary()
     if types.is_large_string(kind) or types.is_large_binary(kind):
         return pyarrow.large_binary()
+    if types.is_struct(kind):
+        fields = [(field.name, _plain_type(field.type)) for field in kind]
+        return None if any(inner is None for _, inner in fields) else pyarrow.struct(fields)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _plain_type(kind.value_type)
         return (

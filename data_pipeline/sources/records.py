@@ -1,51 +1,41 @@
-"""Input files to records, unparsed: JSON Lines (plain, .gz, .zst), Parquet, WebDataset tars, text, `datasets`.
+"""Input files to records, unparsed: JSON Lines, JSON, CSV Parquet, WebDataset tars, text, `datasets`.
 
-Reads record by record, so memory does not grow with the corpus. A file that cannot be read is a `UserError` that names
-it and the place; one that is damaged or cut short is a `DamagedFileError`.
+Reads record by record, so memory does not grow with the corpus; only .json files that are no JSON Lines are read whole.
+A file that cannot be read is a `UserError` that names it and the place; one that is damaged or cut short is a
+`DamagedFileError`.
 """
 
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.sources.locations import DATASETS, dataset_options, is_remote, open_location
+from transpooler.data_pipeline.sources.columns import ID_KEYS, Columns
+from transpooler.data_pipeline.sources.damage import DamagedFileError
+from transpooler.data_pipeline.sources.locations import (
+    CSV_SUFFIXES,
+    DATASETS,
+    WHOLE_JSON_SUFFIXES,
+    dataset_options,
+    is_remote,
+    open_location,
+)
 from transpooler.data_pipeline.sources.parquet import read_rows
+from transpooler.data_pipeline.sources.tables import holds_lines, read_csv_rows, read_json_items
 from transpooler.data_pipeline.sources.tars import read_samples
-
-SOURCE_KEYS = ("article", "document", "text", "article_text", "sections", "txt")
-TARGET_KEYS = ("abstract", "summary", "highlights", "abstract_text")
-ID_KEYS = ("id", "article_id", "__key__")
 
 Record = tuple[str, int, Any]
 """Location, line (or number, 1-based), and what stands there: bytes of JSON, a mapping, or why it cannot be read."""
 
 
-class DamagedFileError(UserError):
-    """The content of an input file is damaged, which reading it again does not mend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Keys that may hold document and summary; the first that a record has is used. No targets: read no summaries."""
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-
-    @classmethod
-    def choose(cls, source_column: str | None, target_column: str | None, require_target: bool) -> "Columns":
-        """Use the given columns; None stands for SOURCE_KEYS or TARGET_KEYS."""
-        targets = ((target_column,) if target_column else TARGET_KEYS) if require_target else ()
-        return cls((source_column,) if source_column else SOURCE_KEYS, targets)
-
-
 def read_records(location: str, columns: Columns) -> Iterator[Record]:
     """Yield the records of one file, without parsing them. Raises DamagedFileError; UserError if it cannot be read."""
-    yield from _name_problems(location, _read_any(location, columns))
+    for record in _name_problems(location, _read_any(location, columns)):
+        yield from _take_apart(record, columns.lists) if columns.lists else (record,)
 
 
 def read_lines(location: str, name: str | None = None) -> Iterator[Record]:
@@ -58,15 +48,44 @@ def _read_any(location: str, columns: Columns) -> Iterator[Record]:
         yield from _read_dataset(location)
     elif location.endswith(".parquet"):
         with open_location(location) as file:
-            rows = read_rows(file, columns.sources, (*columns.targets, *ID_KEYS))
+            rows = read_rows(file, columns.source.keys, columns.other_keys)
             yield from ((location, number, row) for number, row in enumerate(rows, start=1))
     elif location.endswith(".tar"):
         with open_location(location) as file:
             yield from ((location, number, sample) for number, sample in enumerate(read_samples(file), start=1))
+    elif location.endswith(CSV_SUFFIXES):
+        with open_location(location) as file:
+            yield from ((location, line, row) for line, row in read_csv_rows(location, file))
+    elif location.endswith(WHOLE_JSON_SUFFIXES) and not _holds_lines(location):
+        with open_location(location) as file:
+            yield from ((location, number, item) for number, item in read_json_items(location, file))
     elif location.endswith(".txt") and not _holds_json(location):
         yield from _read_text(location, columns)
     else:
         yield from _read_lines(location)
+
+
+def _take_apart(record: Record, lists: Sequence[str]) -> Iterator[Record]:
+    """A record for each item of these lists: the item's keys beside the record's own, or the item in the list's place.
+
+    A record without any of the lists goes on as it is, so that the missing keys are told.
+    """
+    location, line, value = record
+    if isinstance(value, bytes):
+        with suppress(ValueError, RecursionError):  # `parse` says why
+            value = json.loads(value)
+    if not isinstance(value, dict) or not any(isinstance(value.get(key), list) for key in lists):
+        yield record
+        return
+    items = [(key, item) for key in lists if isinstance(value.get(key), list) for item in value[key]]
+    if not items:
+        yield location, line, "no_items"
+    shared = {key: each for key, each in value.items() if key not in lists}
+    name = next((value[key] for key in ID_KEYS if value.get(key)), f"{PurePosixPath(location).name}:{line}")
+    name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    for number, (key, item) in enumerate(items, start=1):
+        own = item if isinstance(item, dict) else {key: item}
+        yield location, line, shared | own | {"id": f"{name}#{number}"}
 
 
 def _name_problems(name: str, records: Iterator[Record]) -> Iterator[Record]:
@@ -126,6 +145,11 @@ def _is_cut(line: bytes) -> bool:
     return False
 
 
+def _holds_lines(location: str) -> bool:
+    with open_location(location) as file:
+        return holds_lines(file)
+
+
 def _holds_json(location: str) -> bool:
     """The Cohan et al. files are JSON lines in files named .txt."""
     with open_location(location) as file:
@@ -134,12 +158,12 @@ def _holds_json(location: str) -> bool:
 
 
 def _read_text(location: str, columns: Columns) -> Iterator[Record]:
-    if columns.targets:
+    if columns.target is not None:
         raise UserError(
             f"{location}: a .txt file has no summary; list it under prepare.sources.pretrain, or use .jsonl files"
         )
     with open_location(location) as file:
-        yield location, 1, {columns.sources[0]: file.read(), "id": PurePosixPath(location).stem}
+        yield location, 1, {columns.source.keys[0]: file.read(), "id": PurePosixPath(location).stem}
 
 
 def _read_dataset(location: str) -> Iterator[Record]:

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from transpooler.launch.arguments import add_settings, budgets, config_settings, load_checked_config, positive
+from transpooler.trainer.evaluation.own_metrics import load_metrics
 from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder, RunFolder
 from transpooler.trainer.weights.models import require_model
@@ -57,6 +58,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     config = load_checked_config(parsed)
     if config is None:
         return None
+    load_metrics(config.evaluation.metrics)  # here, so that a mistake is told at once, and by one process
     untrained = parsed.model == UNTRAINED
     model = None if untrained else Path(parsed.model or RunFolder(config.run).export)
     if model is not None:

@@ -71,7 +71,7 @@ def split_file(data: Path, folder: Path) -> dict[str, Path]:
 
 def split_of(line: bytes) -> str:
     """train, validation or test (8:1:1) for one JSON line."""
-    from transpooler.data_pipeline.sources.records import SOURCE_KEYS
+    from transpooler.data_pipeline.sources.columns import SOURCE_KEYS
 
     try:
         record = json.loads(line)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.unit.data_pipeline.sources.test_damage import KINDS, write
 from transpooler.common import UserError
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import Dropped, read_documents
 from transpooler.data_pipeline.sources.records import DamagedFileError
 from transpooler.launch import input_documents
@@ -76,7 +77,7 @@ def told(read: Callable[[], object]) -> str:
 
 
 def read_all(path: Path, require_target: bool) -> None:
-    for item in read_documents([path], None, None, require_target):
+    for item in read_documents([path], Columns.choose(require_target=require_target)):
         if not isinstance(item, Dropped):
             item.source.encode()
             assert item.source.strip()
@@ -107,7 +108,7 @@ def test_readers(tmp_path: Path, name: str) -> None:
         path.write_bytes(data[:cut])
         if cut and data[cut:].strip(b"\0"):
             with pytest.raises(DamagedFileError):
-                list(read_documents([path], None, None, require_target=True))
+                list(read_documents([path], Columns.choose(require_target=True)))
 
     check()
     if name not in ("a.jsonl", "a.txt"):  # which may be cut at the end of a line

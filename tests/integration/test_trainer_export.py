@@ -75,7 +75,12 @@ def test_a_stranger_loads_the_export(tiny_settings, tmp_path, monkeypatch):
         torch.testing.assert_close(answer["vectors"], vectors, atol=1e-5, rtol=1e-5)
     assert answer["ids"].shape[1] <= 8
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
-    for text in ("900 source and 80 target tokens", "Training loss 4.000", "loss 4.500, rouge1 25.0", "adamw"):
+    for text in (
+        "900 source and 80 target tokens",
+        "Training loss 4.000",
+        "loss 4.500, rouge1 25.0 (rouge-score)",
+        "adamw",
+    ):
         assert text in card
     generation = json.loads((tmp_path / "export" / "generation_config.json").read_text())
     assert (generation["num_beams"], generation["max_new_tokens"], generation["no_repeat_ngram_size"]) == (3, 7, 2)

@@ -1,5 +1,6 @@
 """The `generation:` and `evaluation:` sections."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,10 @@ from transpooler.common import at_least, between, one_of
 from transpooler.data_pipeline.config import SPLITS
 from transpooler.model.ops.decoding.precisions import PRECISIONS
 
+ROUGE_DIALECTS = ("rouge-score", "rouge-1.5.5")
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 """Tokens that `generate` writes first and last, whatever the model says."""
+_METRIC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +63,17 @@ class EvaluationConfig:
     split: str = one_of(SPLITS, "test")
     max_documents: int | None = at_least(1, None)
     """Evaluate this many documents from the start of the split; null = all."""
+    rouge: str = one_of(ROUGE_DIALECTS, ROUGE_DIALECTS[0])
+    """How ROUGE is computed, while training too: rouge-score (as that package does), or rouge-1.5.5 (as the Perl script
+    does, which most papers use). They differ in stemming and in ROUGE-L: their numbers are not to be compared."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own, module:function, called as metric(document, reference, summary), texts that return a number.
+    The module must be importable; see docs/evaluating.md."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Settings of this section that contradict each other."""
+        for number, name in enumerate(self.metrics):
+            if not _METRIC.fullmatch(name):
+                yield f"metrics[{number}]", f"is {name!r}; write module:function, such as my_metrics:coverage"
+            elif name in self.metrics[:number]:
+                yield f"metrics[{number}]", f"is {name!r}, which stands there twice"

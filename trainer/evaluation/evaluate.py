@@ -8,24 +8,25 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.common import UserError, atomic_write, percent, print_table, progress, say, set_quiet, write_json
+from transpooler.common import UserError, atomic_write, percent, print_table, say, set_quiet, write_json
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, token_bytes
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.ranks import ALONE, Ranks
-from transpooler.trainer.evaluation.evidence import evidence_recall
-from transpooler.trainer.evaluation.generate import batches, decode, generate, reference_text, source_ids
-from transpooler.trainer.evaluation.highlights import highlight, token_weights
+from transpooler.trainer.evaluation.generate import reference_text, source_ids
+from transpooler.trainer.evaluation.highlights import highlight
 from transpooler.trainer.evaluation.losses import held_out_losses
-from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, lead, rouge
+from transpooler.trainer.evaluation.own_metrics import load_metrics
+from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, bootstrap, count_words, dialect_of
+from transpooler.trainer.evaluation.rows import make_rows, try_metrics
 from transpooler.trainer.guards.run_lock import hold
 from transpooler.trainer.run_folder import EvaluationFolder
 
@@ -54,13 +55,15 @@ def evaluate(config: Config, *, model_folder: Path | None, output: Path, keep: f
 
 
 def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder, keep: float | None) -> dict[str, Any]:
+    metrics = load_metrics(config.evaluation.metrics)  # first, because a mistake in them is found at once
     ranks = _join_ranks(config)
     model, tokenizer = _load_model(config, model_folder, keep)
     documents = _read_documents(config, tokenizer, model_folder)
+    try_metrics(metrics, documents, tokenizer)
     lead_words = _mean_reference_words(config, documents, tokenizer)
     loss, shuffled_loss = held_out_losses(model, tokenizer, documents, config, ranks)
     start = time.perf_counter()
-    rows = _generate_rows(model, tokenizer, documents, lead_words, config, ranks)
+    rows = make_rows(model, tokenizer, documents, lead_words, config, ranks, metrics)
     elapsed_s = time.perf_counter() - start
     results = {
         "format": FORMAT,
@@ -74,8 +77,10 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         "shuffled_loss": shuffled_loss,
         "lead_words": lead_words,
         "mean_words": {name: float(np.mean([count_words(row[name]) for row in rows])) for name in _TEXTS},
+        "rouge_dialect": config.evaluation.rouge,
         "rouge": _intervals(rows, "rouge", config.seed),
         "lead_rouge": _intervals(rows, "lead_rouge", config.seed),
+        **_own_intervals(rows, config),
         "evidence_recall": _evidence_interval(rows, config.seed),
         "generation": dataclasses.asdict(config.generation)
         | {"suppress_tokens": list(config.generation.suppress_tokens)},  # as JSON reads it back
@@ -108,7 +113,8 @@ def print_evaluations(*evaluations: dict[str, Any]) -> None:
             name += f", keep {keep:g}"
         rows.append(_row(name, results, "rouge", "generated") | cells)
     rows.append(_row(f"lead-{first['lead_words']}", first, "lead_rouge", "lead"))
-    print_table(f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval)", rows)
+    title = f"{first['split']}, {first['num_documents']} documents: ROUGE F1 in % (95 % interval), {dialect_of(first)}"
+    print_table(title, rows)
 
 
 def _join_ranks(config: Config) -> Ranks:
@@ -177,55 +183,6 @@ def _mean_reference_words(config: Config, documents: Sequence[Document], tokeniz
     return max(1, round(np.mean([count_words(reference_text(document, tokenizer)) for document in documents])))
 
 
-def _generate_rows(
-    model: "PoolingModel",
-    tokenizer: PreTrainedTokenizerFast,
-    documents: Sequence[Document],
-    lead_words: int,
-    config: Config,
-    ranks: Ranks,
-) -> list[dict[str, Any]]:
-    """One row per document, in corpus order."""
-    work = ranks.share(list(batches(documents, config.generation.batch_size)))
-    evidence = _evidence_finder(model, tokenizer, config)
-    rows = []
-    with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
-        for number, batch in work:
-            sources = [source_ids(document, tokenizer, config) for document in batch]
-            texts = generate(model, tokenizer, sources, config.generation)
-            for document, ids, text in zip(batch, sources, texts, strict=True):
-                reference = reference_text(document, tokenizer)
-                baseline = lead(decode(document.source, tokenizer), lead_words)
-                row = {
-                    "key": document.key,
-                    "id": document.meta.get("id"),
-                    "generated": text,
-                    "reference": reference,
-                    "lead": baseline,
-                    "rouge": rouge(reference, text),
-                    "lead_rouge": rouge(reference, baseline),
-                }
-                rows.append((number, row | evidence(document, ids)))
-            bar.advance(len(batch))
-    return ranks.gather_in_order(rows)
-
-
-def _evidence_finder(
-    model: "PoolingModel", tokenizer: PreTrainedTokenizerFast, config: Config
-) -> Callable[[Document, Sequence[int]], dict[str, float | None]]:
-    """What finds a document's evidence recall, of the ids that are read; nothing where the model does not pool."""
-    if not config.model.pooling:
-        return lambda document, ids: {}
-    table = token_bytes(tokenizer)
-
-    def find(document: Document, ids: Sequence[int]) -> dict[str, float | None]:
-        assert document.target is not None
-        weights = token_weights(model, ids)[-1]
-        return {"evidence_recall": evidence_recall(ids[:-1], weights[:-1], document.target.tolist(), table)}
-
-    return find
-
-
 def _highlight_documents(
     model: "PoolingModel",
     tokenizer: PreTrainedTokenizerFast,
@@ -247,6 +204,8 @@ def _highlight_documents(
 
 def _row(name: str, results: dict[str, Any], scores: str, text: str) -> dict[str, str]:
     cells = {kind: _cell(results[scores][kind]) for kind in ROUGE_TYPES}
+    own = results.get("metrics" if text == "generated" else "lead_metrics", {})
+    cells |= {name: f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})" for name, value in own.items()}
     return {"": name, **cells, "words": f"{results['mean_words'][text]:.0f}"}
 
 
@@ -257,6 +216,16 @@ def _cell(interval: dict[str, float]) -> str:
 def _evidence_interval(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float] | None:
     values = [value for row in rows if (value := row.get("evidence_recall")) is not None]
     return dataclasses.asdict(bootstrap(values, seed=seed)) if values else None
+
+
+def _own_intervals(rows: Sequence[dict[str, Any]], config: Config) -> dict[str, Any]:
+    """The user's own metrics, of the summaries and of lead-n; nothing where there are none."""
+    names, seed = config.evaluation.metrics, config.seed
+    keys = ("metrics", "lead_metrics") if names else ()
+    return {
+        key: {name: dataclasses.asdict(bootstrap([row[key][name] for row in rows], seed=seed)) for name in names}
+        for key in keys
+    }
 
 
 def _intervals(rows: Sequence[dict[str, Any]], key: str, seed: int) -> dict[str, dict[str, float]]:

@@ -86,6 +86,11 @@ def target_ids(document: Document, tokenizer: PreTrainedTokenizerFast, config: C
     return cut(document.target, data.max_target_tokens, tokenizer.eos_token_id, data.target_prefix_ids).tolist()
 
 
+def document_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The whole document, never cut: as it was prepared, if its text was stored, else decoded."""
+    return document.meta.get("source_text") or decode(document.source, tokenizer)
+
+
 def reference_text(document: Document, tokenizer: PreTrainedTokenizerFast) -> str:
     """The summary as its author wrote it: never cut, even if the model was trained on cut summaries."""
     if text := document.meta.get("target_text"):

@@ -1,6 +1,6 @@
 """Numbers of runs: the few on top, a row per run where there are several, scores beside baselines, curves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from transpooler.common import percent
+from transpooler.trainer.evaluation.rouge import dialect_of
 from transpooler.trainer.report.charts import Series, find_coinciding, line_chart, value_rows
 from transpooler.trainer.report.poolers import sharpness
 from transpooler.trainer.report.runs import Evaluation, ReportedRun
@@ -61,7 +62,11 @@ def _scores_in_short(run: ReportedRun, trained: Evaluation) -> list[dict[str, st
         losses.append(f"wrong summaries {metrics['shuffled_loss']:.3f}")
     documents = f"{metrics['num_documents']:,} {metrics['split']} documents"
     return [
-        {"value": percent(metrics["rouge"]["rouge1"]["mean"]), "name": "ROUGE-1", "note": ", ".join(beside)},
+        {
+            "value": percent(metrics["rouge"]["rouge1"]["mean"]),
+            "name": f"ROUGE-1 ({dialect_of(metrics)})",
+            "note": ", ".join(beside),
+        },
         {"value": f"{metrics['loss']:.3f}", "name": f"loss, {documents}", "note": ", ".join(losses)},
     ]
 
@@ -76,6 +81,7 @@ def overview(runs: Sequence[ReportedRun]) -> list[dict[str, str]]:
                 "name": run.name,
                 "documents": f"{metrics['num_documents']:,} {metrics['split']}" if metrics else "–",
                 "rouge1": percent(metrics["rouge"]["rouge1"]["mean"]) if metrics else "–",
+                "dialect": dialect_of(metrics) if metrics else "",
                 "loss": _number(metrics["loss"] if metrics else None, ".3f"),
                 "validation_loss": _number(last(run, "validation", "loss"), ".3f"),
                 "speed": _number(median_value(run, "source_tokens_per_s"), ",.0f"),
@@ -84,6 +90,16 @@ def overview(runs: Sequence[ReportedRun]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def name_dialects(results: Iterable[Iterable[dict[str, Any]]]) -> list[str]:
+    """The dialects of ROUGE in these evaluations, each once."""
+    return sorted({dialect_of(metrics) for several in results for metrics in several if _has_rouge(metrics)})
+
+
+def _has_rouge(metrics: dict[str, Any]) -> bool:
+    """Whether it is an evaluation of summaries, on its own or in the loop."""
+    return "rouge" in metrics or "rouge1" in metrics
 
 
 def _number(value: float | None, form: str) -> str:
@@ -112,6 +128,8 @@ def charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """One chart per metric that any run has, all runs in it."""
     drawn = []
     for key, title, unit in CHARTS:
+        if key == "rouge1":
+            unit = f"{unit}, {', '.join(name_dialects(run.metrics for run in runs))}"
         train = [Series(name=run.name, points=run.curve("train", key), colour=n) for n, run in enumerate(runs)]
         held_out = [Series(name=run.name, points=run.curve("validation", key), colour=n) for n, run in enumerate(runs)]
         if any(line.points for line in train) and any(line.points for line in held_out):
@@ -125,6 +143,7 @@ def charts(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def budget_curves(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """What `transpooler evaluate --keep` found: charts over the tokens that are kept."""
     drawn = []
+    dialects = ", ".join(name_dialects([item.metrics for item in run.budgets] for run in runs))
     for title, unit, read in BUDGET_CURVES:
         lines = [
             Series(name=f"{run.name} {split}", points=points, colour=number, dashed=split != "test")
@@ -132,7 +151,7 @@ def budget_curves(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             for split in sorted({item.metrics["split"] for item in run.budgets})
             if (points := _points([item.metrics for item in run.budgets if item.metrics["split"] == split], read))
         ]
-        drawn += chart(lines, title, unit, over="kept token")
+        drawn += chart(lines, title, f"{unit}, {dialects}" if title == "ROUGE-1" else unit, over="kept token")
     return drawn
 
 
@@ -182,15 +201,27 @@ def _model_row(run: ReportedRun, metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _row(name: str, metrics: dict[str, Any], text: str) -> dict[str, Any]:
     scores = metrics["rouge" if text == "generated" else "lead_rouge"]
+    own = metrics.get("metrics" if text == "generated" else "lead_metrics", {})
     return {
         "name": name,
         "split": f"{metrics['num_documents']:,} {metrics['split']}",
+        "dialect": dialect_of(metrics),
         "main": False,
         "cells": [_cell(scores[key]) for key, _ in ROUGE_COLUMNS],
+        "own": {name: _own_cell(value) for name, value in own.items()},
         "words": round(metrics["mean_words"][text]),
         "loss": "–",
         "shuffled": "–",
     }
+
+
+def own_metrics(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the users' own metrics in the rows of the table, each once."""
+    return list(dict.fromkeys(name for row in rows for name in row["own"]))
+
+
+def _own_cell(interval: dict[str, float]) -> dict[str, str]:
+    return {"mean": f"{interval['mean']:.4g}", "interval": f"{interval['low']:.4g} to {interval['high']:.4g}"}
 
 
 def _cell(interval: dict[str, float]) -> dict[str, str]:

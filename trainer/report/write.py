@@ -11,7 +11,16 @@ from markupsafe import Markup
 
 from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, percent, say
 from transpooler.trainer.report.documents import LEVELS, arm_view, document_views
-from transpooler.trainer.report.overview import ROUGE_COLUMNS, budget_curves, charts, headline, overview, score_rows
+from transpooler.trainer.report.overview import (
+    ROUGE_COLUMNS,
+    budget_curves,
+    charts,
+    headline,
+    name_dialects,
+    overview,
+    own_metrics,
+    score_rows,
+)
 from transpooler.trainer.report.poolers import explain_absence, strips
 from transpooler.trainer.report.runs import read_runs
 from transpooler.trainer.report.samples import collect_documents, samples
@@ -27,6 +36,8 @@ EMPTY: dict[str, Any] = dict.fromkeys(
         "unpooled",
         "samples",
         "scores",
+        "dialects",
+        "own_metrics",
         "budgets",
         "charts",
         "corpora",
@@ -54,6 +65,7 @@ def write_report(runs: list[Path], output: Path) -> None:
                 say(f"{run.name}: data: no report.json in {corpus.folder}")
     evaluated = collect_documents(read)
     several = len(read) > 1
+    scored = score_rows(read)
     marked, pictures = document_views(evaluated), strips(read)
     page = _render(
         max((len(arm.get("stages", ())) for view in marked for arm in view["arms"]), default=0),
@@ -68,7 +80,9 @@ def write_report(runs: list[Path], output: Path) -> None:
         strips=pictures,
         unpooled=explain_absence(read) if pictures or several else (),
         samples=samples(evaluated),
-        scores=score_rows(read),
+        scores=scored,
+        own_metrics=own_metrics(scored),
+        dialects=name_dialects([item.metrics for item in run.evaluations] for run in read),
         corpora=corpora(read),
         settings=settings(read),
     )

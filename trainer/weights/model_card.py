@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from transpooler.common import TESTED, percent
 from transpooler.trainer.config import Config
+from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, dialect_of
 from transpooler.trainer.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -114,5 +115,6 @@ def _results(config: Config, rows: list[dict[str, Any]]) -> str:
     row = next((row for row in reversed(rows) if row["split"] == "validation"), None)
     if row is None:
         return "None yet; `transpooler evaluate` measures ROUGE on a held-out split."
-    scores = "".join(f", {name} {percent(row[name])}" for name in row if name.startswith("rouge"))
+    scores = "".join(f", {name} {percent(row[name])}" for name in ROUGE_TYPES if name in row)
+    scores += f" ({dialect_of(row)})" if scores else ""
     return f"Split `{config.data.validation_split}` at step {row['step']:,}: loss {row['loss']:.3f}{scores}."

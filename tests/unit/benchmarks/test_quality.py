@@ -1,6 +1,7 @@
 """`transpooler bench quality`: studies are checked, their runs resume, their statistics agree with other arithmetic."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,17 @@ def test_arms_of_unlike_seeds_are_compared_over_those_that_both_have(tmp_path: P
     assert "Arms differ in their seeds" in format_notes(study, each)
     assert "Not finished" not in format_notes(study, each)
     assert "Not finished: c." in format_notes(study, each[:-1])
+
+
+def test_tables_of_rouge_name_the_dialect(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "arms": {"a": {}}}))
+    study = load_study(tmp_path / "study.yaml")
+    result = replace(_result("a", {1: 2.0}), rouge_SN={"rouge1": np.full((1, 5), 0.25)}, shares_SN={})
+    result = replace(result, dialects=("rouge-1.5.5",))
+    rows, each = compare_arms([result], study), list_seeds([result])
+    assert rows[0]["rouge_dialect"] == "rouge-1.5.5"
+    assert next(iter(format_arms(rows, study))).endswith("; ROUGE as rouge-1.5.5")
+    assert list(format_seeds(each)) == ["each seed: ROUGE-1 (loss); ROUGE as rouge-1.5.5"]
 
 
 def _result(arm: str, losses: dict[int, float]) -> ArmResult:

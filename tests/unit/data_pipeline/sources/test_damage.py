@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from transpooler.common import UserError
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import Dropped, RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import resolve_paths
 from transpooler.data_pipeline.sources.records import DamagedFileError
@@ -52,7 +53,7 @@ def write(path: Path) -> bytes:
 
 
 def read(path: Path | str, require_target: bool = True) -> list:
-    return list(read_documents([path], None, None, require_target))
+    return list(read_documents([path], Columns.choose(require_target=require_target)))
 
 
 def where_to_cut(name: str, data: bytes) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from transpooler.common import UserError
+from transpooler.data_pipeline.sources.columns import Columns
 from transpooler.data_pipeline.sources.documents import Dropped, RawDocument, read_documents
 from transpooler.data_pipeline.sources.locations import resolve_paths
 
@@ -20,7 +21,7 @@ def write_lines(path: Path, lines: list) -> Path:
 
 
 def read(path: Path, require_target: bool = True, source: str | None = None) -> list:
-    return list(read_documents([path], source, None, require_target))
+    return list(read_documents([path], Columns.choose(source, require_target=require_target)))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -107,12 +108,12 @@ def test_paths_and_globs(tmp_path):
     [
         ("none.jsonl", "no such file"),
         ("*.txt", "no file matches"),
-        ("a.csv", r"must end in \.jsonl, \.jsonl\.gz, .*\.txt"),
+        ("a.pdf", r"must end in \.jsonl, \.jsonl\.gz, .*\.txt"),
         ("", "is a folder"),
     ],
 )
 def test_unusable_paths(tmp_path, name, message):
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.pdf").write_text("x")
     with pytest.raises(UserError, match=f"prepare.sources.train: .*{message}"):
         resolve_paths([str(tmp_path / name)], "prepare.sources.train")
 
@@ -140,7 +141,11 @@ def test_zstd_parquet_tar_and_datasets_give_the_same_documents(tmp_path):
     expected = [(row["id"], row["article"], row["abstract"]) for row in rows]
     for name in ("a.jsonl", "b.jsonl.zst", "c.parquet", "d.tar", f"datasets://{tmp_path}/hub?split=train"):
         location = name if "://" in name else str(tmp_path / name)
-        found = [item for item in read_documents([location], None, None, True) if isinstance(item, RawDocument)]
+        found = [
+            item
+            for item in read_documents([location], Columns.choose(require_target=True))
+            if isinstance(item, RawDocument)
+        ]
         assert [(item.id, item.source, item.target) for item in found] == expected, name
         assert [item.line for item in found] == [1, 2, 3]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from transpooler.common import UserError
+from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.model.architecture import PoolingStage
@@ -22,6 +22,7 @@ from transpooler.trainer.evaluation.evaluate import evaluate, print_evaluations
 from transpooler.trainer.evaluation.generate import batches
 from transpooler.trainer.evaluation.highlights import highlight, stage_names, text_pieces
 from transpooler.trainer.evaluation.losses import derangement
+from transpooler.trainer.evaluation.rouge import rouge
 from transpooler.trainer.evaluation.summarizer import Summarizer
 
 NUM_DOCUMENTS = 11
@@ -133,6 +134,69 @@ def test_evaluation_writes_texts_numbers_and_highlights(
     assert model.batch_sizes == [4, 4, 3]
     print_evaluations(results)
     assert "lead-3" in capsys.readouterr().out
+
+
+def test_a_dialect_of_rouge_is_noted_wherever_its_numbers_stand(
+    config: Config, model: EchoModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(config, evaluation=replace(config.evaluation, rouge="rouge-1.5.5"))
+    found = {each.evaluation.rouge: evaluate(each, model_folder=None, output=tmp_path) for each in (config, other)}
+    print_evaluations(found["rouge-score"])
+    assert "ROUGE F1 in % (95 % interval), rouge-score" in capsys.readouterr().out
+    print_evaluations(found["rouge-1.5.5"])
+    assert "ROUGE F1 in % (95 % interval), rouge-1.5.5" in capsys.readouterr().out
+    assert read_json(tmp_path / "metrics.json")["rouge_dialect"] == "rouge-1.5.5"
+    row = json.loads((tmp_path / "generated.jsonl").read_text().splitlines()[0])
+    assert row["rouge"] == rouge(row["reference"], row["generated"], "rouge-1.5.5")
+    assert row["lead_rouge"] == rouge(row["reference"], row["lead"], "rouge-1.5.5")
+
+
+METRICS = """
+seen = []
+def words(document, reference, summary):
+    seen.append((document, reference, summary))
+    return len(summary.split())
+def late(document, reference, summary):
+    assert "word7" not in document, "too hard"
+    return 1
+"""
+
+
+def test_own_metrics_have_intervals_and_stand_in_files_and_tables(
+    config: Config, model: EchoModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    (tmp_path / "counting_metrics.py").write_text(METRICS)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = replace(config, evaluation=replace(config.evaluation, metrics=("counting_metrics:words",)))
+    results = evaluate(asked, model_folder=None, output=tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "generated.jsonl").read_text().splitlines()]
+    counts = [row["metrics"]["counting_metrics:words"] for row in rows]
+    assert counts == [len(row["generated"].split()) for row in rows]
+    found = read_json(tmp_path / "out" / "metrics.json")
+    interval = found["metrics"]["counting_metrics:words"]
+    assert interval["mean"] == pytest.approx(sum(counts) / len(counts))
+    assert interval["low"] <= interval["mean"] <= interval["high"]
+    assert found["lead_metrics"]["counting_metrics:words"] == {"mean": 3.0, "low": 3.0, "high": 3.0}
+    print_evaluations(results)
+    printed = capsys.readouterr().out
+    assert "counting_metrics:words" in printed
+    assert "3 (3 to 3)" in printed
+    seen = sys.modules["counting_metrics"].seen
+    assert seen[0][1] == seen[0][2] == "word0 number 0."  # the trial, before anything is generated
+    assert seen[1][0].startswith(TEXT)
+    assert seen[1][0].rstrip().endswith("word0 word0")  # the whole document, of which the model reads 60 tokens
+    assert len(seen) == 1 + 2 * NUM_DOCUMENTS
+
+
+def test_a_metric_that_fails_ends_the_evaluation_with_the_document(
+    config: Config, model: EchoModel, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "failing_metrics.py").write_text(METRICS)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = replace(config, evaluation=replace(config.evaluation, metrics=("failing_metrics:late",)))
+    with pytest.raises(UserError, match="failing_metrics:late failed on document d7: AssertionError: too hard"):
+        evaluate(asked, model_folder=None, output=tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_wrong_summaries_cost_more(config: Config, model: EchoModel, tmp_path: Path) -> None:

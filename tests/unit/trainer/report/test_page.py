@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import HOSTILE, add_evaluation, make_run, section
+from run_folders import HOSTILE, add_evaluation, interval, make_run, section, text_of
 
 from transpooler.common import UserError
 from transpooler.trainer.report import write_documents, write_report
@@ -100,6 +100,47 @@ def test_samples_run_from_best_to_worst(tmp_path: Path) -> None:
     assert re.findall(r"ROUGE-1 ([\d.]+), place (\d+) of 33", section(page, "samples")) == [
         (f"{32 - 4 * place}.0", str(1 + 4 * place)) for place in range(9)
     ]
+
+
+def test_every_rouge_has_its_dialect(tmp_path: Path) -> None:
+    runs = make_run(tmp_path / "old"), make_run(tmp_path / "new")
+    add_evaluation(runs[0], trained=True)  # of a version that noted none
+    add_evaluation(runs[1], trained=True, rouge_dialect="rouge-1.5.5")
+    assert "ROUGE-1 (rouge-score)" in page_of(tmp_path, runs[0])
+    page = page_of(tmp_path, runs[1])
+    assert "ROUGE-1 (rouge-1.5.5)" in page
+    assert "F1 in % as rouge-1.5.5 computes it" in section(page, "scores")
+    assert "by ROUGE-1 (rouge-1.5.5)" in section(page, "samples")
+    both = page_of(tmp_path, *runs)
+    assert "ROUGE-1 (rouge-1.5.5, rouge-score) and loss" in text_of(section(both, "runs"))
+    rows = text_of(section(both, "scores"))
+    assert re.search(r"old 7 test, rouge-score .* new 7 test, rouge-1\.5\.5", rows)
+
+
+def test_own_metrics_stand_beside_the_scores(tmp_path: Path) -> None:
+    runs = make_run(tmp_path / "with"), make_run(tmp_path / "without")
+    value = {"m:<f>": {"mean": 0.5, "low": -0.25, "high": 0.75}}
+    add_evaluation(runs[0], trained=True, metrics=value, lead_metrics={"m:<f>": interval(12)})
+    add_evaluation(runs[1], trained=True)
+    page = section(page_of(tmp_path, *runs), "scores")
+    assert "<f>" not in page
+    text = text_of(page)
+    assert "ROUGE-Lsum m:<f> words loss" in text
+    assert re.search(r"with 7 test .* 0\.5 -0\.25 to 0\.75 20 5\.250", text)
+    assert re.search(r"without 7 test .* \u2013 20 5\.250", text)
+    assert "12 11.99 to 12.01 31" in text
+
+
+def test_curves_of_rouge_name_the_dialect(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first")
+    lines = [{"step": step, "split": "validation", "loss": 6.0, "rouge1": 0.1 * step} for step in (1, 2)]
+    lines = [line | {"rouge_dialect": "rouge-1.5.5"} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for keep in (8, 16):
+        add_evaluation(run, trained=True, keep=keep, kept_tokens=keep, seconds_per_document=1.0)
+    page = page_of(tmp_path, run)
+    assert "F1, held-out, rouge-1.5.5" in text_of(section(page, "training"))
+    assert "F1, rouge-score" in text_of(section(page, "budgets"))
 
 
 def test_documents_alone(tmp_path: Path) -> None:
