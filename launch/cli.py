@@ -15,7 +15,7 @@ from transpooler.launch.exits import run_continued, run_guarded
 
 COMMANDS = (
     *("prepare", "inspect", "verify", "order", "adopt", "train", "launch", "doctor", "checkpoints", "evaluate"),
-    *("summarize", "report", "export", "bench", "demo"),
+    *("judge", "summarize", "report", "export", "bench", "demo"),
 )
 CONTINUED = ("train", "launch", "evaluate")
 """Commands that end with 75 on a signal of the scheduler, however early: it starts them again."""

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import forked
 import pytest
 
 from tests.paths import ROOT
 from transpooler.common import read_json
+from transpooler.launch.cli import main
 from transpooler.trainer.metrics import read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
@@ -69,12 +71,41 @@ def test_patience_stops_a_run_and_evaluate_gives_the_same_numbers_on_every_numbe
         outputs[processes] = [(folder / name).read_bytes() for name in ("metrics.json", "generated.jsonl")]
     assert json.loads(outputs[1][0])["num_documents"] == 5
     assert outputs[1] == outputs[2] == outputs[3]
+    _fail_where_one_rank_does(run, tmp_path)
     command = ["evaluate", str(run), "evaluation.max_documents=2", "generation.max_new_tokens=4", "--keep", "4,8,0.25"]
     assert forked.command(1, command, tmp_path / "log.txt").codes() == [0]
     kept = {item.root.name: read_json(item.metrics) for item in RunFolder(run).finished_evaluations()}
     assert {name: found["kept_tokens"] for name, found in kept.items()} == {
         "test-keep4": 4, "test-keep8": 8, "test-keep0.25": 8,  # a quarter of the 32 that the first stage keeps
     }  # fmt: skip
+
+
+METRIC = """
+import os
+def f(document, reference, summary):
+    if os.environ["RANK"] == "1" and summary != reference:
+        raise ValueError("not here")
+    return len(summary)
+"""
+
+
+def _fail_where_one_rank_does(run: Path, tmp_path: Path) -> None:
+    """A metric that fails on one rank ends all of them with its document; none waits for the one that has gone."""
+    (tmp_path / "metric_of_ranks.py").write_text(METRIC)
+    for processes, code in ((2, 2), (1, 0)):
+        folder = tmp_path / f"measured{processes}"
+        command = ["evaluate", str(run), "--output", str(folder), "evaluation.metrics=[metric_of_ranks:f]"]
+        job = forked.Job(processes, _command_beside, (str(tmp_path), command), tmp_path / "metric.txt")
+        assert job.codes() == [code] * processes, job.output()
+        assert (folder / "metrics.json").is_file() == (code == 0)
+    error = "evaluation.metrics: metric_of_ranks:f failed on document "
+    assert error in job.output()
+    assert "ValueError: not here (rank 1)" in job.output()
+
+
+def _command_beside(folder: str, arguments: list[str]) -> int:
+    sys.path.insert(0, folder)
+    return main(arguments)
 
 
 def _launch(*arguments: str) -> None:

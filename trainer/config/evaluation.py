@@ -66,6 +66,9 @@ class EvaluationConfig:
     rouge: str = one_of(ROUGE_DIALECTS, ROUGE_DIALECTS[0])
     """How ROUGE is computed, while training too: rouge-score (as that package does), or rouge-1.5.5 (as the Perl script
     does, which most papers use). They differ in stemming and in ROUGE-L: their numbers are not to be compared."""
+    sources: bool = False
+    """Also find the passages that each sentence of a summary was written from, which encodes every document once more;
+    generated.jsonl then holds them, and each document as it was read (for `transpooler judge`)."""
     metrics: tuple[str, ...] = ()
     """Metrics of your own, module:function, called as metric(document, reference, summary), texts that return a number.
     The module must be importable; see docs/evaluating.md."""

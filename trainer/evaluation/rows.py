@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from transpooler.common import UserError, progress
+from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import token_bytes
 from transpooler.trainer.config import Config
@@ -15,13 +16,14 @@ from transpooler.trainer.evaluation.generate import (
     batches,
     decode,
     document_text,
-    generate,
+    generate_ids,
     reference_text,
     source_ids,
 )
-from transpooler.trainer.evaluation.highlights import token_weights
+from transpooler.trainer.evaluation.highlights import text_pieces, token_weights
 from transpooler.trainer.evaluation.own_metrics import OwnMetric, measure_all
 from transpooler.trainer.evaluation.rouge import lead, rouge
+from transpooler.trainer.evaluation.sources import ground, trace
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
@@ -42,16 +44,17 @@ def make_rows(
     """
     work = ranks.share(list(batches(documents, config.generation.batch_size)))
     scorer = _Scorer(tokenizer, lead_words, config.evaluation.rouge, metrics)
-    evidence = _evidence_finder(model, tokenizer, config)
+    evidence, grounds = _evidence_finder(model, tokenizer, config), _source_finder(model, tokenizer, config)
     rows: list[tuple[int, dict[str, Any]]] = []
     error: UserError | None = None
     try:
         with progress("summaries", sum(len(batch) for _, batch in work)) as bar:
             for number, batch in work:
                 sources = [source_ids(document, tokenizer, config) for document in batch]
-                texts = generate(model, tokenizer, sources, config.generation)
-                for document, ids, text in zip(batch, sources, texts, strict=True):
-                    rows.append((number, scorer.score(document, text) | evidence(document, ids)))
+                written = generate_ids(model, tokenizer, sources, config.generation)
+                for document, ids, text_ids in zip(batch, sources, written, strict=True):
+                    row = scorer.score(document, decode(text_ids, tokenizer).strip())
+                    rows.append((number, row | evidence(document, ids) | grounds(ids, text_ids)))
                 bar.advance(len(batch))
     except UserError as caught:
         error = caught
@@ -117,3 +120,33 @@ def _evidence_finder(
         return {"evidence_recall": evidence_recall(ids[:-1], weights[:-1], document.target.tolist(), table)}
 
     return find
+
+
+def _source_finder(
+    model: "PoolingModel", tokenizer: PreTrainedTokenizerFast, config: Config
+) -> Callable[[Sequence[int], Sequence[int]], dict[str, Any]]:
+    """What finds the document as it was read, and the sentences of a summary with their sources, where asked for."""
+    if not config.evaluation.sources:
+        return lambda ids, written: {}
+    ends, num_prefix = SentenceEnds(token_bytes(tokenizer)), len(config.data.source_prefix_ids)
+
+    def find(ids: Sequence[int], written: Sequence[int]) -> dict[str, Any]:
+        text, offsets = _locate_tokens(tokenizer, ids[num_prefix:-1])
+        if not written:
+            return {"document": text, "sentences": []}
+        traced = trace(model, ids, written)
+        sentences = ground(traced, tokenizer, ends, ids, offsets, written, num_prefix)
+        return {"document": text, "sentences": [sentence.as_dict() for sentence in sentences]}
+
+    return find
+
+
+def _locate_tokens(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of token ids, and the characters of each token; tokens of one character share them."""
+    pieces = text_pieces(tokenizer, ids)
+    offsets: list[tuple[int, int]] = []
+    end = 0
+    for (text, first), (_, following) in zip(pieces, [*pieces[1:], ("", len(ids))], strict=True):
+        start, end = end, end + len(text)
+        offsets += [(start, end)] * (following - first)
+    return "".join(text for text, _ in pieces), offsets

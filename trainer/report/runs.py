@@ -82,7 +82,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run folder (UserError if it is none, or if a file in it is broken)."""
     require_run(folder)
     config, unknown_keys = load_saved_config(RunFolder(folder).config)
-    evaluations = [_read_evaluation(part) for part in RunFolder(folder).finished_evaluations()]
+    evaluations = [read_evaluation(part) for part in RunFolder(folder).finished_evaluations()]
     budgets = [item for item in evaluations if item.metrics.get("keep") is not None and item.metrics["trained"]]
     return ReportedRun(
         name=name,
@@ -121,7 +121,8 @@ def _read_corpora(config: Config, start: Path) -> list[RunCorpus]:
     return corpora
 
 
-def _read_evaluation(folder: EvaluationFolder) -> Evaluation:
+def read_evaluation(folder: EvaluationFolder) -> Evaluation:
+    """Read what `transpooler evaluate` wrote (UserError if a file is broken or lacks something)."""
     metrics = read_json(folder.metrics)
     _require(REQUIRED_METRICS, metrics, folder.metrics)
     entries = read_json(folder.highlights) if folder.highlights.is_file() else []
