@@ -191,7 +191,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
                     attentions.append(weights)
             return self.final_norm(x_PD) if last == len(self.layers) and not self.norm_is_last else x_PD
 
-        return run(slice(None), layout) if noting else run_in_pieces(run, layout, x)
+        return run(slice(None), layout) if noting else run_in_pieces(run, layout, x, last - first)
 
     def _embed(self, given: Tensor, positions_P: Tensor, block: int) -> Tensor:
         """Ids (P,) or embeddings (P, D) -> what the first layer reads."""

@@ -4,7 +4,8 @@ Blocks do not see one another, so nothing changes but what is held at a time: be
 states, and the activations of one piece.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -16,13 +17,28 @@ PIECE_TOKENS = 16_384
 """Packed tokens that go through the layers together."""
 
 
+_watchers: list[Callable[[int], None]] = []
+
+
+@contextmanager
+def watching(note: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `note` hears of each piece that is done: its tokens times the layers that they went through."""
+    _watchers.append(note)
+    try:
+        yield
+    finally:
+        _watchers.remove(note)
+
+
 def streams(num_tokens: int, like: Tensor) -> bool:
     """Whether so many tokens are cut: not where gradients are wanted or the graph is traced."""
     traced = torch.compiler.is_compiling() or like.is_meta
     return num_tokens > PIECE_TOKENS and not torch.is_grad_enabled() and not traced
 
 
-def run_in_pieces(run: Callable[[slice, Layout | Piece], Tensor], layout: Layout, like: Tensor) -> Tensor:
+def run_in_pieces(
+    run: Callable[[slice, Layout | Piece], Tensor], layout: Layout, like: Tensor, num_layers: int
+) -> Tensor:
     """Put together what `run` makes, (P', D), of the packed tokens of each slice; of all at once if they are few."""
     num_tokens = sum(layout.lengths)
     if not streams(num_tokens, like):
@@ -33,6 +49,8 @@ def run_in_pieces(run: Callable[[slice, Layout | Piece], Tensor], layout: Layout
         if whole is None:
             whole = part.new_empty((num_tokens, *part.shape[1:]))
         whole[piece.start : piece.end] = part
+        for note in _watchers:
+            note((piece.end - piece.start) * num_layers)
     return cast(Tensor, whole)
 
 

@@ -37,7 +37,7 @@ def run_layers(model: PreTrainedModel, first: int, last: int, x_PD: Tensor, layo
         out = part_of_model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
         return part.blocks.to_tokens(out.last_hidden_state)
 
-    return run_in_pieces(run, layout, x_PD)
+    return run_in_pieces(run, layout, x_PD, last - first + 1)
 
 
 def _part(model: PreTrainedModel, start: int, stop: int) -> PreTrainedModel:

@@ -26,6 +26,7 @@ from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.families.hub import find_weights
 from transpooler.trainer.evaluation.generate import batches, decode, generate_ids, source_limit
 from transpooler.trainer.evaluation.highlights import read_back, token_weights
+from transpooler.trainer.evaluation.long_documents import watch_reading
 from transpooler.trainer.evaluation.sources import ground, trace
 from transpooler.trainer.evaluation.summaries import Summaries, Summary
 from transpooler.trainer.weights.generation import stored_generation
@@ -145,7 +146,8 @@ class Summarizer:
     def _write(self, documents: Sequence[_Document]) -> list[Summary]:
         """The summaries of one batch."""
         read = [document.read_ids for document in documents]
-        written = generate_ids(self.model, self.tokenizer, read, self.generation)
+        with watch_reading(self.model, [len(ids) for ids in read]):
+            written = generate_ids(self.model, self.tokenizer, read, self.generation)
         return [self._finish(document, ids) for document, ids in zip(documents, written, strict=True)]
 
     def _finish(self, document: _Document, written: list[int]) -> Summary:
