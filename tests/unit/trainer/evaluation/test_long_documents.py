@@ -25,7 +25,8 @@ def test_progress_ends_where_it_says(
     monkeypatch.setattr(streaming, "PIECE_TOKENS", PIECE)
     monkeypatch.setattr(long_documents, "PIECE_TOKENS", PIECE)
     monkeypatch.setattr(long_documents, "SAID_FROM_TOKENS", 64)
-    model, heard = MODELS[kind](), []
+    model = MODELS[kind]()
+    heard: list[int] = []
     encoder = model.get_encoder()
     with torch.no_grad(), streaming.watching(heard.append), watch_reading(model, [100]):
         encoder(torch.randint(6, 90, (1, 100)))
