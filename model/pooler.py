@@ -17,7 +17,7 @@ from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import PooledStage
-from transpooler.model.streaming import map_in_pieces, streams
+from transpooler.model.layers.streaming import map_in_pieces, streams
 
 SCORE_FLOOR = 1e-5
 

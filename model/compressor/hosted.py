@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from transpooler.model.layout import Layout, Piece
-from transpooler.model.streaming import run_in_pieces
+from transpooler.model.layers.streaming import run_in_pieces
 
 
 def host(config: PreTrainedConfig, causal: bool) -> PreTrainedModel:

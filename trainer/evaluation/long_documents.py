@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from transpooler.common import Progress, say
-from transpooler.model.streaming import PIECE_TOKENS, watching
+from transpooler.model.layers.streaming import PIECE_TOKENS, watching
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel

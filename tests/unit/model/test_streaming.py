@@ -8,7 +8,7 @@ import torch
 from tests.unit.model.compressor.test_compressor import POOLING, compressor
 from tests.unit.model.test_layout import encoder, ragged
 from tests.unit.model.test_model import SETTINGS
-from transpooler.model import streaming
+from transpooler.model.layers import streaming
 from transpooler.model.layout import Layout
 
 LENGTHS = (61, 8, 3, 40)

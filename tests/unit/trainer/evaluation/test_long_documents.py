@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.model.compressor.test_compressor import POOLING, compressor
 from tests.unit.model.test_model import RATIOS, build
-from transpooler.model import streaming
+from transpooler.model.layers import streaming
 from transpooler.trainer.evaluation import long_documents
 from transpooler.trainer.evaluation.long_documents import reading_bytes, reading_work, watch_reading
 
