@@ -17,7 +17,7 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scores = {"facts": "Facts recalled, %", "rouge1": "ROUGE-1 F1, %"}
+    scores = {"facts": "Facts recalled, %", "rouge1": f"ROUGE-1 F1, % ({rows[0].get('rouge_dialect')})"}
     score = next((column for column in scores if column in rows[0]), None)
     count = 3 if score is None else 4
     figure, axes = pyplot.subplots(1, count, figsize=(4.75 * count, 5), layout="constrained")

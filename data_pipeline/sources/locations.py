@@ -133,7 +133,8 @@ def _match_local(pattern: str, prefix: str) -> list[str]:
             raise UserError(f"{prefix}no file matches {pattern!r}; check the folder and the pattern")
     for path in matches:
         if not path.exists():
-            raise UserError(f"{prefix}{path}: no such file")
+            remedy = "" if path.is_absolute() or not prefix else "; prepare.sources_folder says where relative ones lie"
+            raise UserError(f"{prefix}{path}: no such file{remedy}")
         if path.is_dir():
             raise UserError(f"{prefix}{path}: is a folder; name its files, such as {path}/*.jsonl.gz")
         _check_suffix(str(path), prefix)

@@ -109,6 +109,7 @@ def test_the_package_is_the_installed_one(programs: Path, here: Path) -> None:
 def test_presets_are_found_by_name(programs: Path, here: Path) -> None:
     assert "encoder_layers" in run(programs, here, "transpooler", "train", "pyramidion", "--print-config")
     assert "encoder_layers" in run(programs, here, "python", "-m", "transpooler", "train", "modern", "--print-config")
+    assert "article_text" in run(programs, here, "transpooler", "prepare", "corpora/arxiv", "--print-config")
 
 
 @pytest.mark.slow

@@ -162,8 +162,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
-        known = ", ".join(name for name in preset_names() if "/" not in name)
-        raise UserError(f"{path}: no such configuration file; presets by name: {known}") from None
+        near = next((name for name in preset_names() if name.endswith(f"/{path}")), None)
+        known = "presets by name: " + ", ".join(name for name in preset_names() if "/" not in name)
+        raise UserError(f"{path}: no such configuration file; {f'did you mean {near}?' if near else known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read: {error}") from None
     except YAMLError as error:

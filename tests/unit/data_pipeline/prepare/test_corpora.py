@@ -179,6 +179,14 @@ def test_a_recipe_is_one_command(tmp_path):
     assert broken.stderr.strip().splitlines()[-1].startswith(error)
 
 
+def test_a_recipe_without_its_folder_is_told_what_is_missing():
+    with pytest.raises(UserError, match=r"arxiv: no such configuration file; did you mean corpora/arxiv\?"):
+        load_config(["arxiv"])
+    error = r"prepare\.sources\.train: train\.txt: no such file; prepare\.sources_folder says where relative ones lie"
+    with pytest.raises(UserError, match=error):
+        prepare(load_config(["corpora/arxiv"]).prepare)
+
+
 def test_files_of_one_document_are_read_in_groups():
     names = [f"{number}.json" for number in range(501)]
     groups = list(group_locations([*names, "a.jsonl", "b.json"]))
