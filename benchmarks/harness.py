@@ -172,6 +172,13 @@ def write_results(
     return paths
 
 
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure of matplotlib as PNG; the picture that was there stays until the new one is whole."""
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    return path
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the rows, with a column for every key; returns the path."""
     with atomic_write(path) as file:

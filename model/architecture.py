@@ -22,7 +22,8 @@ CHOICES = {
     "pooling_norm": ("after", "before"),
 }
 
-
+HIGHEST_BASE = 1e30
+"""Of a pooler: base ** score and its gradient fit into float32."""
 GATED = ("swiglu", "geglu")
 """Activations that are gates."""
 COUNTS = (
@@ -213,8 +214,8 @@ def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:
 
 def pooler_problems(pooling_base: float, scorer_init_std: float | None) -> Iterator[tuple[str, str]]:
     """(key, message) of every bad value among the poolers' settings, which all kinds of model share."""
-    if not 1 < pooling_base < math.inf:
-        yield "pooling_base", f"is {pooling_base}; must be above 1, and finite"
+    if not 1 < pooling_base <= HIGHEST_BASE:
+        yield "pooling_base", f"is {pooling_base}; must be above 1, and at most {HIGHEST_BASE:g}"
     if scorer_init_std is not None and not 0 <= scorer_init_std < math.inf:
         yield "scorer_init_std", f"is {scorer_init_std}; must be finite and not negative"
 

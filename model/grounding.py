@@ -3,6 +3,7 @@
 Maps are averaged as they are made, so that one layer's is held at a time.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -48,12 +49,15 @@ class MeanAttention:
 def averaged(read: Iterable[nn.Module], mean: MeanAttention, dropped: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Within, `mean` takes the weights of the modules `read`, whose outputs are (states, weights, ...).
 
-    Neither these weights nor those of the modules `dropped` are passed on to be collected.
+    Neither these weights nor those of the modules `dropped` are passed on to be collected. Passes of other threads
+    through the same modules are left alone.
     """
 
-    wanted = set(read)
+    wanted, thread = set(read), threading.get_ident()
 
-    def take(module: nn.Module, given: Any, output: tuple) -> tuple:
+    def take(module: nn.Module, given: Any, output: tuple) -> tuple | None:
+        if threading.get_ident() != thread:
+            return None
         if module in wanted and output[1] is not None:
             mean.add(output[1])
         return (output[0], None, *output[2:])

@@ -1,5 +1,6 @@
 """A window of steps under torch.profiler, as a Chrome trace in the run folder (open it in Perfetto)."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from transpooler.common import say
+from transpooler.common import INCOMPLETE_SUFFIX, say
 from transpooler.trainer.config.train import TrainConfig
 from transpooler.trainer.run_folder import RunFolder
 
@@ -30,7 +31,9 @@ def profiling(run: Path, settings: TrainConfig, rank: int, first_step: int) -> I
 
     def write(recorded: profile) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorded.export_chrome_trace(str(path))
+        incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
+        recorded.export_chrome_trace(str(incomplete))
+        os.replace(incomplete, path)
         say(f"{path}: trace of {settings.profile_steps} steps; open it in https://ui.perfetto.dev")
 
     with profile(activities=activities, schedule=schedule, on_trace_ready=write, record_shapes=True) as recorder:

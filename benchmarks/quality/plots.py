@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from transpooler.benchmarks.harness import save_figure
+
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's, told apart with any kind of colour vision."""
 MARKERS = "os^Dv*XP"
@@ -37,7 +39,7 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     pyplot.close(figure)
     return path
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from transpooler.benchmarks.harness import measure
+from transpooler.benchmarks.harness import measure, save_figure
 from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
 from transpooler.model.ops import baselines
 from transpooler.model.ops.soft_topk import soft_topk
@@ -106,4 +106,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].legend(fontsize=8, framealpha=0.5)
     axes[1, 1].legend(*(part[-1:] for part in axes[1, 1].get_legend_handles_labels()), fontsize=8, loc="center right")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+from transpooler.benchmarks.harness import save_figure
 from transpooler.benchmarks.speed.architectures import BASELINES, ENTRIES
 from transpooler.benchmarks.speed.table import Row
 
@@ -70,7 +71,7 @@ def _figure(group: str, rows: Sequence[Row], path: Path, subtitle: str) -> Path:
     layers = " + ".join(map(str, ENTRIES[BASELINES[group][0]].layers))
     figure.suptitle(f"Cost against input length, {layers} layers", fontsize=14, x=0.01, ha="left")
     figure.supxlabel(f"input tokens. {subtitle}", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     pyplot.close(figure)
     return path
 

@@ -204,11 +204,16 @@ def _name_drops(examples: list[Any], dropped: Counter[str]) -> dict[str, list[st
 
 
 def _clear_unless(folder: Path, note: Path, plan: str) -> None:
-    """Remove the shards of another plan, and note this one."""
-    if folder.exists() and (not note.is_file() or note.read_text() != plan):
+    """Remove the shards of another plan, and note this one. The note of finished shards is not touched: no kill and no
+    full disk may spoil it.
+    """
+    is_noted = note.is_file() and note.read_text() == plan
+    if folder.exists() and not is_noted:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(plan)
+    if not is_noted:
+        with atomic_write(note) as file:
+            file.write(plan)
 
 
 def count_shared(parts: Sequence[Path], others: Sequence[Path]) -> int:

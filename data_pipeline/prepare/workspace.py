@@ -131,5 +131,5 @@ def _clear(folder: Path) -> None:
     """Remove all that a preparation makes in its work folder, the mark last."""
     for path in (folder / "parts", folder / MADE):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (*folder.glob("*.plan"), *(folder / name for name in (INPUTS, TOKENIZER_NOTE, _LOCK, _MARK))):
+    for path in (*folder.glob("*.plan*"), *(folder / name for name in (INPUTS, TOKENIZER_NOTE, _LOCK, _MARK))):
         path.unlink(missing_ok=True)

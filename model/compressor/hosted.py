@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -19,6 +20,34 @@ def host(config: PreTrainedConfig, causal: bool) -> PreTrainedModel:
         if hasattr(module, "is_causal"):
             module.is_causal = causal
     return model
+
+
+def eager_view(model: PreTrainedModel) -> PreTrainedModel:
+    """A view of the model that shares its weights and computes attention step by step, whatever the model does.
+
+    Settings and hooks are its own: other threads may compute with the model meanwhile.
+    """
+    twins: dict[int, nn.Module] = {}
+    configs: dict[int, PreTrainedConfig] = {}
+
+    def view(module: Any) -> Any:
+        if id(module) in twins:
+            return twins[id(module)]
+        twin = twins[id(module)] = copy.copy(module)
+        twin.__dict__ |= {
+            name: value.copy()
+            for name, value in module.__dict__.items()
+            if name.endswith("_hooks") and isinstance(value, dict)
+        }
+        if isinstance(config := module.__dict__.get("config"), PreTrainedConfig):
+            if id(config) not in configs:
+                configs[id(config)] = copy.deepcopy(config)
+                configs[id(config)]._attn_implementation = "eager"
+            twin.config = configs[id(config)]
+        twin._modules = {name: None if child is None else view(child) for name, child in module._modules.items()}
+        return twin
+
+    return cast(PreTrainedModel, view(model))
 
 
 def run_layers(model: PreTrainedModel, first: int, last: int, x_PD: Tensor, layout: Layout) -> Tensor:

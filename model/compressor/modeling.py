@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPreTrainedModel
+from transpooler.model.compressor.hosted import eager_view
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.inspection import follow, pooling_statistics, select
 from transpooler.model.modeling import IGNORED_LABEL, token_loss
@@ -151,13 +152,9 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
         embeddings = torch.cat([prompt, self.get_input_embeddings()(written[:, :-1]).to(prompt.dtype)], dim=1)
         first, last = len(self.config.prefix_ids), prompt.shape[1] - len(self.config.prompt_ids)
         mean = MeanAttention(queries=slice(prompt.shape[1] - 1, None), keys=slice(first, last))
-        before = self.reader.config._attn_implementation
-        self.reader.set_attn_implementation("eager")  # the only one that gives weights
-        try:
-            with averaged([layer.self_attn for layer in self.reader.get_decoder().layers], mean):
-                self.reader(inputs_embeds=embeddings, use_cache=False)
-        finally:
-            self.reader.set_attn_implementation(before)
+        reader: Any = eager_view(self.reader)  # no other attention gives weights
+        with averaged([layer.self_attn for layer in reader.get_decoder().layers], mean):
+            reader(inputs_embeds=embeddings, use_cache=False)
         return Trace(mean.result(), follow(encoded.pooled_stages, torch.ones_like(input_ids).bool()))
 
     def pooling_statistics(self) -> dict[str, float]:

@@ -129,6 +129,36 @@ def test_both_orders_of_summing_give_the_same_bits():
         assert torch.equal(by_document, by_slot)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_have_the_same_bits_with_any_number_of_threads(dtype):
+    """A thread's share may end at any token; 1,000 tokens of 3 documents are cut at many places."""
+    draw = torch.Generator().manual_seed(0)
+    embeddings, scores = torch.randn(3, 1000, 96, generator=draw).to(dtype), torch.rand(3, 1000, generator=draw)
+    scores = scores if dtype != torch.float64 else scores.double()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5, 7):
+            torch.set_num_threads(number)
+            leaves = embeddings.clone().requires_grad_(), scores.clone().requires_grad_()
+            pooled = soft_topk(*leaves, 64, backend="cpp").embeddings
+            found.append(torch.autograd.grad((pooled.float() * torch.arange(96.0)).sin().sum(), leaves))
+    finally:
+        torch.set_num_threads(threads)
+    for gradients in found[1:]:
+        assert all(map(torch.equal, gradients, found[0]))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("base", [1 + 1e-12, 1.001, 2, 1e20, 1e30])
+def test_the_outermost_bases_have_finite_results_and_gradients(backend, base):
+    uniform = torch.rand(2, 33, generator=torch.Generator().manual_seed(0))
+    for scores in (uniform, torch.full((2, 33), 0.5), torch.tensor([1.0, 1e-38, 1 - 1e-7] * 11).repeat(2, 1)):
+        leaves = torch.ones(2, 33, 8).cumsum(1).requires_grad_(), scores.requires_grad_()
+        pooled = soft_topk(*leaves, 4, base=base, backend=backend).embeddings
+        for each in (pooled, *torch.autograd.grad(pooled.square().sum(), leaves)):
+            assert each.isfinite().all()
+
+
 def test_large_gradients_past_the_caches():
     """Above 16 MiB the C++ backward stores past the caches; its bytes per row may not divide by 16."""
     for dim in (64, 67):

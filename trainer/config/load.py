@@ -23,6 +23,7 @@ from transpooler.trainer.run_folder import RunFolder
 
 WITHOUT_EFFECT = (("engine", "partition_activations"),)
 """Keys of earlier versions that never had an effect: in files, such as an older run's config.yaml, they are dropped."""
+Section = typing.TypeVar("Section")
 Part = str | Path | Mapping[str, Any]
 """A YAML file, a run folder, a preset's name, or what a file would hold."""
 
@@ -73,23 +74,13 @@ def load_saved_config(path: Path) -> tuple[Config, list[str]]:
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
-    from pydantic import ValidationError
-
     if unknown := [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]:
         raise UserError("\n".join(unknown))
     found: list[str] = []
 
-    def validate(schema: Any, given: Any, prefix: str = "") -> Any:
-        found.extend(misused_switches(given, schema, prefix))
-        try:
-            return _type_checker(schema).validate_python(given)
-        except ValidationError as error:
-            found.extend(type_problems(error.errors(), schema, prefix))
-            return schema()
-
     # A section of several kinds is built first: told apart by trying, its problems would be those of every kind.
-    model = validate(model_schema(values), values.get("model", {}), "model")
-    config = validate(Config, values | {"model": model})
+    model = _validate(model_schema(values), values.get("model", {}), found, "model")
+    config = _validate(Config, values | {"model": model}, found)
     if found:
         raise UserError("\n".join(found))
     if problems := [f"{key} {message}" for key, message in all_problems(config)]:
@@ -97,8 +88,32 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     return config
 
 
+def section_from_dict(schema: type[Section], values: Mapping[str, Any]) -> Section:
+    """One section of the configuration from a mapping, checked in the same way; UserError lists all problems."""
+    given = dict(values)
+    found = [f"{each.path}: unknown setting; {each.remedy}" for each in _unknown_keys(given, schema, "")]
+    section = None if found else _validate(schema, given, found)
+    if section is not None and not found:
+        found = [f"{key} {message}" for key, message in all_problems(section)]
+    if section is None or found:
+        raise UserError("\n".join(found))
+    return section
+
+
+def _validate(schema: Any, given: Any, found: list[str], prefix: str = "") -> Any:
+    """`given` as the schema's dataclass; what has the wrong type is added to `found`, and the defaults stand for it."""
+    from pydantic import ValidationError
+
+    found.extend(misused_switches(given, schema, prefix))
+    try:
+        return _type_checker(schema).validate_python(given)
+    except ValidationError as error:
+        found.extend(type_problems(error.errors(), schema, prefix))
+        return schema()
+
+
 @cache
-def _type_checker(schema: type) -> Any:
+def _type_checker(schema: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(schema)

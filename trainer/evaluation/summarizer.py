@@ -5,13 +5,16 @@ with their number. Which documents share a batch depends on their place alone, s
 one was interrupted gives what an undisturbed one gives, to the bit.
 """
 
+import itertools
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from transpooler.common import UserError, all_problems, progress, say
+from transpooler.common import UserError, is_blank, progress, say
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.tokenizer import (
@@ -24,13 +27,14 @@ from transpooler.data_pipeline.tokenizer import (
 )
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.families.hub import find_weights
+from transpooler.trainer.config.load import section_from_dict
 from transpooler.trainer.evaluation.generate import batches, decode, generate_ids, source_limit
 from transpooler.trainer.evaluation.highlights import read_back, token_weights
 from transpooler.trainer.evaluation.long_documents import watch_reading
 from transpooler.trainer.evaluation.sources import ground, trace
 from transpooler.trainer.evaluation.summaries import Summaries, Summary
 from transpooler.trainer.weights.generation import stored_generation
-from transpooler.trainer.weights.models import keep_tokens, load_model, prepare_model
+from transpooler.trainer.weights.models import keep_tokens, load_model, prepare_model, require_model
 from transpooler.trainer.weights.token_ids import check_token_ids
 
 if TYPE_CHECKING:
@@ -69,8 +73,10 @@ class Summarizer:
         """
         check_token_ids(model.config, generation)
         self.model, self.tokenizer, self.generation = model, tokenizer, generation
-        self.limit = source_limit(tokenizer, max_source_tokens)
         self._prefix = leading_special_ids(tokenizer)
+        _check_limit(max_source_tokens, 2 + len(self._prefix))
+        self.limit = source_limit(tokenizer, max_source_tokens)
+        self._turn = threading.RLock()
         self._ends = SentenceEnds(token_bytes(tokenizer)) if with_sources else None
 
     def summarize(
@@ -88,20 +94,27 @@ class Summarizer:
         keep: tokens that the last pooling keeps of each document, or below 1 a share (None: the largest budget);
         sources: also find where each sentence comes from; progress: show how far it is; generation: settings that
         replace the model's own, such as max_new_tokens, num_beams and batch_size (`GenerationConfig`).
-        UserError names what is wrong with a setting.
+        UserError names what is wrong with a setting or a text, TypeError a setting that there is not. Threads may share
+        a model; they take turns.
         """
-        settings = replace(self.generation, **generation)
-        if problems := [f"{key} {message}" for key, message in all_problems(settings)]:
-            raise UserError("\n".join(problems))
+        known = asdict(self.generation)
+        if unknown := generation.keys() - known.keys():
+            raise TypeError(f"summarize() knows no {', '.join(sorted(unknown))}; settings are {', '.join(known)}")
+        settings = section_from_dict(GenerationConfig, known | generation)
         if settings.precision != self.generation.precision:
             raise UserError("precision: weights are packed once; give it to transpooler.load")
-        keep_tokens(self.model, keep)
         limit = self.limit if max_source_tokens is None else max_source_tokens
         other = Summarizer(self.model, self.tokenizer, settings, max_source_tokens=limit, with_sources=sources)
-        several = [texts] if isinstance(texts, str) else texts
-        found = other.stream(several, head_of)
-        watched = watch(found, len(several) if isinstance(several, Sized) else None) if progress else found
-        return Summaries(summary for _, summary in watched)
+        several = _several(texts)
+        with self._turn:  # the budget is the model's
+            before = self.model.stages
+            keep_tokens(self.model, keep, "keep")
+            try:
+                found = other.stream(map(_checked, itertools.count(), several), head_of)
+                watched = watch(found, len(several) if isinstance(several, Sized) else None) if progress else found
+                return Summaries(summary for _, summary in watched)
+            finally:
+                self.model.follow(before)
 
     def stream(
         self,
@@ -171,6 +184,39 @@ class Summarizer:
         return replace(plain, sentences=sentences, reading=reading)
 
 
+def _check_limit(tokens: Any, least: int) -> None:
+    """UserError unless so many tokens of a document can be read (None: as many as the model was trained with)."""
+    is_number = isinstance(tokens, Integral) and not isinstance(tokens, bool)
+    if tokens is not None and not (is_number and tokens >= least):
+        raise UserError(f"max_source_tokens is {tokens!r}; must be a whole number of at least {least}")
+
+
+def _several(texts: Any) -> Iterable[Any]:
+    """The texts of one or several; UserError for what holds none. Those of a list are checked before the first one."""
+    if isinstance(texts, str):
+        texts = [texts]
+    elif not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping):
+        raise UserError(f"texts: {type(texts).__name__}; give a text, or several as a list")
+    if isinstance(texts, Sequence):
+        for number, text in enumerate(texts):
+            _checked(number, text)
+    return texts
+
+
+def _checked(number: int, text: Any) -> str:
+    """The text; UserError where it is none, or an empty one."""
+    if not isinstance(text, str):
+        raise UserError(f"texts[{number}]: {type(text).__name__}, not a text; give its words as str")
+    if is_blank(text):
+        raise UserError(f"texts[{number}]: empty; nothing to summarize, leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"holds half of a surrogate pair at character {error.start:,}, which is no character"
+        raise UserError(f"texts[{number}]: {what}; decode the text anew") from None
+    return text
+
+
 def watch(found: Iterator[Item], total: int | None) -> Iterator[Item]:
     """Pass on summaries (of `total`, None: unknown) and show how many are made, and how many in a minute."""
     started, number, note = time.monotonic(), 0, ""
@@ -196,7 +242,10 @@ def load(source: str | Path, *, precision: str = "fp32") -> Summarizer:
 
     Raises UserError where there is none, or it is not whole.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"source: {source!r}; give an exported folder, or the id of a model on the hub")
     folder = find_weights(source)
+    require_model(folder)
+    settings = section_from_dict(GenerationConfig, stored_generation(folder) | {"precision": precision})
     model, tokenizer = load_model(folder)
-    settings = GenerationConfig(**stored_generation(folder) | {"precision": precision})
     return Summarizer(prepare_model(model, precision), tokenizer, settings)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import read_json
+from transpooler.common import UserError, read_json
 from transpooler.trainer.config.evaluation import FORCED, GenerationConfig
+from transpooler.trainer.config.load import section_from_dict
 
 if TYPE_CHECKING:
     import transformers
@@ -23,12 +24,18 @@ def set_generation(target: "transformers.GenerationConfig", settings: Generation
 
 
 def stored_generation(folder: Path) -> dict[str, Any]:
-    """The `generation` section that a model folder carries; empty if it carries none."""
+    """The `generation` section that a model folder carries; empty if it carries none. UserError: it is wrong."""
     paths = (folder / part / "generation_config.json" for part in PARTS)
-    stored = next((read_json(path) for path in paths if path.is_file()), None)
-    if not isinstance(stored, dict):
+    if (path := next((path for path in paths if path.is_file()), None)) is None:
         return {}
+    if not isinstance(stored := read_json(path), dict):
+        raise UserError(f"{path}: is no mapping of settings; export the model again")
     found = {name: stored.get(name) or default for name, default in DEFAULTS.items()}
     found |= {name: stored[name] for name in FORCED if isinstance(stored.get(name), int)}
-    found |= {"suppress_tokens": tuple(stored["suppress_tokens"])} if stored.get("suppress_tokens") else {}
-    return found | ({"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {})
+    found |= {"suppress_tokens": stored["suppress_tokens"]} if stored.get("suppress_tokens") else {}
+    found |= {"max_new_tokens": stored["max_new_tokens"]} if stored.get("max_new_tokens") else {}
+    try:
+        section = section_from_dict(GenerationConfig, found)
+    except UserError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return {name: getattr(section, name) for name in found}

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,12 +175,14 @@ def load_model(folder: Path, keep: float | None = None) -> tuple["PoolingModel",
     return model.eval().to(default_device()), tokenizer
 
 
-def keep_tokens(model: "PoolingModel", keep: float | None) -> None:
-    """`model.keep`, for what --keep says: UserError where the model cannot keep that."""
+def keep_tokens(model: "PoolingModel", keep: float | None, option: str = "--keep") -> None:
+    """`model.keep`, for what the `option` says: UserError where the model cannot keep that."""
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, Real)):
+        raise UserError(f"{option} is {keep!r}; must be a number of tokens, a share such as 0.125, or None")
     try:
         model.keep(keep)
     except ValueError as error:
-        raise UserError(f"--{error}") from None
+        raise UserError(f"{option.removesuffix('keep')}{error}") from None
 
 
 def prepare_model(model: "PoolingModel", precision: str) -> "PoolingModel":

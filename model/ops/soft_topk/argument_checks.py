@@ -7,14 +7,13 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
+from transpooler.model.architecture import HIGHEST_BASE
 from transpooler.model.ops.soft_topk.backends import BACKENDS, choose_kernels
 from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HIGHEST_SCORE = 1 + 2e-5
 """A sigmoid + 1e-5 reaches a little above 1."""
-HIGHEST_BASE = 1e30
-"""base ** score and its gradient fit into float32."""
 DEBUG = "TRANSPOOLER_DEBUG"
 """Environment variable; 1: values on a GPU are checked too, and the host waits for them."""
 

@@ -163,6 +163,19 @@ inline void finish_streams() {
 #endif
 }
 
+// o = w g, and the product <e, g>. Never inlined: compiled into the loop below, whose last iteration the compiler writes
+// anew with another order of sums, a token's product would depend on where a thread's share ends.
+template <typename E, typename T>
+__attribute__((noinline)) T backward_row(E* __restrict o, const E* __restrict e, const E* __restrict g, T w, int64_t dim) {
+  T product = 0;
+#pragma omp simd reduction(+ : product)
+  for (int64_t d = 0; d < dim; ++d) {
+    product += widen<T>(e[d]) * widen<T>(g[d]);
+    o[d] = narrow<E>(w * widen<T>(g[d]));
+  }
+  return product;
+}
+
 // de_i = w_i g_j and dw_i = <e_i, g_j>, j the slot of i: embeddings in document order, g from the cache.
 template <typename E, typename T>
 void group_sum_backward_rows(const Tensor& grad, const Tensor& embeddings, const Tensor& weights, const Tensor& groups,
@@ -179,21 +192,10 @@ void group_sum_backward_rows(const Tensor& grad, const Tensor& embeddings, const
     std::vector<E> line(dim);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t slot = all_groups[i];
-      E* __restrict o = past_caches ? line.data() : result + i * dim;
-      T product = 0;
-      if (slot < 0) {
-        std::fill(o, o + dim, E(0));
-      } else {
-        const E* __restrict e = all + i * dim;
-        const E* __restrict g = all_grads + (i / num_tokens * slots + slot) * dim;
-        const T w = all_weights[i];
-#pragma omp simd reduction(+ : product)
-        for (int64_t d = 0; d < dim; ++d) {
-          product += widen<T>(e[d]) * widen<T>(g[d]);
-          o[d] = narrow<E>(w * widen<T>(g[d]));
-        }
-      }
-      products[i] = product;
+      E* o = past_caches ? line.data() : result + i * dim;
+      if (slot < 0) std::fill(o, o + dim, E(0));
+      const E* g = all_grads + (i / num_tokens * slots + slot) * dim;
+      products[i] = slot < 0 ? T(0) : backward_row(o, all + i * dim, g, all_weights[i], dim);
       if (past_caches) stream(result + i * dim, o, dim * sizeof(E));
     }
     finish_streams();

@@ -3,15 +3,19 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import transpooler
 from tests.paths import ROOT
+from tests.tiny import write_llama
 from transpooler.common import UserError
 from transpooler.data_pipeline.tokenizer import head_of, load_tokenizer
 from transpooler.trainer.config import load_config
@@ -108,6 +112,107 @@ def test_a_notebook_shows_the_page_in_a_frame(folder: Path) -> None:
     assert 'class="grounded"' in unescape(first)
     assert model.summarize("alpha", sources=False, **FEW)._repr_html_() is None
     assert model.summarize([], **FEW)._repr_html_() is None
+
+
+WRONG: list[tuple[Any, str]] = [
+    (None, "texts: NoneType; give a text, or several as a list"),
+    (7, "texts: int; give"),
+    (b"alpha", "texts: bytes; give"),
+    ({"text": "alpha"}, "texts: dict; give"),
+    (Path("a.txt"), "texts: PosixPath; give"),
+    (["alpha", None], "texts[1]: NoneType, not a text"),
+    (iter(["alpha", None]), "texts[1]: NoneType, not a text"),
+    ([["alpha"]], "texts[0]: list, not a text"),
+    ([b"alpha"], "texts[0]: bytes, not a text"),
+    ("", "texts[0]: empty; nothing to summarize"),
+    (["alpha", " \n\x00"], "texts[1]: empty; nothing to summarize"),
+    ("a\ud800b", "texts[0]: holds half of a surrogate pair at character 1"),
+]
+WRONG_SETTINGS: list[tuple[str, Any, str]] = [
+    *(("keep", value, f"keep is {value!r}; must be") for value in (0, -1, 1.5, "8", True, float("nan"), [4])),
+    *(("max_new_tokens", value, "max_new_tokens is ") for value in (0, 2.5, None, "x", True, 10**12)),
+    ("num_beams", -2, "num_beams is -2; must be at least 1"),
+    ("batch_size", 0.5, "batch_size is 0.5; must be a whole number"),
+    ("length_penalty", "x", "length_penalty is 'x'; must be a number"),
+    ("suppress_tokens", [9999], "generation.suppress_tokens has 9999"),
+    *(("max_source_tokens", value, "max_source_tokens is ") for value in (0, -3, 1, "9", 2.5, True)),
+]
+
+
+def test_wrong_texts_and_settings_take_one_line_before_anything_is_generated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = load(folder), note_batches(monkeypatch)
+    for texts, message in WRONG:
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            model.summarize(texts, **FEW)
+        assert "\n" not in str(caught.value)
+    for name, value, message in WRONG_SETTINGS:
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            model.summarize("alpha", **FEW | {name: value})
+        assert "\n" not in str(caught.value)
+    assert seen == []
+    for source in (None, 5):
+        with pytest.raises(UserError, match="source: "):
+            load(source)  # type: ignore[arg-type]
+    numbers: Any = {"keep": np.int64(4), "max_source_tokens": np.int64(9)}
+    assert len(model.summarize(["alpha"], **numbers, **FEW)) == 1
+
+
+def test_settings_in_a_model_folder_that_are_wrong_are_named(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    for text, message in (('{"num_beams": "x"}', "num_beams is 'x'; must be a whole number"), ("[]", "is no mapping")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"generation_config.json: {message}"):
+            load(folder)
+
+
+def test_threads_of_one_model_get_what_they_would_get_alone(folder: Path) -> None:
+    """Also with budgets of their own, and in the passes that find sources, which meet in the same modules."""
+    model, budgets = load(folder), (4, 8, None, 0.125)
+    jobs = [(text, budgets[number % 4]) for number, text in enumerate(TEXTS * 3)]
+
+    def run(job: tuple[str, Any]) -> Any:
+        return [summary.as_dict() for summary in model.summarize(job[0], keep=job[1], **FEW)]
+
+    expected, before = [run(job) for job in jobs], model.model.stages
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, jobs)) == expected
+    assert model.model.stages == before
+
+
+def test_a_model_is_traced_by_several_threads(folder: Path) -> None:
+    assert_traced_by_threads(load(folder).model)
+
+
+def test_a_compressor_is_traced_by_several_threads(shards: Path, tmp_path: Path) -> None:
+    settings = [f"train.init_from={write_llama(shards, tmp_path / 'llama')}", f"data.shards={shards}"]
+    config = load_config([], [*settings, "model.encoder_layers=2", "model.pooling=[{after_layer: 2, length: 8}]"])
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    export_model(build_model(config, tokenizer), tokenizer, tmp_path / "compressor", config, step=0)
+    model: Any = load(tmp_path / "compressor").model
+    before = model.reader.config._attn_implementation
+    assert_traced_by_threads(model)
+    assert model.reader.config._attn_implementation == before != "eager"
+
+
+def assert_traced_by_threads(model: Any) -> None:
+    """What each thread finds read is of its own document, to the bit; others generate meanwhile."""
+    draw = torch.Generator().manual_seed(0)
+    pairs = [
+        (torch.randint(6, 290, (1, 20 + 7 * n), generator=draw), torch.randint(6, 290, (1, 4 + n), generator=draw))
+        for n in range(6)
+    ] * 4
+
+    def trace(pair: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+        found = model.trace(*pair)
+        written = model.generate(pair[0], num_beams=1, max_new_tokens=4, do_sample=False)
+        return [found.attention_TS, found.selection.weights_BN, written]
+
+    expected = [trace(pair) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, wanted in zip(pool.map(trace, pairs), expected, strict=True):
+            assert all(map(torch.equal, got, wanted))
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
