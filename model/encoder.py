@@ -17,11 +17,11 @@ from transpooler.model.layers.attention import CosSin
 from transpooler.model.layers.embedder import Embedder
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.positions import RelativeBias, add_bias, rotary
+from transpooler.model.layers.streaming import run_in_pieces
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
 from transpooler.model.layout import Layout, Piece
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, pool_packed
-from transpooler.model.layers.streaming import run_in_pieces
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""

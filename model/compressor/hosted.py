@@ -7,8 +7,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from transpooler.model.layout import Layout, Piece
 from transpooler.model.layers.streaming import run_in_pieces
+from transpooler.model.layout import Layout, Piece
 
 
 def host(config: PreTrainedConfig, causal: bool) -> PreTrainedModel:
