@@ -57,7 +57,7 @@ def print_outcome(evaluations: dict[str, EvaluationFolder]) -> None:
     rows = {arm: [json.loads(line) for line in _lines(files.generated)] for arm, files in evaluations.items()}
     first = {arm: written[0] for arm, written in rows.items()}
     trained = next(iter(ARMS))
-    marks = read_json(evaluations[trained].highlights)[first[trained]["key"]]
+    marks = read_json(evaluations[trained].highlights)[0]
     print(f"\n{len(rows[trained])} held-out passages of packages that no model was trained on, four notes in each.")
     print("The decoder reads 32 tokens of a passage. Who chooses them decides:\n")
     table = [
