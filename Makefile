@@ -1,5 +1,5 @@
 # make install    an environment in .venv, which the other targets make first
-# make demo       the whole main job on real text (about 10 minutes on 2 cores)
+# make demo       models that find notes hidden in real text; with DATA the whole job on your documents
 # make check      lint, types and unit tests, for the daily work (minutes)
 # make test       lint, types and all tests, with real ranks, kills, hosts and SLURM
 # make test-versions  the tests that would notice, with the oldest and newest versions of the libraries
