@@ -95,17 +95,17 @@ def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterat
 
 
 @contextmanager
-def _open_log(log_path: Path, path: Path) -> Iterator[IO[str]]:
-    """The log of an output, which at most one process has open."""
+def _open_log(log_path: Path, path: Path) -> Iterator[IO[bytes]]:
+    """The log of an output, which at most one process has open; a buffer would fail once more when it is closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("a", encoding="utf-8") as log:
+    with log_path.open("ab", buffering=0) as log:
         if not lock_alone(log.fileno(), log_path):
             raise UserError(f"{path}: another `transpooler summarize` is writing it; wait for its end")
         yield log
 
 
 def _write_results(
-    path: Path, log: IO[str], settings: Mapping[str, Any] | None, found: _Finished
+    path: Path, log: IO[bytes], settings: Mapping[str, Any] | None, found: _Finished
 ) -> Iterator[SummaryOutput]:
     """Yield the output once; when the caller is done, give the file its name."""
     incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
@@ -118,12 +118,12 @@ def _write_results(
         file.write(data)
         file.flush()
         num_written, num_bytes = num_written + 1, num_bytes + len(data)
-        print(num_bytes, file=log, flush=True)
+        _write_line(log, str(num_bytes))
 
     try:
         with atomic_write(path, "ab", keep=True) as file:
             if not found.num_done:
-                print(json.dumps(settings), file=log, flush=True)
+                _write_line(log, json.dumps(settings))
             yield SummaryOutput(write, found.num_done)
         log_path.unlink()
     except BaseException:
@@ -131,8 +131,16 @@ def _write_results(
             kept = f"{incomplete} keeps the {num_written:,} summaries that were finished"
             print(kept, file=sys.stderr, flush=True)  # belongs to an error, so --quiet does not silence it
         else:
+            incomplete.unlink(missing_ok=True)
             log_path.unlink(missing_ok=True)
         raise
+
+
+def _write_line(log: IO[bytes], text: str) -> None:
+    """Append a line; near the end of the disk one call may write a part, and say so only by its result."""
+    data = f"{text}\n".encode()
+    while data:
+        data = data[log.write(data) :]
 
 
 def _find_finished(incomplete: Path, log: Path, settings: Mapping[str, Any] | None) -> _Finished:

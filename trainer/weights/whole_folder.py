@@ -17,6 +17,7 @@ from transpooler.common import (
     INCOMPLETE_SUFFIX,
     DiskFullError,
     UserError,
+    disk_problem,
     fsync_folder,
     is_disk_full,
     lock_alone,
@@ -62,7 +63,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 os.rename(folder, work / OLD)
             os.rename(work / NEW, folder)
             fsync_folder(folder.parent)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):  # a library in Rust or C++ has exceptions of its own
+            if isinstance(error, UserError) or (problem := disk_problem(error)) is None:
+                raise
+            raise UserError(f"{folder}: {problem}") from error
         kind = DiskFullError if is_disk_full(error) else UserError
         raise kind(f"{folder}: cannot write: {error.strerror or error}; free space or choose another") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,29 @@ def test_summaries_that_could_go_on_are_not_lost_to_a_page(
     assert (code, "summaries of a run that can go on" in err, len(err.splitlines())) == (2, True, 1)
     assert (tmp_path / "out.incomplete").read_bytes() == held
     assert run(capsys, model, *options)[0] == 0
+
+
+@pytest.mark.parametrize("limit", [1, 30, 300])
+def test_a_limit_of_a_files_size_names_the_output_and_keeps_what_is_whole(
+    tmp_path: Path, limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the two files meets it, the log or the results. (capsys: messages go to memory, not to a file.)"""
+
+    def write() -> None:
+        with open_output(tmp_path / "out", {"a": "b" * 20}) as output:
+            for _ in range(output.num_done, 99):
+                output.write("0123456789")
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(UserError, match="out: cannot write: File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+    write()
+    assert (tmp_path / "out").read_text() == "0123456789\n" * 99
 
 
 def test_one_output_is_written_by_one_command(tmp_path: Path) -> None:

@@ -176,12 +176,14 @@ def test_a_kill_leaves_the_old_one_or_the_new_one_and_the_next_start_tidies_up(e
 
 
 def test_a_limit_of_the_disk_leaves_the_old_one(exported):
-    _, folder = exported
+    export, folder = exported
     before, limits = contents(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
     try:
         with pytest.raises(UserError, match="cannot write: File too large; free space"), whole_folder(folder) as new:
             (new / "config.json").write_text("x" * 9001)
+        with pytest.raises(UserError, match=f"{folder}: a file cannot be written: File too large; free space"):
+            export(4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert contents(folder.parent) == {f"model/{name}": value for name, value in before.items()}
