@@ -91,7 +91,7 @@ def open_output(path: Path | None, settings: Mapping[str, Any] | None) -> Iterat
             say(f"{incomplete}: holds {found.num_done:,} summaries; goes on behind them")
         else:
             incomplete.unlink(missing_ok=True)
-        yield from _write_results(path, log, settings, found)
+        yield from _write_results(path, incomplete, log, settings, found)
 
 
 @contextmanager
@@ -105,11 +105,10 @@ def _open_log(log_path: Path, path: Path) -> Iterator[IO[bytes]]:
 
 
 def _write_results(
-    path: Path, log: IO[bytes], settings: Mapping[str, Any] | None, found: _Finished
+    path: Path, incomplete: Path, log: IO[bytes], settings: Mapping[str, Any] | None, found: _Finished
 ) -> Iterator[SummaryOutput]:
     """Yield the output once; when the caller is done, give the file its name."""
-    incomplete = path.with_name(path.name + INCOMPLETE_SUFFIX)
-    log_path = incomplete.with_name(f"{incomplete.name}.log")
+    log_path = Path(log.name)
     num_written, num_bytes = found.num_done, found.num_bytes
 
     def write(text: str) -> None:

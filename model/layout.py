@@ -65,10 +65,10 @@ class Layout:
     ) -> None:
         """Lengths are at least 1; mask_BN bool: which of the tokens are real (None: all), filled from the front."""
         self.lengths, self.longest = list(lengths), max(lengths)
-        self.block = min(block or self.longest, self.longest)
+        self.block, self.device = min(block or self.longest, self.longest), device
         self.documents = Grid(self.lengths, [self.longest] * len(self.lengths), self.longest, device)
         """(B, N)."""
-        self.blocks = Grid(self.lengths, [-(-n // self.block) * self.block for n in self.lengths], self.block, device)
+        self.blocks = self._block_grid(self.lengths)
         """(R, m)."""
         self.all_real = mask_BN is None
         real_P = torch.ones(sum(self.lengths), dtype=torch.bool, device=device)
@@ -84,28 +84,29 @@ class Layout:
         """Cut the packed tokens at borders of blocks, into pieces of at most `num_tokens`, or of one block."""
         lengths: list[int] = []
         start = end = row = 0
+
+        def piece() -> Piece:
+            grid = self._block_grid(lengths)
+            mask = None if self.block_mask is None else self.block_mask[row : row + grid.rows]
+            return Piece(start=start, end=end, block=self.block, blocks=grid, block_mask=mask)
+
         for length in self.lengths:
             done = 0
             while done < length:
                 room = (num_tokens - (end - start)) // self.block * self.block
                 if room <= 0 and lengths:
-                    yield self._piece(start, end, row, lengths)
-                    row, start, lengths = row + self._num_rows(lengths), end, []
+                    yield (full := piece())
+                    row, start, lengths = row + full.blocks.rows, end, []
                     continue
                 taken = min(length - done, max(room, self.block))
                 lengths.append(taken)
                 done, end = done + taken, end + taken
-        yield self._piece(start, end, row, lengths)
+        yield piece()
 
-    def _num_rows(self, lengths: Sequence[int]) -> int:
-        return sum(-(-length // self.block) for length in lengths)
-
-    def _piece(self, start: int, end: int, row: int, lengths: Sequence[int]) -> Piece:
+    def _block_grid(self, lengths: Sequence[int]) -> Grid:
+        """Blocks of documents, or of parts of some, of these lengths."""
         widths = [-(-length // self.block) * self.block for length in lengths]
-        rows = slice(row, row + self._num_rows(lengths))
-        mask = None if self.block_mask is None else self.block_mask[rows]
-        grid = Grid(lengths, widths, self.block, self.document_mask.device)
-        return Piece(start=start, end=end, block=self.block, blocks=grid, block_mask=mask)
+        return Grid(lengths, widths, self.block, self.device)
 
     def positions(self) -> Tensor:
         """int64 (P,): the position of each packed token in its document."""

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transpooler.model.architecture import PoolingStage, schedule_that_keeps
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.norms import FinalNorm
-from transpooler.model.layers.streaming import map_in_pieces, streams
+from transpooler.model.layers.streaming import map_in_pieces
 from transpooler.model.layout import Layout
 from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import SoftTopK
@@ -89,13 +89,14 @@ class Pooler(GradientCheckpointingLayer):
 
     def _read(self, x_BND: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) -> what is pooled, and the scores (B, N), if the operator needs any."""
-        norm = self.score_norm if self.score_norm is not None else nn.Identity()
-        if self.scorer is not None and not self.pools_normed and streams(x_BND.shape[1], x_BND):
-            scorer = self.scorer
-            return x_BND, map_in_pieces(lambda part: score(scorer, norm(part)), x_BND)
-        normed_BND = norm(x_BND)
-        scores_BN = None if self.scorer is None else score(self.scorer, normed_BND)
-        return normed_BND if self.pools_normed else x_BND, scores_BN
+        scorer = self.scorer
+        if scorer is not None and not self.pools_normed:
+            return x_BND, map_in_pieces(lambda part: score(scorer, self._normed(part)), x_BND)
+        normed_BND = self._normed(x_BND)  # x itself, where neither the scores nor the pooling want a norm
+        return normed_BND, None if scorer is None else score(scorer, normed_BND)
+
+    def _normed(self, x_BND: Tensor) -> Tensor:
+        return x_BND if self.score_norm is None else self.score_norm(x_BND)
 
 
 class Poolers(nn.ModuleDict):

@@ -1,7 +1,7 @@
 """What reading very long documents takes: said before, and shown while it lasts."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
@@ -31,7 +31,7 @@ def watch_reading(model: "PoolingModel", lengths: Sequence[int]) -> Iterator[Non
     scarce = f", of which {free / 2**30:.1f} GiB are free: it may be killed" if on_cpu and needed > free else ""
     say(f"reading {num_tokens:,} tokens takes about {needed / 2**30:.1f} GiB beside the model{scarce}")
     bar = Progress(f"read {num_tokens:,} tokens (in layers)", reading_work(model, lengths))
-    with watching(bar.advance) if bar.total else nullcontext():
+    with watching(bar.advance):
         yield
 
 
