@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "weighted_mean", "iterative_softmax")
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
+WHOLE_OPERATORS = ("iterative_softmax",)
+"""Those whose slots take from every token of the document: ranks that share it cannot each sum their own part."""
 CHOICES = {
     "kind": ("seq2seq", "compressor"),
     "activation": ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"),

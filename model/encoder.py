@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.input_checks import check_inputs, check_mask, refuse_unknown
 from transpooler.model.layers.attention import CosSin
+from transpooler.model.layers.context_parallel import share_of
 from transpooler.model.layers.embedder import Embedder
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.positions import RelativeBias, add_bias, rotary
@@ -138,6 +139,8 @@ class TranspoolerEncoder(EncoderOnlyModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         flat, layout, positions_P = self._pack(given, attention_mask)
+        if (share := share_of(layout)) is not None:
+            positions_P = layout.documents.to_tokens(share.own_positions())
         hidden_states: list[Tensor] | None = [] if keep_all else None
         attentions: list[Tensor | None] | None = [] if output_attentions else None
         stages: list[PooledStage] = []
@@ -146,8 +149,11 @@ class TranspoolerEncoder(EncoderOnlyModel):
             x = self._run_layers((done, last), x, layout, positions_P, hidden_states, attentions)
             if str(last) in self.poolers:
                 pooler = cast(Pooler, self.poolers[str(last)])
-                pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size)
-                x, layout, positions_P = pooled.x_PD, pooled.layout, pooled.positions_P
+                is_last = len(stages) + 1 == len(self.poolers)
+                pooled = pool_packed(
+                    pooler, x, layout, positions_P, self.config.block_size, share=share, is_last=is_last
+                )
+                x, layout, positions_P, share = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.share
                 stages.append(pooled.stage)
             done = last
         if self.training:
@@ -178,7 +184,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         def run(tokens: slice, part: Layout | Piece) -> Tensor:
             x_PD, at_P = x[tokens], positions_P[tokens]
             if not first:
-                x_PD = self._embed(x_PD, at_P, part.block)
+                x_PD = self._embed(x_PD, at_P)
             masks = _Masks(self.relative_bias, part, at_P, unpooled=not first)
             for number in range(first, last):
                 if hidden_states is not None:
@@ -193,10 +199,12 @@ class TranspoolerEncoder(EncoderOnlyModel):
 
         return run(slice(None), layout) if noting else run_in_pieces(run, layout, x, last - first)
 
-    def _embed(self, given: Tensor, positions_P: Tensor, block: int) -> Tensor:
+    def _embed(self, given: Tensor, positions_P: Tensor) -> Tensor:
         """Ids (P,) or embeddings (P, D) -> what the first layer reads."""
         embeddings = given if given.is_floating_point() else self.embed_tokens(given)
-        return self.embedder(embeddings, positions_P % block if self.config.block_positions == "block" else positions_P)
+        if self.config.block_positions == "block" and self.config.block_size is not None:
+            positions_P = positions_P % self.config.block_size
+        return self.embedder(embeddings, positions_P)
 
     def _pack(self, given: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Layout, Tensor]:
         """Return the real tokens (P,) or (P, D), their layout, and their positions (P,), padding not counted."""

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from transpooler.model.architecture import PoolingStage, schedule_that_keeps
 from transpooler.model.config import TranspoolerConfig
+from transpooler.model.layers.context_parallel import Share
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.streaming import map_in_pieces
 from transpooler.model.layout import Layout
@@ -68,18 +69,36 @@ class Pooler(GradientCheckpointingLayer):
         self.scorer = Scorer(dim) if OPERATORS[stage.operator].needs_scores else None
         self.score_norm = norm if self.scorer is not None or pools_normed else None
 
-    def forward(self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None) -> SoftTopK:
+    def forward(
+        self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None, share: Share | None = None
+    ) -> SoftTopK:
         """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, as many as N tokens would fill.
 
-        carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E).
+        carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E). With
+        `share` the tokens are this rank's, and the result is that of all ranks' tokens, on each of them.
         """
         pooled_BND, scores_BN = self._read(x_BND)
+        if carried_BNE is not None:
+            pooled_BND = torch.cat([pooled_BND, carried_BNE], dim=-1)
+        if share is None:
+            return self._pool(pooled_BND, scores_BN, mask_BN)
+        if scores_BN is not None:
+            scores_BN = share.gather(scores_BN)
+        draws = self.training and "training" in OPERATORS[self.stage.operator].settings
+        with share.group.same_draws(x_BND.device) if draws else nullcontext():
+            plan = self._pool(pooled_BND.new_empty(*share.mask_BN.shape, 0), scores_BN, share.mask_BN)
+        embeddings = share.sum_slots(pooled_BND, plan)
+        if scores_BN is not None:  # all ranks go back through the sum of the scores, whether or not anything was chosen
+            embeddings = embeddings + 0 * scores_BN.sum().to(embeddings.dtype)
+        return plan._replace(embeddings=embeddings)
+
+    def _pool(self, embeddings_BND: Tensor, scores_BN: Tensor | None, mask_BN: Tensor) -> SoftTopK:
         # A document without tokens counts as one of one, of which nothing is real.
         k_B = self.stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
         settings: dict[str, Any] = {"stage": self.stage, "base": self.base, "training": self.training}
         operator = OPERATORS[self.stage.operator]
         return operator.pool(
-            pooled_BND if carried_BNE is None else torch.cat([pooled_BND, carried_BNE], dim=-1),
+            embeddings_BND,
             scores_BN,
             k_B,
             mask_BN=mask_BN,
@@ -135,6 +154,8 @@ class PooledTokens(NamedTuple):
     carried_PE: Tensor | None
     stage: PooledStage
     """What the stage did."""
+    share: Share | None
+    """Of this rank, where ranks share the documents, before a further stage."""
 
 
 def pool_packed(
@@ -144,19 +165,26 @@ def pool_packed(
     positions_P: Tensor,
     block_size: int | None,
     carried_PE: Tensor | None = None,
+    share: Share | None = None,
+    is_last: bool = False,
 ) -> PooledTokens:
-    """Pool packed tokens, and what is carried along with them; `block_size` is that of the layers that follow."""
+    """Pool packed tokens, and what is carried along with them; `block_size` is that of the layers that follow.
+
+    `is_last`: no further stage will share the documents among the ranks of `share`.
+    """
     to_rows, mask_BN = layout.documents.to_rows, layout.document_mask
     carried_BNE = None if carried_PE is None else to_rows(carried_PE)
     # Reentrant checkpointing returns a plain tuple.
-    pooled = SoftTopK(*pooler(to_rows(x_PD), mask_BN, carried_BNE))
-    lengths = [pooler.stage.slots(length) for length in layout.lengths]
-    after = Layout(lengths, block_size, x_PD.device, None if layout.all_real else pooled.mask)
-    x, *carried = after.documents.to_tokens(pooled.embeddings).split(x_PD.shape[-1], dim=-1)
-    return PooledTokens(
-        x_PD=x,
-        layout=after,
-        positions_P=after.documents.to_tokens(to_rows(positions_P).gather(1, pooled.positions)),
-        carried_PE=carried[0] if carried else None,
-        stage=PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, pooler.scorer is not None),
-    )
+    pooled = SoftTopK(*pooler(to_rows(x_PD), mask_BN, carried_BNE, share))
+    scored = pooler.scorer is not None
+    if share is None:
+        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, scored)
+        lengths = [pooler.stage.slots(length) for length in layout.lengths]
+        after = Layout(lengths, block_size, x_PD.device, None if layout.all_real else pooled.mask)
+        positions_P = after.documents.to_tokens(to_rows(positions_P).gather(1, pooled.positions))
+        pooled_P = after.documents.to_tokens(pooled.embeddings)
+    else:
+        stage = PooledStage(pooled.groups, pooled.weights.detach().float(), share.mask_BN, scored)
+        pooled_P, after, positions_P, share = share.deal(pooled, cast(int, block_size), is_last)
+    x, *carried = pooled_P.split(x_PD.shape[-1], dim=-1)
+    return PooledTokens(x, after, positions_P, carried[0] if carried else None, stage, share)

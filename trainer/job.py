@@ -4,18 +4,19 @@ import dataclasses
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from transpooler.common import UserError, say, set_quiet
 from transpooler.data_pipeline.loading.loader import Loader
+from transpooler.model.layers.context_parallel import ContextGroup, Part
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
 from transpooler.trainer.config.differences import resume_conflicts
 from transpooler.trainer.config.load import load_saved_config, other_version
 from transpooler.trainer.config.stages import stage_of
-from transpooler.trainer.engine.distributed import init_distributed
+from transpooler.trainer.engine.distributed import init_distributed, join_context_group
 from transpooler.trainer.engine.engine import check_fragment, check_machine, create_engine, destroy_engine, sharded_init
 from transpooler.trainer.engine.parameters import check_patterns, freeze
 from transpooler.trainer.engine.protocol import TrainingEngine
@@ -42,6 +43,8 @@ class Job:
     run: Path
     rank: int
     world_size: int
+    context: ContextGroup | None
+    """The ranks that share this one's documents, if any do."""
     loader: Loader
     validation: Loader | None
     engine: TrainingEngine
@@ -104,6 +107,8 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     rank, world_size = init_distributed(config.engine)
     if rank:
         set_quiet(True)
+    config.engine.data_parallel_size(world_size)  # refuses ranks that make no whole groups
+    context = join_context_group(config.engine, rank, world_size)
     loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
     check_fragment(settings)
@@ -133,6 +138,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
         run=run,
         rank=rank,
         world_size=world_size,
+        context=context,
         loader=loader,
         validation=validation,
         engine=engine,
@@ -196,10 +202,19 @@ def _rank_seed(seed: int, rank: int, step: int) -> int:
 
 
 def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
-    data, seed, size = config.data, config.seed, config.engine.micro_batch_size
+    data, engine, shared_by = config.data, config.engine, config.engine.context_parallel_size
+    part = None if shared_by == 1 else Part(rank % shared_by, shared_by, cast(int, config.model.block_size))
 
     def open_split(split: str) -> Loader:
-        return Loader(data, split=split, seed=seed, rank=rank, world_size=world_size, micro_batch_size=size)
+        return Loader(
+            data,
+            split=split,
+            seed=config.seed,
+            rank=rank // shared_by,
+            world_size=engine.data_parallel_size(world_size),
+            micro_batch_size=engine.micro_batch_size,
+            part=part,
+        )
 
     evaluates = config.train.evaluate_every_steps and data.validation_split
     validation = open_split(str(data.validation_split)) if evaluates else None

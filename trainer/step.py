@@ -7,6 +7,7 @@ import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
 from transpooler.model.architecture import PoolingStage, schedules
+from transpooler.model.layers.context_parallel import sharing
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm
@@ -71,7 +72,8 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     engine.module.follow(schedule)
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
-        loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
+        with sharing(job.context):
+            loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
         loss_share += loss.detach()
         if number == len(step.micro_batches):
             torch.distributed.all_reduce(loss_share)
@@ -121,7 +123,8 @@ def held_out_loss(job: Job) -> tuple[float, int]:
         job.check_stop("evaluation")
         error = error or step.error
         for batch in step.micro_batches:
-            totals[0] += engine(**_move(batch, device), num_items_in_batch=1).loss
+            with sharing(job.context):
+                totals[0] += engine(**_move(batch, device), num_items_in_batch=1).loss
             totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
     engine.train()
     totals[2] = error is not None
@@ -139,8 +142,8 @@ def _count_over_ranks(job: Job, step: Step, schedule: tuple[PoolingStage, ...], 
         target_tokens=sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in step.micro_batches),
         source_tokens=step.num_source_tokens,
         padded_tokens=sum(batch["input_ids"].numel() for batch in step.micro_batches),
-        flops=sum(batch_flops(model, vocab_size, batch, job.trained) for batch in step.micro_batches),
-        damaged_documents=len(step.damage),
+        flops=batch_flops(model, vocab_size, step.lengths, job.trained),
+        damaged_documents=0 if job.context is not None and job.context.rank else len(step.damage),
         stops=int(stop),
         failures=int(step.error is not None),
     )

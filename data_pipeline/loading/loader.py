@@ -21,7 +21,7 @@ import torch
 from transpooler.common import UserError, percent, say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, collate
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, Part, collate
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
 from transpooler.data_pipeline.objectives.sentences import MAX_UNIT_TOKENS
@@ -47,12 +47,17 @@ class Step:
     keys: list[str]
     """Documents of the whole global batch, over all ranks."""
     epoch: int
-    num_source_tokens: int
-    """Real source tokens in this rank's micro batches (padding and dummies left out)."""
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+    """(source tokens, target tokens with a loss) of each document that this rank answers for: no padding, no dummy."""
     damage: list[str] = field(default_factory=list)
     """One message for each document of this rank's share that could not be read; they are left out."""
     error: UserError | None = None
     """Set if more documents are damaged than data.max_damaged_documents allows; then all ranks must stop together."""
+
+    @property
+    def num_source_tokens(self) -> int:
+        """Source tokens of the documents that this rank answers for."""
+        return sum(source for source, _ in self.lengths)
 
 
 class Loader:
@@ -68,8 +73,10 @@ class Loader:
         world_size: int,
         micro_batch_size: int,
         pad_multiple: int = 1,
+        part: Part | None = None,
     ) -> None:
-        self.config, self.pad_multiple = config, pad_multiple
+        """`rank` and `world_size` count those that read different documents; `part`: what this one has of its own."""
+        self.config, self.pad_multiple, self.part = config, pad_multiple, part
         self.rank, self.world_size, self.micro_batch_size = rank, world_size, micro_batch_size
         self.corpora = open_corpora(config, split)
         self.dataset = self.corpora[0].dataset
@@ -178,12 +185,13 @@ class Loader:
         return cut_length(length, self.config.max_source_tokens, len(self.config.source_prefix_ids))
 
     def _make_step(self, micro_batches: list[list[Item]], keys: list[str], epoch: int) -> Step:
-        batches, damage, num_source_tokens = [], list[str](), 0
+        batches, damage, lengths = [], list[str](), list[tuple[int, int]]()
         for items in micro_batches:
             examples = [example for item in items if (example := self._example(item, damage)) is not None]
-            num_source_tokens += sum(len(source) for source, _ in examples)
-            batches.append(collate(examples or [self._dummy], self.special.pad, self.pad_multiple))
-        return Step(batches, keys, epoch, num_source_tokens, damage)
+            own = range(len(examples)) if self.part is None else self.part.documents(len(examples))
+            lengths += [(len(examples[number][0]), _count_labels(examples[number])) for number in own]
+            batches.append(collate(examples or [self._dummy], self.special.pad, self.pad_multiple, self.part))
+        return Step(batches, keys, epoch, lengths, damage)
 
     def _example(self, item: Item, damage: list[str]) -> Example | None:
         corpus, number, epoch = item
@@ -215,6 +223,10 @@ class Loader:
                     f"{corpus.dataset.folder}: {missing} of {len(corpus.dataset)} documents have no summary; "
                     "use data.objective=denoise or gap_sentences"
                 )
+
+
+def _count_labels(example: Example) -> int:
+    return int((np.asarray(example[1]) != IGNORED_LABEL).sum())
 
 
 def _unpack_step(step: Step) -> Step:

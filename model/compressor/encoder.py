@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, initialization
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.hosted import host, run_layers
 from transpooler.model.input_checks import check_mask
+from transpooler.model.layers.context_parallel import share_of
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
 from transpooler.model.pooler import Pooler, Poolers, Scorer, pool_packed
@@ -93,7 +94,9 @@ class CompressorEncoder(CompressorPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, at_P = Layout.from_mask(mask.bool(), self.config.block_size)
         ids_P = input_ids.flatten().index_select(0, at_P)
-        positions_P = layout.positions()
+        share = share_of(layout)
+        own = None if share is None else share.own_positions()
+        positions_P = layout.positions() if own is None else layout.documents.to_tokens(own)
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
         done, stages = 0, []
@@ -101,9 +104,13 @@ class CompressorEncoder(CompressorPreTrainedModel):
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer
             pooler = cast(Pooler, self.poolers[str(done)])
-            pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size, carried)
+            is_last = len(stages) + 1 == len(self.poolers)
+            pooled = pool_packed(
+                pooler, x, layout, positions_P, self.config.block_size, carried, share=share, is_last=is_last
+            )
             x, layout, positions_P, carried = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.carried_PE
             stages.append(pooled.stage)
+            share = pooled.share
         if self.training:
             self.trained_stages = tuple(stages)
         x = run_layers(self.stock, done + 1, self.stock.config.num_hidden_layers, x, layout)

@@ -35,8 +35,10 @@ def hard(
     positions, mask = _choose(scores_BN.detach(), k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     scores = scores_BN.gather(1, positions)
-    gate = 1 + (scores - scores.detach())
-    result = _keep_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
+    gate_BN = 1 + (scores_BN - scores_BN.detach())
+    pooled = pooled * gate_BN.gather(1, positions)[..., None].to(pooled.dtype)
+    result = _keep_tokens(pooled, scores, positions, mask, mask_BN)
+    result = result._replace(weights=result.weights * gate_BN)
     return result if keep_order else sort_best_first(result)
 
 

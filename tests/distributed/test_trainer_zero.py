@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.data_pipeline.tokenizer import load_tokenizer
+from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.engine.optimizer import learning_rate, parameter_groups, set_learning_rate
 from transpooler.trainer.weights.models import build_model
@@ -50,12 +51,42 @@ WITH_MUON = {
 ON_FOUR = {f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2)}
 
 
+def context(size: int, stage: int, *more: str) -> list[str]:
+    return zero(stage, 2, f"engine.context_parallel_size={size}", *more)
+
+
+def staged(operator: str) -> str:
+    return f"model.pooling=[{{after_layer: 1, length: 32, operator: {operator}}}, {{after_layer: 2, ratio: 0.5}}]"
+
+
+# Documents of 2 to 96 tokens in blocks of 16: ragged ones, those of one block, and ranks without any token.
+CONTEXT_ON_TWO = {
+    **{f"context, zero{stage}": context(2, stage) for stage in range(4)},
+    **{f"context, zero{stage}, bf16": context(2, stage, "engine.precision=bf16") for stage in (1, 3)},
+    **{f"context, zero{stage}, torch's": context(2, stage, f"{CHECKPOINTED}=torch") for stage in (1, 3)},
+    **{f"context, zero{stage}, DeepSpeed's": context(2, stage, f"{CHECKPOINTED}=deepspeed") for stage in (0, 3)},
+    **{
+        f"context, {operator}": context(2, 1, staged(operator))
+        for operator in OPERATOR_NAMES
+        if operator not in (*WHOLE_OPERATORS, "random")
+    },
+    **{f"context, {kind}": context(2, 1, f"model.positions={kind}") for kind in ("learned", "relative", "rotary")},
+    "context, restarting": context(2, 1, "model.positions=learned", "model.block_positions=block"),
+}
+CONTEXT_ON_FOUR = {
+    **{f"context {size}, zero{stage}": context(size, stage) for size in (2, 4) for stage in (1, 3)},
+    "context 4, one document": [*context(4, 1), "engine.micro_batch_size=1"],
+}
+
+
 @pytest.mark.parametrize(
     ("world_size", "cases"),
     [
         pytest.param(2, ON_TWO, id="two ranks"),
         pytest.param(4, ON_FOUR, id="four ranks"),
         pytest.param(2, WITH_MUON, id="muon"),
+        pytest.param(2, CONTEXT_ON_TWO, id="context, two ranks"),
+        pytest.param(4, CONTEXT_ON_FOUR, id="context, four ranks"),
     ],
 )
 def test_every_setting_equals_one_process(world_size, cases, tiny_settings, tmp_path):
@@ -74,7 +105,8 @@ def test_every_setting_equals_one_process(world_size, cases, tiny_settings, tmp_
         assert all(torch.equal(initial[name], value) for name, value in warm.items()), f"init_from at ZeRO {stage}"
     for name, run in runs.items():
         with torch.compiler.set_stance("force_eager"):
-            expected = _plain((*tiny_settings, *SETTINGS, *(MUON if "muon" in name else [])))
+            of_model = [setting for setting in cases[name] if setting.startswith("model.")]
+            expected = _plain((*tiny_settings, *SETTINGS, *(MUON if "muon" in name else []), *of_model))
         seen = torch.load(run / "seen.pt", weights_only=True)
         bf16 = "bf16" in name
         # Muon makes steps of full size of the smallest gradients too, and so of their rounding.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.common import at_least, one_of, positive
+from transpooler.common import UserError, at_least, one_of, positive
 
 OFFLOAD = ("none", "cpu", "nvme")
 LOWEST_STAGE = {"offload_optimizer": {"cpu": 1, "nvme": 3}, "offload_parameters": {"cpu": 3, "nvme": 3}}
@@ -34,6 +34,9 @@ class EngineConfig:
     checkpoint_in_cpu: bool = False
     """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory (without a
     GPU they are there anyway)."""
+    context_parallel_size: int = at_least(1, 1)
+    """Ranks that share each document (context parallelism): every one reads whole blocks of it, so that activations
+    before the last pooling fall to a part. Divides the number of ranks; the others are data parallel."""
     compile: bool = False
     """torch.compile the model (ZeRO 0 to 2, no activation checkpointing): slow first steps, faster ones after."""
     peak_tflops: float | None = positive(None)
@@ -69,6 +72,16 @@ class EngineConfig:
         """Every forward pass is a collective, which all ranks must run equally often."""
         return self.shards_weights and world_size > 1
 
+    def data_parallel_size(self, world_size: int) -> int:
+        """Groups of ranks that read different documents; UserError where the ranks make no whole groups."""
+        if world_size % self.context_parallel_size:
+            size = self.context_parallel_size
+            raise UserError(
+                f"engine.context_parallel_size is {size}, but the job has {world_size} ranks, which make no groups of "
+                f"{size}; use a divisor of {world_size}, or start a multiple of {size} ranks"
+            )
+        return world_size // self.context_parallel_size
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Settings of this section that contradict each other."""
         if self.precision != "fp32" and self.zero_stage == 0:
@@ -84,5 +97,7 @@ class EngineConfig:
         if self.compile and self.activation_checkpointing != "none":
             message = "is true, but torch cannot compile checkpointed layers for changing lengths; use one of the two"
             yield "compile", message
+        if self.compile and self.context_parallel_size > 1:
+            yield "compile", "is true, but what engine.context_parallel_size ranks exchange is not compiled; use one"
         if self.checkpoint_in_cpu and self.activation_checkpointing != "deepspeed":
             yield "checkpoint_in_cpu", "is true, which needs engine.activation_checkpointing=deepspeed"

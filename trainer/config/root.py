@@ -7,7 +7,7 @@ from typing import Any
 
 from transpooler.common import UserError, at_least
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig
-from transpooler.model.architecture import Architecture
+from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS, Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.config.engine import EngineConfig
@@ -88,6 +88,8 @@ class Config:
         if train.generate_documents and not data.needs_summaries:
             yield "train.generate_documents", "is above 0, which needs data.objective=summarize: there is no summary"
         yield from self._model_problems()
+        if self.engine.context_parallel_size > 1:
+            yield from self._context_problems()
 
     def _model_problems(self) -> Iterator[tuple[str, str]]:
         """The model against lengths of documents, and how texts begin."""
@@ -107,6 +109,19 @@ class Config:
         if first is not None and prefix and prefix[0] != first:
             problem = f"is {first}, but data.target_prefix_ids is {prefix}: make them begin alike"
             yield "generation.forced_bos_token_id", problem
+
+    def _context_problems(self) -> Iterator[tuple[str, str]]:
+        """The model against ranks that share documents."""
+        size = self.engine.context_parallel_size
+        if self.model.block_size is None:
+            yield "model.block_size", f"is null, but {size} ranks share documents by blocks; set it"
+        if not self.model.pooling:
+            yield "model.pooling", f"is empty, but {size} ranks share documents up to the last pooling; add one"
+        for number, stage in enumerate(self.model.pooling):
+            if stage.operator in WHOLE_OPERATORS:
+                problem = f"is {stage.operator!r}, whose slots take from every token, so that {size} ranks cannot share"
+                able = ", ".join(name for name in OPERATOR_NAMES if name not in WHOLE_OPERATORS)
+                yield f"model.pooling[{number}].operator", f"{problem} a document; choose one of {able}"
 
     def _optimizer_problems(self) -> Iterator[tuple[str, str]]:
         """The optimizer against ZeRO, offload and the run's length."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 
 from transpooler.common import free_port
+from transpooler.model.layers.context_parallel import ContextGroup
 from transpooler.trainer.config.engine import EngineConfig
 
 
@@ -29,6 +30,19 @@ def init_distributed(engine: EngineConfig) -> tuple[int, int]:
         dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=True, verbose=False, timeout=timeout
     )
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def join_context_group(engine: EngineConfig, rank: int, world_size: int) -> ContextGroup | None:
+    """The ranks that share this one's documents: neighbours; None where each has its own. A collective."""
+    size = engine.context_parallel_size
+    if size == 1:
+        return None
+    timeout = timedelta(seconds=engine.collective_timeout_s)
+    groups = [
+        torch.distributed.new_group(list(range(first, first + size)), timeout=timeout)
+        for first in range(0, world_size, size)
+    ]
+    return ContextGroup(rank % size, size, groups[rank // size])
 
 
 def choose_accelerator() -> None:

@@ -6,6 +6,7 @@ what is computed on padding is not useful work. What activation checkpointing co
 et al. 2022, PaLM, appendix B). How a backward pass is counted: `products`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,15 +48,12 @@ def document_work(
 def batch_flops(
     model: Architecture | CompressorArchitecture,
     vocab_size: int,
-    batch: dict[str, torch.Tensor],
+    lengths: Iterable[tuple[int, int]],
     trained: Trained = EVERYTHING,
 ) -> float:
-    """Forward and backward pass of a micro batch, without padding."""
-    sources, targets = batch["attention_mask"].sum(1).tolist(), (batch["labels"] >= 0).sum(1).tolist()
+    """Forward and backward pass of documents of these lengths: (source tokens, target tokens)."""
     return sum(
-        document_work(model, vocab_size, source, target, trained).total
-        for source, target in zip(sources, targets, strict=True)
-        if target
+        document_work(model, vocab_size, source, target, trained).total for source, target in lengths if target
     )
 
 

@@ -97,7 +97,7 @@ def estimate_run(config: Config, world_size: int) -> RunEstimate:
         num_documents=len(sources),
         steps_per_epoch=steps_per_epoch,
         epochs=config.train.steps / steps_per_epoch,
-        micro_batches=data.num_micro_batches(world_size, engine.micro_batch_size),
+        micro_batches=data.num_micro_batches(engine.data_parallel_size(world_size), engine.micro_batch_size),
         memory=_memory(world_size),
     )
 

@@ -37,6 +37,8 @@ def tournament(
 
 def group_sum(embeddings_BND: Tensor, weights_BN: Tensor, groups_BN: Tensor, slots: int, backend: str) -> Tensor:
     """`ops.group_sum_op`, or a scatter of the weighted embeddings: (B, N, D) -> (B, slots, D)."""
+    if embeddings_BND.shape[-1] == 0:  # only the plan is wanted
+        return embeddings_BND.new_zeros(len(embeddings_BND), slots, 0)
     if not _plain:
         return group_sum_op(embeddings_BND, weights_BN, groups_BN, slots, backend)
     batch, _, dim = embeddings_BND.shape
