@@ -3,6 +3,8 @@
 forward: 262,144 tokens through the encoder, no gradient; budget 8 GiB.
 million: 1,048,576 tokens, the same; 6 GiB, Python, torch and weights (0.8) included.
 train:   a step (loss, gradients, AdamW) on 65,536 tokens with activation checkpointing, 512 target tokens; 12 GiB.
+chunks:  such a step on 262,144 tokens, in chunks of blocks (engine.activation_checkpointing: chunks); 6.8 GiB, of which
+         weights, gradients and optimizer take 1.2.
 
 Each case runs in a process of its own; its peak is the kernel's high-water mark of resident memory, Python and torch
 included. Weights are random: memory does not depend on them. Results go to benchmarks/results/memory.{json,csv,md}.
@@ -17,7 +19,7 @@ import time
 from transpooler.benchmarks.harness import high_water_mib, write_results
 
 PRESET = "deep_pyramidion"
-CASES = {"forward": (262_144, 8.0), "million": (1_048_576, 6.0), "train": (65_536, 12.0)}
+CASES = {"forward": (262_144, 8.0), "million": (1_048_576, 6.0), "train": (65_536, 12.0), "chunks": (262_144, 6.8)}
 """Name: (source tokens, budget in GiB)."""
 NUM_TARGET_TOKENS = 512
 VOCAB_SIZE = 32_000
@@ -51,6 +53,7 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     from transformers import set_seed
 
     from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from transpooler.model.layers.streaming import cutting
     from transpooler.trainer.config import load_config
 
     set_seed(0)
@@ -62,14 +65,17 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
     input_ids = torch.randint(6, VOCAB_SIZE, (1, num_tokens))
     before_gib = high_water_mib() / 1024
     start = time.perf_counter()
-    if case != "train":
+    if case not in ("train", "chunks"):
         with torch.inference_mode():
             kept = model.model.encoder.eval()(input_ids).attention_mask.sum().item()
     else:
         model.train()
-        model.gradient_checkpointing_enable()
+        if case == "train":
+            model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters())
-        loss = model(input_ids=input_ids, labels=torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))).loss
+        labels = torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))
+        with cutting("always" if case == "chunks" else "without_gradients"):
+            loss = model(input_ids=input_ids, labels=labels).loss
         loss.backward()
         optimizer.step()
         kept = architecture.pooling[-1].slots(num_tokens)

@@ -181,8 +181,8 @@ class TranspoolerEncoder(EncoderOnlyModel):
         first, last = span
         noting = hidden_states is not None or attentions is not None
 
-        def run(tokens: slice, part: Layout | Piece) -> Tensor:
-            x_PD, at_P = x[tokens], positions_P[tokens]
+        def run(x_PD: Tensor, tokens: slice, part: Layout | Piece) -> Tensor:
+            at_P = positions_P[tokens]
             if not first:
                 x_PD = self._embed(x_PD, at_P)
             masks = _Masks(self.relative_bias, part, at_P, unpooled=not first)
@@ -197,7 +197,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
                     attentions.append(weights)
             return self.final_norm(x_PD) if last == len(self.layers) and not self.norm_is_last else x_PD
 
-        return run(slice(None), layout) if noting else run_in_pieces(run, layout, x, last - first)
+        return run(x, slice(None), layout) if noting else run_in_pieces(run, layout, x, last - first)
 
     def _embed(self, given: Tensor, positions_P: Tensor) -> Tensor:
         """Ids (P,) or embeddings (P, D) -> what the first layer reads."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +12,8 @@ import torch
 
 from transpooler.common import UserError, say, set_quiet
 from transpooler.data_pipeline.loading.loader import Loader
-from transpooler.model.layers.context_parallel import ContextGroup, Part
+from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
+from transpooler.model.layers.streaming import cutting
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
 from transpooler.trainer.config.differences import resume_conflicts
@@ -61,6 +64,12 @@ class Job:
     saved_step: int | None = None
     """The step of the newest checkpoint, loaded or written by this process."""
     watchdog: Watchdog | None = None
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, the model computes as `engine` says, on batches of the job's loaders."""
+        with sharing(self.context), cutting(self.config.engine.cuts(self.world_size)):
+            yield
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""

@@ -7,7 +7,6 @@ import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
 from transpooler.model.architecture import PoolingStage, schedules
-from transpooler.model.layers.context_parallel import sharing
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm
@@ -72,7 +71,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     engine.module.follow(schedule)
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
-        with sharing(job.context):
+        with job.computing():
             loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
         loss_share += loss.detach()
         if number == len(step.micro_batches):
@@ -123,7 +122,7 @@ def held_out_loss(job: Job) -> tuple[float, int]:
         job.check_stop("evaluation")
         error = error or step.error
         for batch in step.micro_batches:
-            with sharing(job.context):
+            with job.computing():
                 totals[0] += engine(**_move(batch, device), num_items_in_batch=1).loss
             totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
     engine.train()

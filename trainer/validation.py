@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from transpooler.common import say
+from transpooler.model.layers.streaming import cutting
 from transpooler.trainer.engine.ranks import Ranks, run_on_all_ranks
 from transpooler.trainer.evaluation.generate import batches, generate, reference_text, source_ids
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, rouge
@@ -79,7 +80,8 @@ def score_generated(job: Job) -> dict[str, float]:
         documents = [read[index] for index in chosen]
         sources = [source_ids(document, tokenizer, config) for document in documents]
         dummy = [[tokenizer.eos_token_id]]
-        with torch.compiler.set_stance("force_eager"):  # every new length of a summary would compile again
+        cuts = cutting(config.engine.cuts(job.world_size))
+        with cuts, torch.compiler.set_stance("force_eager"):  # every new length of a summary would compile again
             texts = generate(job.engine.module, tokenizer, sources or dummy, config.generation, synced=synced)
         for index, document, text in zip(chosen, documents, texts, strict=False):
             assert document.target is not None  # the loader has checked all of them

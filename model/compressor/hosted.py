@@ -60,8 +60,8 @@ def run_layers(model: PreTrainedModel, first: int, last: int, x_PD: Tensor, layo
         return x_PD
     part_of_model = _part(model, first - 1, last)
 
-    def run(tokens: slice, part: Layout | Piece) -> Tensor:
-        rows = part.blocks.to_rows(x_PD[tokens])
+    def run(x_PD: Tensor, _: slice, part: Layout | Piece) -> Tensor:
+        rows = part.blocks.to_rows(x_PD)
         mask = None if part.block_mask is None else part.block_mask[:, 0, 0].long()
         out = part_of_model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
         return part.blocks.to_tokens(out.last_hidden_state)

@@ -28,9 +28,10 @@ class EngineConfig:
     """Where the weights of ZeRO 3 live between uses: none, cpu or nvme."""
     nvme_path: str | None = None
     """Folder on a fast local disk for what is offloaded to nvme."""
-    activation_checkpointing: str = one_of(("none", "torch", "deepspeed"), "none")
-    """Recompute encoder layers, poolers and decoder layers in the backward pass instead of keeping their activations:
-    none, torch, or deepspeed (which alone can keep what it saves in the CPU's memory)."""
+    activation_checkpointing: str = one_of(("none", "torch", "deepspeed", "chunks"), "none")
+    """Compute again in the backward pass instead of keeping activations: none; torch or deepspeed (which alone can keep
+    what it saves in the CPU's memory), a layer at a time; or chunks, for very long documents: all encoder layers
+    between two poolings, 16,384 tokens at a time."""
     checkpoint_in_cpu: bool = False
     """activation_checkpointing=deepspeed: layer inputs wait for the backward pass in the CPU's memory (without a
     GPU they are there anyway)."""
@@ -72,6 +73,12 @@ class EngineConfig:
         """Every forward pass is a collective, which all ranks must run equally often."""
         return self.shards_weights and world_size > 1
 
+    def cuts(self, world_size: int) -> str:
+        """When documents go through the layers in pieces: see model.layers.streaming.cutting."""
+        if self.activation_checkpointing == "chunks":
+            return "always"
+        return "never" if self.gathers_in_forward(world_size) else "without_gradients"
+
     def data_parallel_size(self, world_size: int) -> int:
         """Groups of ranks that read different documents; UserError where the ranks make no whole groups."""
         if world_size % self.context_parallel_size:
@@ -99,5 +106,8 @@ class EngineConfig:
             yield "compile", message
         if self.compile and self.context_parallel_size > 1:
             yield "compile", "is true, but what engine.context_parallel_size ranks exchange is not compiled; use one"
+        if self.activation_checkpointing == "chunks" and self.shards_weights:
+            message = "is 'chunks', but ranks fetch the weights of engine.zero_stage=3 together; use 0 to 2, or torch"
+            yield "activation_checkpointing", message
         if self.checkpoint_in_cpu and self.activation_checkpointing != "deepspeed":
             yield "checkpoint_in_cpu", "is true, which needs engine.activation_checkpointing=deepspeed"

@@ -61,7 +61,7 @@ def create_engine(
     created, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, optimizer, engine), config=settings, dist_init_required=False
     )
-    if engine.activation_checkpointing != "none":
+    if engine.activation_checkpointing in ("torch", "deepspeed"):
         checkpoint_activations(created.module, engine.activation_checkpointing, settings)
     if engine.compile:
         # A graph for each number of documents, of halving rounds, of whole and broken blocks: more than torch's 8.

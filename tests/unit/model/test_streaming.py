@@ -61,6 +61,36 @@ def test_a_compressor_that_streams_gives_the_same(monkeypatch):
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*SETTINGS, "compressor"])
+def test_gradients_of_chunks_are_those_of_the_whole(name, monkeypatch):
+    """And a layer sees one piece at a time: in the forward pass, and again in the backward pass."""
+    if name == "compressor":
+        model: Any = compressor("llama", pooling=POOLING, block_size=8).encoder
+        first = model.stock.layers[0]
+    else:
+        model = encoder(**SETTINGS[name])
+        first = model.layers[0]
+    batch = ragged(LENGTHS, width=64)
+    batch["input_ids"] %= 70
+    whole = _gradients(model, batch)
+    monkeypatch.setattr(streaming, "PIECE_TOKENS", 16)
+    sizes: list[int] = []
+    first.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0].flatten(0, -2))))
+    with streaming.cutting("always"):
+        parts = _gradients(model, batch)
+    num_pieces = len(list(_layout(getattr(model.config, "block_size", 8)).pieces(16)))
+    assert len(sizes) == 2 * num_pieces > 2
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=2e-6, rtol=0, msg=key)
+
+
+def _gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    encoded = model(**batch).last_hidden_state
+    (encoded * torch.linspace(-1, 1, encoded.shape[-1])).mean().backward()
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
 def _layout(block: int | None = 8) -> Layout:
     return Layout(LENGTHS, block, torch.device("cpu"))
 
