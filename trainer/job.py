@@ -71,6 +71,11 @@ class Job:
         with sharing(self.context), cutting(self.config.engine.cuts(self.world_size)):
             yield
 
+    @property
+    def context_bytes_sent(self) -> float:
+        """What this rank has sent so far to those that share its documents, in rings."""
+        return 0.0 if self.context is None else self.context.bytes_sent
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.state.step:

@@ -5,6 +5,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import torch
 
+from transpooler.common import UserError
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
 from transpooler.model.architecture import PoolingStage, schedules
 from transpooler.trainer.config import Config
@@ -48,6 +49,8 @@ class StepResult:
     """No update, because a gradient was not finite or the loss a spike to be skipped."""
     spike: bool
     """The loss was far above its moving mean."""
+    context_bytes: float = 0.0
+    """What this rank sent to those that share its documents."""
 
     @property
     def loss(self) -> float:
@@ -61,6 +64,8 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
     Raises UserError on all ranks where one of them could not read its documents.
     """
     engine, device, settings = job.engine, job.engine.device, job.config.guards
+    step = _check_agreement(job, step)
+    sent = job.context_bytes_sent
     schedule = schedule_of_step(job.config, job.state.step)
     counts = _count_over_ranks(job, step, schedule, stop)
     if counts.stops:
@@ -88,7 +93,16 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         gradient_norm=gradient_norm(engine),
         skipped=not engine.was_step_applied(),
         spike=is_spike(job.state, float(loss_share), settings.spike_threshold),
+        context_bytes=job.context_bytes_sent - sent,
     )
+
+
+def _check_agreement(job: Job, step: Step) -> Step:
+    """The step, with an error if ranks that share documents could read different ones; a collective among them."""
+    if job.context is None or job.context.agree(len(step.damage), job.engine.device):
+        return step
+    where = f"rank {job.rank} cannot read {len(step.damage)} documents of this step, and ranks that share them can, "
+    return replace(step, error=UserError(f"{where}or the reverse; give all hosts the same whole shards"))
 
 
 def rate_of_step(config: Config, step: int) -> float:
@@ -120,6 +134,8 @@ def held_out_loss(job: Job) -> tuple[float, int]:
     error = None
     for step in job.validation.evaluation_steps(job.config.train.max_validation_documents):
         job.check_stop("evaluation")
+        if job.context is not None:
+            raise_on_all_ranks(_check_agreement(job, step).error)
         error = error or step.error
         for batch in step.micro_batches:
             with job.computing():

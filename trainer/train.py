@@ -164,6 +164,7 @@ def _log(job: Job, step: Step, result: StepResult, clock: "_Clock") -> None:
         "learning_rate": rate_of_step(job.config, state.step - 1),
         "grad_norm": result.gradient_norm,
         **loss_scale(job.engine),
+        **({} if job.context is None else {"context_mib": result.context_bytes / 2**20}),
         **clock.window(),
         "epoch": step.epoch,
         "skipped_steps": state.skipped_steps,

@@ -48,14 +48,14 @@ class ContextGroup:
     def __init__(self, rank: int, size: int, group: Any) -> None:
         """`group` is of torch.distributed, with `size` ranks of which this process is number `rank`."""
         self.rank, self.size, self.group = rank, size, group
-        self.bytes_summed = 0
-        """Of all tensors that were summed so far; a ring sends 2 (P - 1) / P of it from every rank."""
+        self.bytes_sent = 0.0
+        """By this rank so far: a ring sends 2 (P - 1) / P of what it sums."""
 
     def add_up(self, x: Tensor) -> Tensor:
         """The sum of the ranks' x, on each of them; no gradient."""
         total = x.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=self.group)
-        self.bytes_summed += total.numel() * total.element_size()
+        self.bytes_sent += 2 * (self.size - 1) / self.size * total.numel() * total.element_size()
         return total
 
     def agree(self, value: int, device: torch.device) -> bool:

@@ -52,9 +52,7 @@ def batch_flops(
     trained: Trained = EVERYTHING,
 ) -> float:
     """Forward and backward pass of documents of these lengths: (source tokens, target tokens)."""
-    return sum(
-        document_work(model, vocab_size, source, target, trained).total for source, target in lengths if target
-    )
+    return sum(document_work(model, vocab_size, source, target, trained).total for source, target in lengths if target)
 
 
 def peak_tflops(precision: str, given: float | None) -> float | None:
