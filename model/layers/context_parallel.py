@@ -133,7 +133,7 @@ class Share:
         return _Sum.apply(zeros.scatter(1, self._at_Bn, x_Bn)[:, :-1], self.group)
 
     def sum_slots(self, embeddings_BnD: Tensor, plan: SoftTopK) -> Tensor:
-        """(B, n, D) -> (B, S, D): what all ranks' tokens give to the slots of the `plan`, summed in float32 at least."""
+        """(B, n, D) -> (B, S, D): what all ranks give to the slots of the `plan`, summed in float32 at least."""
         weights_Bn, groups_Bn = self._own(plan.weights), torch.where(self._is_own_Bn, self._own(plan.groups), -1)
         part = group_sum(embeddings_BnD, weights_Bn, groups_Bn, plan.mask.shape[1], "auto")
         wide = torch.promote_types(part.dtype, torch.float32)

@@ -9,13 +9,12 @@ import forked
 import pytest
 import torch
 
+from tests.integration.test_data_training import copied, damage_document
 from tests.unit.model.compressor.test_compressor import compressor
 from tests.unit.model.test_layout import encoder, ragged
-from transpooler.common import read_json
 from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
 from transpooler.trainer.metrics import TIMED, read_metrics
-from transpooler.trainer.run_folder import RunFolder
 
 LENGTHS = (61, 8, 1, 40, 33)
 BLOCK = 8
@@ -186,13 +185,8 @@ def test_ranks_that_make_no_whole_groups_are_refused(tiny_settings, tmp_path):
 
 def test_documents_that_only_one_of_them_can_read_end_the_run(tiny_settings, shards, tmp_path):
     """Its own copy of the shards is damaged; the damage would be allowed if all had it."""
-    damaged = tmp_path / "shards"
-    shutil.copytree(shards, damaged)
-    index = read_json(damaged / "train" / "index.json")
-    first = damaged / "train" / index["shards"][0]["name"]
-    data = bytearray(first.read_bytes())
-    data[1024:1060] = bytes(36)
-    first.write_bytes(data)
+    damaged = copied(shards, tmp_path / "shards")
+    damage_document(damaged)
     settings = [*tiny_settings, f"run={tmp_path / 'run'}", "engine.context_parallel_size=2"]
     job = forked.Job(2, train_damaged, ([*settings, "data.max_damaged_documents=30"], damaged), tmp_path / "log")
     assert job.codes() == [2, 2], job.output()[-3000:]

@@ -56,7 +56,7 @@ def test_order_foretells_the_ledger_of_a_run(settings, tmp_path, capsys, world_s
 def test_a_damaged_shard_ends_all_ranks_with_its_name(settings, shards, tmp_path):
     """A token member's header is overwritten: only the rank that reads this document sees it."""
     copy = copied(shards, tmp_path / "copy")
-    _damage(copy)
+    damage_document(copy)
     job = forked.train(2, [*settings, f"data.shards={copy}", f"run={tmp_path / 'run'}"], tmp_path / "log.txt")
     assert job.codes(60) == [2, 2], job.output()
     assert job.output().count("train-000000.tar: damaged shard: document 7 cannot be read") == 2
@@ -79,7 +79,7 @@ def _go_to_host(folder: Path) -> None:
 
 def test_damaged_documents_are_left_out_and_counted_where_allowed(settings, shards, tmp_path):
     copy = copied(shards, tmp_path / "copy")
-    _damage(copy)
+    damage_document(copy)
     values = [f"data.shards={copy}", "data.max_damaged_documents=5", f"run={tmp_path / 'run'}"]
     job = forked.train(2, [*settings, *values], tmp_path / "log.txt")
     assert job.codes() == [0, 0], job.output()
@@ -92,7 +92,8 @@ def test_damaged_documents_are_left_out_and_counted_where_allowed(settings, shar
     assert f"({count + 1} damaged documents; at most {count} allowed)" in job.output()
 
 
-def _damage(folder: Path, number: int = 7) -> None:
+def damage_document(folder: Path, number: int = 7) -> None:
+    """Of the training split of shards."""
     row = np.load(folder / "train/documents.npy")[number]
     with open(folder / "train/train-000000.tar", "r+b") as file:
         file.seek(int(row["source_offset"]))

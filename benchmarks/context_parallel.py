@@ -1,0 +1,144 @@
+"""Ranks that share one long document: `python -m transpooler.benchmarks.context_parallel`.
+
+A step (loss and gradients) of the deep preset on one document of 65,536 tokens, 512 target tokens, with activation
+checkpointing, on P = 1, 2 and 4 ranks of one thread each (P = 1 and 2 pinned to a core each); and one of 262,144 tokens
+in chunks. Written down: what each rank's memory rises by at its highest, seconds (the second step of two), and bytes that
+a rank sends, measured and by the formula 2 (P - 1) / P * 4 (n + k d), n scores and k slots of width d a stage, forward
+and backward. Weights are random: neither memory nor time depends on them. Results go to
+benchmarks/results/context_parallel.{json,csv,md}.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from transpooler.benchmarks.harness import high_water_mib, write_results
+from transpooler.common import free_port
+
+PRESET = "deep_pyramidion"
+CASES = {"layers": 65_536, "chunks": 262_144}
+"""What is computed again in the backward pass: source tokens."""
+SIZES = (1, 2, 4)
+NUM_TARGET_TOKENS = 512
+VOCAB_SIZE = 32_000
+NOTES = (
+    "One document a step. Activations: the rise of a rank's peak memory over what it held before its first step, the "
+    "largest of its ranks. With more ranks than cores seconds say nothing and are left out."
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m transpooler.benchmarks.context_parallel", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--rank-of", choices=CASES, help="run one rank of this case in this process (RANK, WORLD_SIZE)")
+    parser.add_argument("--cases", default=",".join(CASES), help="of these alone (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.rank_of:
+        print(json.dumps(measure(arguments.rank_of)))
+        return 0
+    results: list[dict[str, Any]] = []
+    for case in arguments.cases.split(","):
+        alone: dict[str, Any] | None = None
+        for size in SIZES:
+            found = run_ranks(case, size)
+            alone = alone or found
+            found["activations_share"] = round(found["activations_mib"] / alone["activations_mib"], 3)
+            if found["step_s"] is not None:
+                found["speedup"] = round(alone["step_s"] / found["step_s"], 2)
+            results.append(found)
+            print(json.dumps(found), flush=True)
+    write_results("context_parallel", results, NOTES)
+    return 0
+
+
+def run_ranks(case: str, size: int) -> dict[str, Any]:
+    """Run the ranks of a case; returns its row."""
+    cores = sorted(os.sched_getaffinity(0))
+    pinned = size <= len(cores)
+    port = str(free_port())
+    environment = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "transpooler.benchmarks.context_parallel", "--rank-of", case]
+    ranks = [
+        subprocess.Popen(
+            ["taskset", "-c", str(cores[rank]), *command] if pinned else command,
+            env=environment | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    found = [json.loads(rank.communicate()[0].splitlines()[-1]) for rank in ranks]
+    return {
+        "computed_again": case,
+        "ranks": size,
+        "source_tokens": CASES[case],
+        "activations_mib": max(each["activations_mib"] for each in found),
+        "peak_mib": max(each["peak_mib"] for each in found),
+        "step_s": max(each["step_s"] for each in found) if pinned else None,
+        "sent_mib": found[0]["sent_mib"],
+        "formula_mib": found[0]["formula_mib"],
+        "loss": sum(each["loss"] for each in found),
+    }
+
+
+def measure(case: str) -> dict[str, float]:
+    """Two steps of this rank's part, in this process."""
+    import torch
+    from torch import distributed
+    from transformers import set_seed
+
+    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
+    from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
+    from transpooler.model.layers.streaming import cutting
+    from transpooler.trainer.config import load_config
+
+    distributed.init_process_group("gloo")
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    group = ContextGroup(rank, size, distributed.group.WORLD) if size > 1 else None
+    set_seed(0)
+    architecture = load_config([PRESET], ["model.dropout=0"]).seq2seq
+    config = TranspoolerConfig.from_architecture(
+        architecture, vocab_size=VOCAB_SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2
+    )
+    model = TranspoolerForConditionalGeneration(config).train()
+    input_ids = torch.randint(6, VOCAB_SIZE, (1, CASES[case]))
+    labels = torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))
+    assert config.block_size is not None
+    input_ids = input_ids[:, Part(rank, size, config.block_size).tokens(CASES[case], 0)]
+    if rank:
+        labels = torch.full((1, 1), -100)
+    if case == "layers":
+        model.gradient_checkpointing_enable()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # there from the start, as under ZeRO
+    before = high_water_mib()
+    seconds, sent = 0.0, 0.0
+    for _ in range(2):
+        distributed.barrier()
+        start, sent = time.perf_counter(), 0.0 if group is None else group.bytes_sent
+        with sharing(group), cutting("always" if case == "chunks" else "without_gradients"):
+            loss = model(input_ids=input_ids, labels=labels, num_items_in_batch=NUM_TARGET_TOKENS).loss
+        loss.backward()
+        distributed.barrier()
+        seconds = time.perf_counter() - start
+        sent = 0.0 if group is None else group.bytes_sent - sent
+    numbers, length = 0, CASES[case]
+    for stage in architecture.pooling:
+        numbers, length = numbers + length + stage.slots(length) * config.d_model, stage.slots(length)
+    return {
+        "activations_mib": round(high_water_mib() - before, 1),
+        "peak_mib": round(high_water_mib(), 1),
+        "step_s": round(seconds, 2),
+        "sent_mib": round(sent / 2**20, 3),
+        "formula_mib": round(2 * 2 * (size - 1) / size * 4 * numbers / 2**20, 3),
+        "loss": float(loss.detach()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
