@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPERATOR_NAMES = ("successive_halving", "hard", "random", "strided_mean", "weighted_mean", "iterative_softmax")
+OPERATOR_NAMES = (
+    *("successive_halving", "threshold", "hard", "random", "strided_mean", "weighted_mean", "iterative_softmax"),
+)
 """The rows of `ops.operators.OPERATORS`, which needs torch."""
 CHOICES = {
     "kind": ("seq2seq", "compressor"),
@@ -45,8 +47,8 @@ class PoolingStage:
     ratio: float | tuple[float, ...] | None = None
     """Share of the document's tokens kept, 1/2, 1/4, 1/8, ..., or a list of them. Give this or `length`."""
     operator: str = "successive_halving"
-    """How tokens are pooled: successive_halving, or a baseline (hard, random, strided_mean, weighted_mean,
-    iterative_softmax)."""
+    """How tokens are pooled: successive_halving, threshold (a hard gather that every score learns from), or a baseline
+    (hard, random, strided_mean, weighted_mean, iterative_softmax)."""
 
     def slots(self, num_tokens: int) -> int:
         """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n)."""

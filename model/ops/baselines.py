@@ -32,11 +32,11 @@ def hard(
 ) -> SoftTopK:
     """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
-    positions, mask = _choose(scores_BN.detach(), k_B, slots, mask_BN)
+    positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     scores = scores_BN.gather(1, positions)
     gate = 1 + (scores - scores.detach())
-    result = _keep_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
+    result = keep_tokens(pooled * gate[..., None].to(pooled.dtype), scores, positions, mask, mask_BN)
     return result if keep_order else sort_best_first(result)
 
 
@@ -55,9 +55,9 @@ def random(
     # One row of draws for all documents in evaluation, so that a document's choice does not depend on its batch.
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
-    positions, mask = _choose(draws_BN, k_B, slots, mask_BN)
+    positions, mask = choose(draws_BN, k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    return _keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
+    return keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
 
 
 def strided_mean(
@@ -169,7 +169,7 @@ def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tenso
     return settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
 
 
-def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Positions (B, slots) of the k best real tokens, and which slots are filled; ties go to the earlier token."""
     num_tokens = mask_BN.shape[1]
     order = torch.where(mask_BN, scores_BN, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :slots]
@@ -178,7 +178,7 @@ def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tupl
     return torch.where(filled, positions, 0), filled
 
 
-def _keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
+def keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
     """The result of an operator that keeps single tokens; what it drops flows nowhere."""
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.

@@ -9,6 +9,7 @@ from torch import Tensor
 from transpooler.model.architecture import PoolingStage
 from transpooler.model.ops import baselines
 from transpooler.model.ops.soft_topk import SoftTopK, soft_topk
+from transpooler.model.ops.threshold import threshold
 
 
 class Operator(NamedTuple):
@@ -51,6 +52,7 @@ def successive_halving(
 
 OPERATORS = {
     "successive_halving": Operator(successive_halving, needs_scores=True, settings=("stage", "base")),
+    "threshold": Operator(threshold, needs_scores=True),
     "hard": Operator(baselines.hard, needs_scores=True),
     "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
     "strided_mean": Operator(baselines.strided_mean, needs_scores=False),
