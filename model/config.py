@@ -6,7 +6,8 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import SHAPE_FIELDS, Architecture, pooling_stage
+from transpooler.model.architecture import SHAPE_FIELDS, Architecture
+from transpooler.model.ops.schedule import pooling_stage
 
 VERSIONS = ((5, 17), (5, 24))
 """The oldest and the newest minor version of transformers on which this code was tested."""

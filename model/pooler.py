@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transpooler.model.architecture import PoolingStage, schedule_that_keeps
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.streaming import map_in_pieces
 from transpooler.model.layout import Layout
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import PooledStage

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
-from transpooler.model.architecture import PoolingStage, schedules
+from transpooler.model.ops.schedule import PoolingStage, schedules
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.model.architecture import PoolingStage, pooler_problems, schedule_problems
+from transpooler.model.ops.schedule import PoolingStage, pooler_problems, schedule_problems
 
 DOCUMENT = "{document}"
 

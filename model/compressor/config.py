@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from transpooler.model.architecture import PoolingStage, pooler_problems, pooling_stage, schedule_problems
+from transpooler.model.ops.schedule import PoolingStage, pooler_problems, pooling_stage, schedule_problems
 
 
 class CompressorConfig(PreTrainedConfig):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPreTrainedModel
 from transpooler.model.compressor.hosted import eager_view
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.inspection import follow, pooling_statistics, select
 from transpooler.model.modeling import IGNORED_LABEL, token_loss
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.outputs import EncoderOutput, Selection
 
 

@@ -1,4 +1,4 @@
-"""The table of pooling operators. A new one is a function, a row here and its name in `architecture.OPERATOR_NAMES`."""
+"""The table of pooling operators. A new one is a function, a row here and its name in `schedule.OPERATOR_NAMES`."""
 
 import math
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.ops import baselines
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.ops.soft_topk import SoftTopK, soft_topk
 from transpooler.model.ops.threshold import threshold
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transpooler.model.architecture import Architecture, PoolingStage, schedule_that_keeps
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.trainer.estimate.products import Products
 
 

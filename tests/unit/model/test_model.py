@@ -17,9 +17,10 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from transpooler.model.architecture import OPERATOR_NAMES, Architecture, PoolingStage
+from transpooler.model.architecture import Architecture
 from transpooler.model.inspection import pooling_statistics
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import OPERATOR_NAMES, PoolingStage
 
 TINY: dict[str, Any] = {
     "vocab_size": 300,
