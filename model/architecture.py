@@ -101,6 +101,9 @@ class Architecture:
     """Standard deviation of the scorers' initial weights; null = init_std. At 0 pooling starts as plain means, so that
     no kind of token is dropped before the decoder has learned to use it (not for operator=hard, which would keep the
     first tokens)."""
+    exploration_noise: float = 0.0
+    """Gumbel noise on the logits of the scorers in training, in multiples of its standard form, so that tokens which
+    would be dropped are tried, too. A function of seed, step and document. 0 = none; at evaluation there is none."""
     dropout: float = 0.1
     init_std: float = 0.02
 
@@ -133,7 +136,7 @@ class Architecture:
             yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
         if self.init_std < 0:
             yield "init_std", f"is {self.init_std}; must not be negative"
-        yield from pooler_problems(self.pooling_base, self.scorer_init_std)
+        yield from pooler_problems(self.pooling_base, self.scorer_init_std, self.exploration_noise)
         yield from schedule_problems(self.pooling, first=1, last=self.encoder_layers)
 
     @property

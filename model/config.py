@@ -77,6 +77,7 @@ class TranspoolerConfig(PreTrainedConfig):
     pooling_base: float = Architecture.pooling_base
     pooling_norm: str = Architecture.pooling_norm
     scorer_init_std: float | None = Architecture.scorer_init_std
+    exploration_noise: float | int = Architecture.exploration_noise
     dropout: float | int = Architecture.dropout
     init_std: float = Architecture.init_std
     use_cache: bool = True

@@ -21,7 +21,7 @@ from transpooler.model.layers.streaming import run_in_pieces
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
 from transpooler.model.layout import Layout, Piece
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, keys_for, pool_packed
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -138,6 +138,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         flat, layout, positions_P = self._pack(given, attention_mask)
+        keys_B = keys_for(self.poolers, flat, layout)
         hidden_states: list[Tensor] | None = [] if keep_all else None
         attentions: list[Tensor | None] | None = [] if output_attentions else None
         stages: list[PooledStage] = []
@@ -146,7 +147,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
             x = self._run_layers((done, last), x, layout, positions_P, hidden_states, attentions)
             if str(last) in self.poolers:
                 pooler = cast(Pooler, self.poolers[str(last)])
-                pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size)
+                pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size, keys_B=keys_B)
                 x, layout, positions_P = pooled.x_PD, pooled.layout, pooled.positions_P
                 stages.append(pooled.stage)
             done = last

@@ -201,6 +201,10 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         """Pool as `schedule` says from now on; its layers are those of the model's."""
         self.model.encoder.poolers.follow(schedule)
 
+    def explore(self, draw: int) -> None:
+        """Draw the noise of exploration from this number from now on; without one it follows torch's generator."""
+        self.model.encoder.poolers.explore(draw)
+
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
         return select(self.model.encoder, input_ids, attention_mask)

@@ -69,6 +69,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         raise_on_all_ranks(step.error)
     set_learning_rate(engine.optimizer.param_groups, rate_of_step(job.config, job.state.step))
     engine.module.follow(schedule)
+    engine.module.explore(exploration_of_step(job.config, job.state.step))
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
         loss = engine(**_move(batch, device), num_items_in_batch=max(1, counts.target_tokens)).loss
@@ -103,6 +104,11 @@ def schedule_of_step(config: Config, step: int) -> tuple[PoolingStage, ...]:
     """
     budgets = schedules(config.model.pooling)
     return budgets[int(np.random.default_rng((config.seed, step)).integers(len(budgets)))]
+
+
+def exploration_of_step(config: Config, step: int) -> int:
+    """What the poolers' noise of the 0-based step is drawn from, on all ranks alike, together with each document."""
+    return int(np.random.default_rng((config.seed, step, 1)).integers(2**62))
 
 
 @torch.no_grad()

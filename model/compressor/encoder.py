@@ -15,7 +15,7 @@ from transpooler.model.compressor.hosted import host, run_layers
 from transpooler.model.input_checks import check_mask
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Poolers, Scorer, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, keys_for, pool_packed
 
 LOGIT_STD = 2.0
 """Of the first scores' logits over normalised tokens: enough that most pairs are decided, and few scores saturate."""
@@ -66,8 +66,9 @@ class CompressorEncoder(CompressorPreTrainedModel):
         super().__init__(config)
         stock = config.encoder
         self.stock = host(stock, config.causal)
-        width, base = stock.hidden_size, config.pooling_base
-        self.poolers = Poolers(config.stages, lambda stage: Pooler(stage, width, base=base, norm=nn.RMSNorm(width)))
+        width = stock.hidden_size
+        shared: dict[str, Any] = {"base": config.pooling_base, "exploration": float(config.exploration_noise)}
+        self.poolers = Poolers(config.stages, lambda stage: Pooler(stage, width, **shared, norm=nn.RMSNorm(width)))
         self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
         self.trained_stages: tuple[PooledStage, ...] = ()
         """What the stages did in the last forward pass in training, for statistics alone."""
@@ -96,12 +97,13 @@ class CompressorEncoder(CompressorPreTrainedModel):
         positions_P = layout.positions()
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
+        keys_B = keys_for(self.poolers, ids_P, layout)
         done, stages = 0, []
         for stage in self.poolers.schedule:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer
             pooler = cast(Pooler, self.poolers[str(done)])
-            pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size, carried)
+            pooled = pool_packed(pooler, x, layout, positions_P, self.config.block_size, carried, keys_B)
             x, layout, positions_P, carried = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.carried_PE
             stages.append(pooled.stage)
         if self.training:

@@ -135,6 +135,10 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
         """Pool as `schedule` says from now on; its layers are those of the model's."""
         self.encoder.poolers.follow(schedule)
 
+    def explore(self, draw: int) -> None:
+        """Draw the noise of exploration from this number from now on; without one it follows torch's generator."""
+        self.encoder.poolers.explore(draw)
+
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""
         return select(cast(Any, self.encoder), input_ids, attention_mask)

@@ -69,12 +69,16 @@ def pooling_stage(values: PoolingStage | dict[str, Any]) -> PoolingStage:
     return PoolingStage(**values)
 
 
-def pooler_problems(pooling_base: float, scorer_init_std: float | None) -> Iterator[tuple[str, str]]:
+def pooler_problems(
+    pooling_base: float, scorer_init_std: float | None, exploration_noise: float
+) -> Iterator[tuple[str, str]]:
     """(key, message) of every bad value among the poolers' settings, which all kinds of model share."""
     if not 1 < pooling_base <= HIGHEST_BASE:
         yield "pooling_base", f"is {pooling_base}; must be above 1, and at most {HIGHEST_BASE:g}"
     if scorer_init_std is not None and not 0 <= scorer_init_std < math.inf:
         yield "scorer_init_std", f"is {scorer_init_std}; must be finite and not negative"
+    if not 0 <= exploration_noise < math.inf:
+        yield "exploration_noise", f"is {exploration_noise}; must be finite and not negative (0 = none)"
 
 
 def schedules(pooling: Sequence[PoolingStage]) -> list[tuple[PoolingStage, ...]]:
