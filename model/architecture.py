@@ -90,6 +90,9 @@ class Architecture:
     """Rows of the table of embeddings; null = one for each token of the tokenizer, at least these."""
     block_size: int | None = 512
     """Tokens per encoder attention block; null = full attention (the vanilla Transformer)."""
+    stagger_blocks: bool = False
+    """Every second layer's blocks begin half a block earlier, so that tokens see past the borders (Phang et al. 2022,
+    PEGASUS-X); a document's first block is then half as long."""
     pooling: tuple[PoolingStage, ...] = field(default_factory=tuple)
     """The pooling schedule, in order of layers; empty = no pooling."""
     pooling_base: float = 20.0
@@ -132,6 +135,8 @@ class Architecture:
             yield "relative_buckets", f"is {self.relative_buckets}; must be a multiple of 4, and {most}"
         if self.block_size is not None and self.block_size < 1:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for full attention"
+        if self.stagger_blocks and (self.block_size is None or self.block_size < 2):
+            yield "stagger_blocks", f"is true, but block_size is {self.block_size}; needs blocks of at least 2 tokens"
         if not 0 <= self.dropout < 1:
             yield "dropout", f"is {self.dropout}; must lie in [0, 1)"
         if self.init_std < 0:

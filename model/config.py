@@ -73,6 +73,7 @@ class TranspoolerConfig(PreTrainedConfig):
     logits_scale: float | int = Architecture.logits_scale
     logits_bias: bool = Architecture.logits_bias
     block_size: int | None = Architecture.block_size
+    stagger_blocks: bool = Architecture.stagger_blocks
     pooling: list | tuple = ()
     pooling_base: float = Architecture.pooling_base
     pooling_norm: str = Architecture.pooling_norm

@@ -1,7 +1,8 @@
 """Long documents without gradients: blocks go through the layers piece by piece, so that memory holds one piece more.
 
 Blocks do not see one another, so nothing changes but what is held at a time: between two poolings the input's hidden
-states, and the activations of one piece.
+states, and the activations of one piece. (Staggered blocks see one another from layer to layer: there a layer is run on
+all pieces before the next one.)
 """
 
 from collections.abc import Callable, Iterator

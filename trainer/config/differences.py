@@ -15,7 +15,7 @@ FREE_WHEN_STARTING = (
         "positions",
         "max_positions",
         "block_positions",
-        "block_size",
+        *("block_size", "stagger_blocks"),
         "decoder_start_token_id",
         "vocab_rows",
     ),

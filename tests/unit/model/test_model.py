@@ -60,6 +60,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "logits_bias": True,
         "logits_scale": 0.5,
     },
+    "staggered": {
+        "stagger_blocks": True,
+        "pooling": RATIOS[1:],
+        "norm": "pre",
+        "positions": "relative",
+        "relative_buckets": 8,
+        "relative_max_distance": 12,
+    },
+    "staggered_pyramid": {"stagger_blocks": True, "pooling": RATIOS, "norm": "pre", "positions": "rotary"},
     "blockwise": {},
     "vanilla": {"block_size": None},
 }
