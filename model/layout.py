@@ -37,7 +37,9 @@ class Grid:
             num_tokens = sum(lengths)
             self.slots_P = torch.arange(num_tokens, device=device)
             leads = leads or [0] * len(lengths)
-            if len(lengths) > 1 or leads[0]:  # else before the first token nothing is empty
+            if len(lengths) == 1:
+                self.slots_P += leads[0]
+            else:
                 lengths_B, widths_B, leads_B = torch.tensor([lengths, widths, leads]).to(device, non_blocking=True)
                 shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B) + leads_B
                 self.slots_P += shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
