@@ -6,7 +6,8 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from transpooler.model.architecture import SHAPE_FIELDS, Architecture, pooling_stage
+from transpooler.model.architecture import SHAPE_FIELDS, Architecture
+from transpooler.model.ops.schedule import pooling_stage
 
 VERSIONS = ((5, 17), (5, 24))
 """The oldest and the newest minor version of transformers on which this code was tested."""
@@ -72,10 +73,12 @@ class TranspoolerConfig(PreTrainedConfig):
     logits_scale: float | int = Architecture.logits_scale
     logits_bias: bool = Architecture.logits_bias
     block_size: int | None = Architecture.block_size
+    stagger_blocks: bool = Architecture.stagger_blocks
     pooling: list | tuple = ()
     pooling_base: float = Architecture.pooling_base
     pooling_norm: str = Architecture.pooling_norm
     scorer_init_std: float | None = Architecture.scorer_init_std
+    exploration_noise: float | int = Architecture.exploration_noise
     dropout: float | int = Architecture.dropout
     init_std: float = Architecture.init_std
     use_cache: bool = True

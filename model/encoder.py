@@ -22,7 +22,7 @@ from transpooler.model.layers.streaming import run_in_pieces
 from transpooler.model.layers.transformer import DecoderLayer, EncoderLayer
 from transpooler.model.layout import Layout, Piece
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, closes_stack, encoder_pooler, keys_for, pool_packed
 
 OTHER_TIED_NAMES = r"^(lm_head|(model\.)?decoder\.embed_tokens)\.weight$"
 """Of the embeddings, besides `shared.weight` and the encoder's own."""
@@ -141,19 +141,21 @@ class TranspoolerEncoder(EncoderOnlyModel):
         flat, layout, positions_P = self._pack(given, attention_mask)
         if (share := share_of(layout)) is not None:
             positions_P = layout.documents.to_tokens(share.own_positions())
+        keys_B = keys_for(self.poolers, flat, layout, positions_P, share)
         hidden_states: list[Tensor] | None = [] if keep_all else None
         attentions: list[Tensor | None] | None = [] if output_attentions else None
         stages: list[PooledStage] = []
-        x, done = flat, 0
-        for last in dict.fromkeys([*map(int, self.poolers), len(self.layers)]):
-            x = self._run_layers((done, last), x, layout, positions_P, hidden_states, attentions)
+        x, done, views = flat, 0, self._views(layout)
+        for last in self._span_ends():
+            x = self._run_layers((done, last), x, views[done % 2], positions_P, hidden_states, attentions)
             if str(last) in self.poolers:
                 pooler = cast(Pooler, self.poolers[str(last)])
-                is_last = len(stages) + 1 == len(self.poolers)
+                is_last, block_size = len(stages) + 1 == len(self.poolers), self.config.block_size
                 pooled = pool_packed(
-                    pooler, x, layout, positions_P, self.config.block_size, share=share, is_last=is_last
+                    pooler, x, layout, positions_P, block_size, keys_B=keys_B, share=share, is_last=is_last
                 )
                 x, layout, positions_P, share = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.share
+                views = self._views(layout)
                 stages.append(pooled.stage)
             done = last
         if self.training:
@@ -167,6 +169,15 @@ class TranspoolerEncoder(EncoderOnlyModel):
             positions=layout.documents.to_rows(positions_P),
             pooled_stages=tuple(stages) if output_pooling else None,
         )
+
+    def _views(self, layout: Layout) -> tuple[Layout, Layout]:
+        """The layout as even layers (from 0) see it, and as odd ones do."""
+        return layout, layout.staggered() if self.config.stagger_blocks else layout
+
+    def _span_ends(self) -> list[int]:
+        """Where layers that run together end: before a pooler, and, if blocks are staggered, after each layer."""
+        each = range(1, len(self.layers) + 1) if self.config.stagger_blocks else ()
+        return sorted({*map(int, self.poolers), len(self.layers), *each})
 
     def _run_layers(
         self,
@@ -185,7 +196,8 @@ class TranspoolerEncoder(EncoderOnlyModel):
             at_P = positions_P[tokens]
             if not first:
                 x_PD = self._embed(x_PD, at_P)
-            masks = _Masks(self.relative_bias, part, at_P, unpooled=not first)
+            pooled = any(int(after) <= first for after in self.poolers)
+            masks = _Masks(self.relative_bias, part, at_P, unpooled=not pooled)
             for number in range(first, last):
                 if hidden_states is not None:
                     hidden_states.append(layout.documents.to_rows(x_PD))

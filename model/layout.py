@@ -17,18 +17,31 @@ from transpooler.model.ops.soft_topk.tournament import front_order
 
 
 class Grid:
-    """Rows of equal width of which the packed tokens fill the front."""
+    """Rows of equal width of which the packed tokens fill the front, or what follows a few empty places."""
 
-    def __init__(self, lengths: Sequence[int], widths: Sequence[int], columns: int, device: torch.device) -> None:
-        """Document i takes `lengths[i]` tokens of its `widths[i]` places; widths are multiples of `columns`."""
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        widths: Sequence[int],
+        columns: int,
+        device: torch.device,
+        leads: Sequence[int] | None = None,
+    ) -> None:
+        """Document i takes `lengths[i]` of its `widths[i]` places, from place `leads[i]` on (None: from the first).
+
+        Widths are multiples of `columns`.
+        """
         self.rows, self.columns = sum(widths) // columns, columns
         self.slots_P: Tensor | None = None  # None: there is no padding, so a reshape suffices
         if list(lengths) != list(widths):
             num_tokens = sum(lengths)
             self.slots_P = torch.arange(num_tokens, device=device)
-            if len(lengths) > 1:  # before the first document nothing is empty
-                lengths_B, widths_B = torch.tensor([lengths, widths]).to(device, non_blocking=True)
-                shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B)
+            leads = leads or [0] * len(lengths)
+            if len(lengths) == 1:
+                self.slots_P += leads[0]
+            else:
+                lengths_B, widths_B, leads_B = torch.tensor([lengths, widths, leads]).to(device, non_blocking=True)
+                shift_B = (widths_B - lengths_B).cumsum(0) - (widths_B - lengths_B) + leads_B
                 self.slots_P += shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
 
     def to_rows(self, x: Tensor) -> Tensor:
@@ -61,14 +74,24 @@ class Layout:
     """The lengths of a batch's documents, and what follows from them."""
 
     def __init__(
-        self, lengths: Sequence[int], block: int | None, device: torch.device, mask_BN: Tensor | None = None
+        self,
+        lengths: Sequence[int],
+        block: int | None,
+        device: torch.device,
+        mask_BN: Tensor | None = None,
+        first: int | None = None,
     ) -> None:
-        """Lengths are at least 1; mask_BN bool: which of the tokens are real (None: all), filled from the front."""
+        """Lengths are at least 1; mask_BN bool: which of the tokens are real (None: all), filled from the front.
+
+        first: tokens of a document's first block, at most `block` (None: as many as that).
+        """
         self.lengths, self.longest = list(lengths), max(lengths)
-        self.block, self.device = min(block or self.longest, self.longest), device
+        self.block, self.device, self.whole_block = min(block or self.longest, self.longest), device, block
+        self.lead = 0 if first is None or first >= self.block else self.block - first
+        """Empty places before the first token of each document, where its first block is a short one."""
         self.documents = Grid(self.lengths, [self.longest] * len(self.lengths), self.longest, device)
         """(B, N)."""
-        self.blocks = self._block_grid(self.lengths)
+        self.blocks = self._block_grid(self.lengths, [self.lead] * len(self.lengths))
         """(R, m)."""
         self.all_real = mask_BN is None
         real_P = torch.ones(sum(self.lengths), dtype=torch.bool, device=device)
@@ -80,13 +103,22 @@ class Layout:
             real_P = real_P if mask_BN is None else self.documents.to_tokens(mask_BN)
             self.block_mask = open_empty_rows(self.blocks.to_rows(real_P))[:, None, None]
 
+    def staggered(self) -> "Layout":
+        """Return the layout of the same tokens whose blocks begin half a block earlier: the first one is a half."""
+        if self.whole_block is None:
+            return self
+        mask_BN = None if self.all_real else self.document_mask
+        first = self.whole_block - self.whole_block // 2
+        return Layout(self.lengths, self.whole_block, self.device, mask_BN, first)
+
     def pieces(self, num_tokens: int) -> Iterator[Piece]:
         """Cut the packed tokens at borders of blocks, into pieces of at most `num_tokens`, or of one block."""
         lengths: list[int] = []
+        leads: list[int] = []
         start = end = row = 0
 
         def piece() -> Piece:
-            grid = self._block_grid(lengths)
+            grid = self._block_grid(lengths, leads)
             mask = None if self.block_mask is None else self.block_mask[row : row + grid.rows]
             return Piece(start=start, end=end, block=self.block, blocks=grid, block_mask=mask)
 
@@ -96,17 +128,19 @@ class Layout:
                 room = (num_tokens - (end - start)) // self.block * self.block
                 if room <= 0 and lengths:
                     yield (full := piece())
-                    row, start, lengths = row + full.blocks.rows, end, []
+                    row, start, lengths, leads = row + full.blocks.rows, end, [], []
                     continue
-                taken = min(length - done, max(room, self.block))
+                lead = 0 if done else self.lead
+                taken = min(length - done, max(room, self.block) - lead)
                 lengths.append(taken)
+                leads.append(lead)
                 done, end = done + taken, end + taken
         yield piece()
 
-    def _block_grid(self, lengths: Sequence[int]) -> Grid:
-        """Blocks of documents, or of parts of some, of these lengths."""
-        widths = [-(-length // self.block) * self.block for length in lengths]
-        return Grid(lengths, widths, self.block, self.device)
+    def _block_grid(self, lengths: Sequence[int], leads: Sequence[int]) -> Grid:
+        """Blocks of documents, or of parts of some, of these lengths, after so many empty places."""
+        widths = [-(-(lead + length) // self.block) * self.block for length, lead in zip(lengths, leads, strict=True)]
+        return Grid(lengths, widths, self.block, self.device, leads)
 
     def positions(self) -> Tensor:
         """int64 (P,): the position of each packed token in its document."""

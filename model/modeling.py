@@ -18,7 +18,6 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.beams import SharedMemoryGeneration
 from transpooler.model.classification import TranspoolerForSequenceClassification
 from transpooler.model.config import TranspoolerConfig
@@ -27,6 +26,7 @@ from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedM
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
 from transpooler.model.inspection import follow, pooling_statistics, select
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import EncoderOutput, Selection
 
@@ -200,6 +200,10 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
     def follow(self, schedule: Sequence[PoolingStage]) -> None:
         """Pool as `schedule` says from now on; its layers are those of the model's."""
         self.model.encoder.poolers.follow(schedule)
+
+    def explore(self, draw: int) -> None:
+        """Draw the noise of exploration from this number from now on; without one it follows torch's generator."""
+        self.model.encoder.poolers.explore(draw)
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""

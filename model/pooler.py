@@ -1,6 +1,6 @@
 """One stage of the pooling schedule: score every token, keep the few that matter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from transpooler.model.architecture import PoolingStage, schedule_that_keeps
 from transpooler.model.config import TranspoolerConfig
 from transpooler.model.layers.context_parallel import Share
 from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.streaming import map_in_pieces
 from transpooler.model.layout import Layout
+from transpooler.model.ops.exploration import document_keys, gumbel_noise
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import PooledStage
@@ -34,14 +35,16 @@ class Scorer(nn.Linear):
         return F.linear(promote(x), promote(self.weight), promote(self.bias))
 
 
-def score(scorer: nn.Module, x_BND: Tensor) -> Tensor:
-    """(B, N, D) -> (B, N) in (0, 1]: sigmoid(scorer) + 1e-5, in float32 at least.
+def score(scorer: nn.Module, x_BND: Tensor, noise_BN: Tensor | None = None) -> Tensor:
+    """(B, N, D) -> (B, N) in (0, 1]: sigmoid(scorer + noise) + 1e-5, in float32 at least.
 
     Whatever autocast says: bfloat16 scores would lose the order.
     """
     # The meta device has no autocast that could be turned off.
     with nullcontext() if x_BND.is_meta else torch.autocast(x_BND.device.type, enabled=False):
-        return promote(scorer(x_BND)).squeeze(-1).sigmoid() + SCORE_FLOOR
+        logits_BN = promote(scorer(x_BND)).squeeze(-1)
+        logits_BN = logits_BN if noise_BN is None else logits_BN + noise_BN.to(logits_BN.dtype)
+        return logits_BN.sigmoid() + SCORE_FLOOR
 
 
 def closes_stack(config: TranspoolerConfig, stage: PoolingStage) -> bool:
@@ -54,30 +57,51 @@ def encoder_pooler(config: TranspoolerConfig, stage: PoolingStage) -> "Pooler":
     # Between pre-norm layers the residual stream has no fixed scale; the score should not depend on it.
     norm = None if closes_stack(config, stage) else FinalNorm(config)
     pools_normed = config.pooling_norm == "before"
-    return Pooler(stage, config.d_model, base=config.pooling_base, norm=norm, pools_normed=pools_normed)
+    shared: dict[str, Any] = {"base": config.pooling_base, "exploration": float(config.exploration_noise)}
+    return Pooler(stage, config.d_model, **shared, norm=norm, pools_normed=pools_normed)
 
 
 class Pooler(GradientCheckpointingLayer):
     """Pools the output of an encoder layer; a document's result depends on that document alone."""
 
     def __init__(
-        self, stage: PoolingStage, dim: int, *, base: float, norm: nn.Module | None = None, pools_normed: bool = False
+        self,
+        stage: PoolingStage,
+        dim: int,
+        *,
+        base: float,
+        exploration: float = 0.0,
+        norm: nn.Module | None = None,
+        pools_normed: bool = False,
     ) -> None:
         """`norm` is what the scorer reads through (None: it reads the tokens themselves). `stage` has one budget."""
         super().__init__()
-        self.stage, self.base, self.pools_normed = stage, base, pools_normed
+        self.stage, self.base, self.exploration, self.pools_normed = stage, base, exploration, pools_normed
+        self.draw: Tensor | None = None
+        """int64 (): what the noise is drawn from; None: from torch's generator, as dropout is."""
         self.scorer = Scorer(dim) if OPERATORS[stage.operator].needs_scores else None
         self.score_norm = norm if self.scorer is not None or pools_normed else None
 
+    @property
+    def explores(self) -> bool:
+        """Whether the scores have noise now."""
+        return self.training and self.exploration > 0 and self.scorer is not None
+
     def forward(
-        self, x_BND: Tensor, mask_BN: Tensor, carried_BNE: Tensor | None = None, share: Share | None = None
+        self,
+        x_BND: Tensor,
+        mask_BN: Tensor,
+        carried_BNE: Tensor | None = None,
+        keys_B: Tensor | None = None,
+        share: Share | None = None,
     ) -> SoftTopK:
         """x_BND (B, N, D), mask_BN bool (B, N) -> SoftTopK with S slots, as many as N tokens would fill.
 
         carried_BNE is pooled with them, without a say in the scores: the embeddings are then (B, S, D + E). With
         `share` the tokens are this rank's, and the result is that of all ranks' tokens, on each of them.
+        keys_B: what `keys_for` gives, which exploration needs in training.
         """
-        pooled_BND, scores_BN = self._read(x_BND)
+        pooled_BND, scores_BN = self._read(x_BND, self._noise(keys_B, x_BND.shape[1], share))
         if carried_BNE is not None:
             pooled_BND = torch.cat([pooled_BND, carried_BNE], dim=-1)
         if share is None:
@@ -106,13 +130,24 @@ class Pooler(GradientCheckpointingLayer):
             **{name: settings[name] for name in operator.settings},
         )
 
-    def _read(self, x_BND: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _noise(self, keys_B: Tensor | None, num_tokens: int, share: Share | None) -> Tensor | None:
+        """(B, N): what is added to the scorer's logits, if anything is."""
+        if not self.explores:
+            return None
+        assert keys_B is not None
+        draw = torch.randint(2**62, ()) if self.draw is None else self.draw
+        num_places = num_tokens if share is None else share.mask_BN.shape[1]
+        noise_BN = self.exploration * gumbel_noise(keys_B, num_places, self.stage.after_layer, draw)
+        return noise_BN if share is None else share.own(noise_BN)
+
+    def _read(self, x_BND: Tensor, noise_BN: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) -> what is pooled, and the scores (B, N), if the operator needs any."""
         scorer = self.scorer
-        if scorer is not None and not self.pools_normed:
+        if scorer is not None and not self.pools_normed and noise_BN is None:
             return x_BND, map_in_pieces(lambda part: score(scorer, self._normed(part)), x_BND)
         normed_BND = self._normed(x_BND)  # x itself, where neither the scores nor the pooling want a norm
-        return normed_BND, None if scorer is None else score(scorer, normed_BND)
+        scores_BN = None if scorer is None else score(scorer, normed_BND, noise_BN)
+        return normed_BND if self.pools_normed else x_BND, scores_BN
 
     def _normed(self, x_BND: Tensor) -> Tensor:
         return x_BND if self.score_norm is None else self.score_norm(x_BND)
@@ -143,6 +178,29 @@ class Poolers(nn.ModuleDict):
         for stage in schedule:
             cast(Pooler, self[str(stage.after_layer)]).stage = stage
 
+    def explore(self, draw: int) -> None:
+        """Draw the noise of exploration from this number from now on; every step of a run has one of its own."""
+        for pooler in self.values():
+            pooler.draw = torch.tensor(draw)
+
+
+def keys_for(
+    poolers: Poolers, given: Tensor, layout: Layout, positions_P: Tensor, share: Share | None
+) -> Tensor | None:
+    """Return `document_keys` of packed ids (P,), where the poolers explore; ValueError for embeddings, which have none.
+
+    None where there is no noise.
+    """
+    if not any(pooler.explores for pooler in cast(Iterable[Pooler], poolers.values())):
+        return None
+    if given.is_floating_point():
+        raise ValueError(
+            "inputs_embeds: exploration_noise is drawn from a document's ids; give input_ids, or set it to 0"
+        )
+    to_rows = layout.documents.to_rows
+    keys_B = document_keys(to_rows(given), to_rows(positions_P), layout.document_mask)
+    return keys_B if share is None else share.group.add_up(keys_B)
+
 
 class PooledTokens(NamedTuple):
     """Packed tokens after a stage."""
@@ -165,6 +223,7 @@ def pool_packed(
     positions_P: Tensor,
     block_size: int | None,
     carried_PE: Tensor | None = None,
+    keys_B: Tensor | None = None,
     share: Share | None = None,
     is_last: bool = False,
 ) -> PooledTokens:
@@ -175,7 +234,7 @@ def pool_packed(
     to_rows, mask_BN = layout.documents.to_rows, layout.document_mask
     carried_BNE = None if carried_PE is None else to_rows(carried_PE)
     # Reentrant checkpointing returns a plain tuple.
-    pooled = SoftTopK(*pooler(to_rows(x_PD), mask_BN, carried_BNE, share))
+    pooled = SoftTopK(*pooler(to_rows(x_PD), mask_BN, carried_BNE, keys_B, share))
     scored = pooler.scorer is not None
     if share is None:
         stage = PooledStage(pooled.groups, pooled.weights.detach().float(), mask_BN, scored)

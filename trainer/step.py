@@ -7,7 +7,7 @@ import torch
 
 from transpooler.common import UserError
 from transpooler.data_pipeline.loading.loader import IGNORED_LABEL, Step
-from transpooler.model.architecture import PoolingStage, schedules
+from transpooler.model.ops.schedule import PoolingStage, schedules
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.stages import stage_of
 from transpooler.trainer.engine.engine import gradient_norm
@@ -74,6 +74,7 @@ def train_step(job: Job, step: Step, stop: bool) -> StepResult | None:
         raise_on_all_ranks(step.error)
     set_learning_rate(engine.optimizer.param_groups, rate_of_step(job.config, job.state.step))
     engine.module.follow(schedule)
+    engine.module.explore(exploration_of_step(job.config, job.state.step))
     loss_share = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(step.micro_batches, 1):
         with job.computing():
@@ -118,6 +119,11 @@ def schedule_of_step(config: Config, step: int) -> tuple[PoolingStage, ...]:
     """
     budgets = schedules(config.model.pooling)
     return budgets[int(np.random.default_rng((config.seed, step)).integers(len(budgets)))]
+
+
+def exploration_of_step(config: Config, step: int) -> int:
+    """What the poolers' noise of the 0-based step is drawn from, on all ranks alike, together with each document."""
+    return int(np.random.default_rng((config.seed, step, 1)).integers(2**62))
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ x copy_ and 16 times faster; bfloat16 forward at most 1.6 x copy_; saved at most
 
 median_ms, low_ms, high_ms: median and quartiles of one call. x_copy: multiples of one copy_ of the embeddings into a
 warm buffer, in turns with the rest. steps: the paper's algorithm in tensor operations. reference: the same, pair by
-pair in Python (the tests' oracle). saved_share: bytes kept for backward beyond the inputs, as a share of the
+pair in Python (the tests' oracle). cpp, torch: Successive Halving; below them the other operators, and noise: what
+exploration adds to one in training. saved_share: bytes kept for backward beyond the inputs, as a share of the
 embeddings. peak: memory at its highest, as multiples of embeddings + their gradient.
 """
 FIGURES_NOTE = """

@@ -1,7 +1,8 @@
 """Time and memory of one call, forward and forward + backward, beside one `copy_` of the embeddings.
 
 `copy_` into a warm buffer is what the memory of this machine allows; `steps` is the paper's algorithm in tensor
-operations (stepwise.py), `reference` its oracle, pair by pair in Python.
+operations (stepwise.py), `reference` its oracle, pair by pair in Python. The other operators of the table stand beside
+them, all but iterative_softmax, which `figures` times; `noise` is what exploration adds to any of them.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from transpooler.benchmarks.harness import Timing, measure, peak_memory_bytes
 from transpooler.benchmarks.soft_topk.stepwise import stepwise_soft_topk
+from transpooler.model.ops.exploration import document_keys, gumbel_noise
+from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.soft_topk import cpp_backend, soft_topk
 from transpooler.model.ops.soft_topk.ops import group_sum_op, tournament_op
 from transpooler.model.ops.soft_topk.tournament import num_rounds
 
 BASE = 20.0
+OTHERS = [name for name in OPERATORS if name not in ("successive_halving", "iterative_softmax")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,12 @@ def speed_rows(
     embeddings_BND, scores_BN, grad_BKD = _inputs(case)
     pooling: dict[str, Callable] = {"steps": lambda e, s: stepwise_soft_topk(e, s, case.k)[0]}
     pooling |= {name: _backend(case.k, name) for name in backends}
+    pooling |= {name: _operator(case.k, name) for name in OTHERS}
     target = torch.empty_like(embeddings_BND).copy_(embeddings_BND)
     forward: dict[str, Callable[[], Any]] = {"copy_": lambda: target.copy_(embeddings_BND)}
     forward |= {name: _forward(pool, embeddings_BND, scores_BN) for name, pool in pooling.items()}
     forward |= {f"{name}: {part}": call for name in backends for part, call in _parts(case, name).items()}
+    forward["noise"] = _noise(scores_BN)
     both: dict[str, Callable[[], Any]] = {"copy_": forward["copy_"]}
     both |= {name: _both(pool, embeddings_BND, scores_BN, grad_BKD) for name, pool in pooling.items()}
     rows = []
@@ -90,6 +96,22 @@ def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backend(k: int, name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda e, s: soft_topk(e, s, k, base=BASE, backend=name).embeddings
+
+
+def _operator(k: int, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """An operator of the table, in training."""
+    operator = OPERATORS[name]
+    settings = {"training": True} if "training" in operator.settings else {}
+    return lambda e, s: operator.pool(e, s if operator.needs_scores else None, k, **settings).embeddings
+
+
+def _noise(scores_BN: Tensor) -> Callable[[], Any]:
+    """The noise of a stage and the keys of its documents."""
+    ids_BN, draw = (scores_BN * 30_000).long(), torch.tensor(0)
+    mask_BN = torch.ones_like(ids_BN).bool()
+    return lambda: gumbel_noise(
+        document_keys(ids_BN, torch.arange(ids_BN.shape[1]), mask_BN), scores_BN.shape[1], 1, draw
+    )
 
 
 def _forward(pool: Callable, embeddings_BND: Tensor, scores_BN: Tensor) -> Callable[[], Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpooler.model.architecture import PoolingStage, pooler_problems, schedule_problems
+from transpooler.model.ops.schedule import PoolingStage, pooler_problems, schedule_problems
 
 DOCUMENT = "{document}"
 
@@ -31,6 +31,9 @@ class CompressorArchitecture:
     scorer_init_std: float | None = None
     """Standard deviation of the scorers' initial weights; null = 2 / sqrt(width): most pairs are then decided from the
     start, and slots are tokens that the reader knows, not averages that it would first have to learn to read."""
+    exploration_noise: float = 0.0
+    """Gumbel noise on the logits of the scorers in training, in multiples of its standard form, so that tokens which
+    would be dropped are tried, too. A function of seed, step and document. 0 = none; at evaluation there is none."""
     carry_embeddings: bool = True
     """Add the pooled input embeddings to what the adapter gives: an untrained model then reads the kept tokens."""
     prompt: str = DOCUMENT
@@ -57,7 +60,7 @@ class CompressorArchitecture:
             yield "encoder_layers", f"is {self.encoder_layers}; the encoder has {whole}"
         if self.block_size is not None and self.block_size < 1:
             yield "block_size", f"is {self.block_size}; must be at least 1, or null for the whole document"
-        yield from pooler_problems(self.pooling_base, self.scorer_init_std)
+        yield from pooler_problems(self.pooling_base, self.scorer_init_std, self.exploration_noise)
         if self.prompt.count(DOCUMENT) != 1:
             yield "prompt", f"is {self.prompt!r}; must hold {DOCUMENT} once"
         same = all(self.encoder[name] == self.reader[name] for name in ("hidden_size", "vocab_size"))

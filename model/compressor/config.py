@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from transpooler.model.architecture import PoolingStage, pooler_problems, pooling_stage, schedule_problems
+from transpooler.model.ops.schedule import PoolingStage, pooler_problems, pooling_stage, schedule_problems
 
 
 class CompressorConfig(PreTrainedConfig):
@@ -27,6 +27,7 @@ class CompressorConfig(PreTrainedConfig):
     pooling: list | tuple = ()
     pooling_base: float = 20.0
     scorer_init_std: float | None = None
+    exploration_noise: float = 0.0
     carry_embeddings: bool = True
     """Add the pooled input embeddings to what the adapter gives: an untrained model then reads the kept tokens."""
     prefix_ids: list | tuple = ()
@@ -46,7 +47,7 @@ class CompressorConfig(PreTrainedConfig):
         self.pooling = [asdict(stage) for stage in stages]
         self.prefix_ids, self.prompt_ids = list(self.prefix_ids), list(self.prompt_ids)
         problems = [
-            *pooler_problems(self.pooling_base, self.scorer_init_std),
+            *pooler_problems(self.pooling_base, self.scorer_init_std, self.exploration_noise),
             *schedule_problems(stages, first=0, last=self.encoder.num_hidden_layers),
         ]
         if self.carry_embeddings and (self.encoder.hidden_size, self.encoder.vocab_size) != (

@@ -16,7 +16,7 @@ from transpooler.model.input_checks import check_mask
 from transpooler.model.layers.context_parallel import share_of
 from transpooler.model.layout import Layout
 from transpooler.model.outputs import EncoderOutput, PooledStage
-from transpooler.model.pooler import Pooler, Poolers, Scorer, pool_packed
+from transpooler.model.pooler import Pooler, Poolers, Scorer, keys_for, pool_packed
 
 LOGIT_STD = 2.0
 """Of the first scores' logits over normalised tokens: enough that most pairs are decided, and few scores saturate."""
@@ -67,8 +67,9 @@ class CompressorEncoder(CompressorPreTrainedModel):
         super().__init__(config)
         stock = config.encoder
         self.stock = host(stock, config.causal)
-        width, base = stock.hidden_size, config.pooling_base
-        self.poolers = Poolers(config.stages, lambda stage: Pooler(stage, width, base=base, norm=nn.RMSNorm(width)))
+        width = stock.hidden_size
+        shared: dict[str, Any] = {"base": config.pooling_base, "exploration": float(config.exploration_noise)}
+        self.poolers = Poolers(config.stages, lambda stage: Pooler(stage, width, **shared, norm=nn.RMSNorm(width)))
         self.adapter = Adapter(stock.hidden_size, config.reader.hidden_size, config.carry_embeddings)
         self.trained_stages: tuple[PooledStage, ...] = ()
         """What the stages did in the last forward pass in training, for statistics alone."""
@@ -99,6 +100,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
         positions_P = layout.positions() if own is None else layout.documents.to_tokens(own)
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
+        keys_B = keys_for(self.poolers, ids_P, layout, positions_P, share)
         done, stages = 0, []
         for stage in self.poolers.schedule:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
@@ -106,7 +108,7 @@ class CompressorEncoder(CompressorPreTrainedModel):
             pooler = cast(Pooler, self.poolers[str(done)])
             is_last = len(stages) + 1 == len(self.poolers)
             pooled = pool_packed(
-                pooler, x, layout, positions_P, self.config.block_size, carried, share=share, is_last=is_last
+                pooler, x, layout, positions_P, self.config.block_size, carried, keys_B, share=share, is_last=is_last
             )
             x, layout, positions_P, carried = pooled.x_PD, pooled.layout, pooled.positions_P, pooled.carried_PE
             stages.append(pooled.stage)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPreTrainedModel
 from transpooler.model.compressor.hosted import eager_view
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.inspection import follow, pooling_statistics, select
 from transpooler.model.modeling import IGNORED_LABEL, token_loss
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.outputs import EncoderOutput, Selection
 
 
@@ -134,6 +134,10 @@ class CompressorForConditionalGeneration(CompressorPreTrainedModel):
     def follow(self, schedule: Sequence[PoolingStage]) -> None:
         """Pool as `schedule` says from now on; its layers are those of the model's."""
         self.encoder.poolers.follow(schedule)
+
+    def explore(self, draw: int) -> None:
+        """Draw the noise of exploration from this number from now on; without one it follows torch's generator."""
+        self.encoder.poolers.explore(draw)
 
     def select(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Selection:
         """Return which tokens of each document the poolers keep, and with what weight; see `Selection`."""

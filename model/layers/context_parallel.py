@@ -125,7 +125,7 @@ class Share:
 
     def own_positions(self) -> Tensor:
         """int64 (B, n): where this rank's tokens stood in the document."""
-        return self._own(self.positions_BN)
+        return self.own(self.positions_BN)
 
     def gather(self, x_Bn: Tensor) -> Tensor:
         """(B, n) -> (B, N): the values of all ranks' tokens, with gradient; 0 for padding."""
@@ -134,7 +134,7 @@ class Share:
 
     def sum_slots(self, embeddings_BnD: Tensor, plan: SoftTopK) -> Tensor:
         """(B, n, D) -> (B, S, D): what all ranks give to the slots of the `plan`, summed in float32 at least."""
-        weights_Bn, groups_Bn = self._own(plan.weights), torch.where(self._is_own_Bn, self._own(plan.groups), -1)
+        weights_Bn, groups_Bn = self.own(plan.weights), torch.where(self._is_own_Bn, self.own(plan.groups), -1)
         part = group_sum(embeddings_BnD, weights_Bn, groups_Bn, plan.mask.shape[1], "auto")
         wide = torch.promote_types(part.dtype, torch.float32)
         return _Sum.apply(part.to(wide), self.group).to(part.dtype)
@@ -157,9 +157,9 @@ class Share:
         bounds = [lengths, [each.start for each in slices], [each.stop - each.start for each in slices]]
         share = Share(group, *torch.tensor(bounds).to(positions_BS.device), positions_BS)
         layout, at_P = Layout.from_mask(share._is_own_Bn, block)
-        return _pick(share._own(pooled.embeddings), at_P), layout, _pick(share.own_positions(), at_P), share
+        return _pick(share.own(pooled.embeddings), at_P), layout, _pick(share.own_positions(), at_P), share
 
-    def _own(self, x_BN: Tensor) -> Tensor:
+    def own(self, x_BN: Tensor) -> Tensor:
         """(B, N, ...) -> (B, n, ...): of this rank's tokens; anything where there is none."""
         at_Bn = self._at_Bn.clamp(max=x_BN.shape[1] - 1)
         return x_BN.gather(1, at_Bn[(..., *[None] * (x_BN.dim() - 2))].expand(-1, -1, *x_BN.shape[2:]))

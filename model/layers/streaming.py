@@ -2,7 +2,8 @@
 
 Blocks do not see one another, so nothing changes but what is held at a time: between two poolings the input's hidden
 states, and one piece. Without gradients that is all; with them (`cutting("always")`) each piece is computed again in
-the backward pass (activation checkpointing, arXiv 1604.06174, whose segment is a piece).
+the backward pass (activation checkpointing, arXiv 1604.06174, whose segment is a piece). Staggered blocks see one
+another from layer to layer: there a layer is run on all pieces before the next one.
 """
 
 from collections.abc import Callable, Iterator

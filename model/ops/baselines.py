@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, settle_arguments
+from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, promote, settle_arguments
 from transpooler.model.ops.soft_topk.interface import sort_best_first
 from transpooler.model.ops.soft_topk.plain import group_sum
 
@@ -32,13 +32,11 @@ def hard(
 ) -> SoftTopK:
     """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
-    positions, mask = _choose(scores_BN.detach(), k_B, slots, mask_BN)
+    positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
     scores = scores_BN.gather(1, positions)
     gate_BN = 1 + (scores_BN - scores_BN.detach())
-    pooled = pooled * gate_BN.gather(1, positions)[..., None].to(pooled.dtype)
-    result = _keep_tokens(pooled, scores, positions, mask, mask_BN)
-    result = result._replace(weights=result.weights * gate_BN)
+    result = keep_tokens(pooled, scores, positions, mask, mask_BN, gate_BN)
     return result if keep_order else sort_best_first(result)
 
 
@@ -57,9 +55,9 @@ def random(
     # One row of draws for all documents in evaluation, so that a document's choice does not depend on its batch.
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
-    positions, mask = _choose(draws_BN, k_B, slots, mask_BN)
+    positions, mask = choose(draws_BN, k_B, slots, mask_BN)
     pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    return _keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
+    return keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
 
 
 def strided_mean(
@@ -171,7 +169,7 @@ def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tenso
     return settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
 
 
-def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Positions (B, slots) of the k best real tokens, and which slots are filled; ties go to the earlier token."""
     num_tokens = mask_BN.shape[1]
     order = torch.where(mask_BN, scores_BN, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :slots]
@@ -180,17 +178,25 @@ def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tupl
     return torch.where(filled, positions, 0), filled
 
 
-def _keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
-    """The result of an operator that keeps single tokens; what it drops flows nowhere."""
+def keep_tokens(
+    pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor, gates_BN: Tensor | None = None
+) -> SoftTopK:
+    """The result of an operator that keeps single tokens; what it drops flows nowhere.
+
+    pooled (B, S, D): the tokens that are kept. gates_BN: ones that carry a gradient, by which each counts.
+    """
+    if gates_BN is not None:
+        pooled = (promote(pooled) * gates_BN.gather(1, positions)[..., None]).to(pooled.dtype)
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.
     groups_BN = torch.full((len(mask_BN), mask_BN.shape[1] + 1), -1, device=mask.device)
     groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), slots)[:, :-1]
+    kept_BN = (groups_BN >= 0).to(scores.dtype)
     return SoftTopK(
         embeddings=torch.where(mask[..., None], pooled, 0),
         mask=mask,
         scores=torch.where(mask, scores, 0),
         positions=positions,
         groups=groups_BN,
-        weights=(groups_BN >= 0).to(scores.dtype),
+        weights=kept_BN if gates_BN is None else kept_BN * gates_BN,
     )

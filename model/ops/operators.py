@@ -1,4 +1,4 @@
-"""The table of pooling operators. A new one is a function, a row here and its name in `architecture.OPERATOR_NAMES`."""
+"""The table of pooling operators. A new one is a function, a row here and its name in `schedule.OPERATOR_NAMES`."""
 
 import math
 from collections.abc import Callable
@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.ops import baselines
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.ops.soft_topk import SoftTopK, soft_topk
+from transpooler.model.ops.threshold import threshold
 
 
 class Operator(NamedTuple):
@@ -51,6 +52,7 @@ def successive_halving(
 
 OPERATORS = {
     "successive_halving": Operator(successive_halving, needs_scores=True, settings=("stage", "base")),
+    "threshold": Operator(threshold, needs_scores=True),
     "hard": Operator(baselines.hard, needs_scores=True),
     "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
     "strided_mean": Operator(baselines.strided_mean, needs_scores=False),

@@ -78,6 +78,7 @@ def test_what_is_computed_again_is_the_same(tiny_settings, tmp_path):
                 f"model.pooling={pooling}",
                 "model.decoder_layers=2",
                 "model.dropout=0.2",
+                "model.exploration_noise=0.5",
                 "optimizer.eps=1000",
                 "optimizer.warmup_steps=0",
             ]

@@ -12,7 +12,7 @@ import torch
 from tests.integration.test_data_training import copied, damage_document
 from tests.unit.model.compressor.test_compressor import compressor
 from tests.unit.model.test_layout import encoder, ragged
-from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS
+from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
 from transpooler.trainer.metrics import TIMED, read_metrics
 

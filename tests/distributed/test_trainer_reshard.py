@@ -18,6 +18,7 @@ STAGES = (0, 1, 2, 3)
 STEPS, SAVED_AT = 8, 6
 COMMON = [
     "model.dropout=0",
+    "model.exploration_noise=0.5",  # what a document draws does not depend on the rank that has it
     "optimizer.eps=0.001",  # far above rounding errors of the gradients: Adam would turn them into steps of full size
     f"train={{steps: {STEPS}, checkpoint_every_steps: 2, keep_last_checkpoints: 9, evaluate_every_steps: 0}}",
     "train.log_every_steps=1",

@@ -23,7 +23,8 @@ DEADLINE_S = 120
 def settings(tiny_settings):
     # Each step draws one of three budgets: a resumed run must draw what the undisturbed one drew.
     budgets = "model.pooling=[{after_layer: 1, length: 32}, {after_layer: 2, length: [16, 4, 8]}]"
-    return [*tiny_settings, budgets, "engine.zero_stage=2", "model.dropout=0.1"]
+    noisy = ["model.exploration_noise=0.5", "model.dropout=0.1"]
+    return [*tiny_settings, budgets, "engine.zero_stage=2", *noisy]
 
 
 def test_killed_preempted_and_damaged_runs_equal_the_undisturbed_one(settings, tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.data_pipeline.tokenizer import load_tokenizer
-from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS
+from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.engine.optimizer import learning_rate, parameter_groups, set_learning_rate
 from transpooler.trainer.weights.models import build_model
@@ -71,6 +71,7 @@ CONTEXT_ON_TWO = {
         if operator not in (*WHOLE_OPERATORS, "random")
     },
     **{f"context, {kind}": context(2, 1, f"model.positions={kind}") for kind in ("learned", "relative", "rotary")},
+    "context, exploring": context(2, 1, "model.exploration_noise=0.5"),
     "context, restarting": context(2, 1, "model.positions=learned", "model.block_positions=block"),
 }
 CONTEXT_ON_FOUR = {

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from transpooler.model.architecture import PoolingStage
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.trainer.config.optimizer import OptimizerConfig
 from transpooler.trainer.config.stages import LoraConfig, Stage
 from transpooler.trainer.engine.parameters import freeze

@@ -5,7 +5,7 @@ import dataclasses
 from transpooler.model.architecture import Architecture
 from transpooler.trainer.config.root import Config
 
-_NO_SHAPES = ("dropout", "init_std")
+_NO_SHAPES = ("dropout", "init_std", "exploration_noise")
 """Fields of the architecture that shape no weight and no computation at inference."""
 _OF_POSITIONS = ("sinusoid_steps", "position_offset", "relative_buckets", "relative_max_distance", "relative_per_layer")
 """Fields that mean something with the weights' own kind of positions alone."""
@@ -15,7 +15,7 @@ FREE_WHEN_STARTING = (
         "positions",
         "max_positions",
         "block_positions",
-        "block_size",
+        *("block_size", "stagger_blocks"),
         "decoder_start_token_id",
         "vocab_rows",
     ),

@@ -7,8 +7,9 @@ from typing import Any
 
 from transpooler.common import UserError, at_least
 from transpooler.data_pipeline.config import DataConfig, PrepareConfig
-from transpooler.model.architecture import OPERATOR_NAMES, WHOLE_OPERATORS, Architecture
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
+from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.trainer.config.cluster import ClusterConfig
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.config.evaluation import EvaluationConfig, GenerationConfig
@@ -115,6 +116,11 @@ class Config:
         size = self.engine.context_parallel_size
         if self.model.block_size is None:
             yield "model.block_size", f"is null, but {size} ranks share documents by blocks; set it"
+        if isinstance(self.model, Architecture) and self.model.stagger_blocks:
+            yield (
+                "model.stagger_blocks",
+                f"is true, but {size} ranks share documents by blocks that see no other; use false",
+            )
         if not self.model.pooling:
             yield "model.pooling", f"is empty, but {size} ranks share documents up to the last pooling; add one"
         for number, stage in enumerate(self.model.pooling):

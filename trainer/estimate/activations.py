@@ -36,7 +36,9 @@ class Sizes(NamedTuple):
         """Tokens of all documents that a rank has before the last pooling, if each has `length`."""
         if self.ranks == 1 or self.block is None:
             return self.documents * length
-        slices = (Part(self.ranks - 1, self.ranks, self.block).tokens(length, document) for document in range(self.documents))
+        slices = (
+            Part(self.ranks - 1, self.ranks, self.block).tokens(length, document) for document in range(self.documents)
+        )
         return sum(each.stop - each.start for each in slices)
 
     @property
@@ -68,7 +70,10 @@ def activation_bytes(
     if isinstance(model, CompressorArchitecture):
         layers, width, dropout = *_compressor_layers(model, sizes, source_tokens, target_tokens, trained), False
     else:
-        layers, width, dropout = *_seq2seq_layers(model, sizes, source_tokens, target_tokens, trained), model.dropout > 0
+        layers, width, dropout = (
+            *_seq2seq_layers(model, sizes, source_tokens, target_tokens, trained),
+            model.dropout > 0,
+        )
     kept = sum(layer.whole for layer in layers)
     if engine.activation_checkpointing == "chunks":
         share = min(1.0, PIECE_TOKENS / max(1, sizes.shared(source_tokens)))

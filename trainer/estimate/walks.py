@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transpooler.model.architecture import Architecture, PoolingStage, schedule_that_keeps
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.trainer.estimate.products import Products
 
 
@@ -22,6 +23,10 @@ def walk_seq2seq(count: Products, model: Architecture, vocab_size: int, source_t
     for layer in range(1, model.encoder_layers + 1):
         own = f"{name}.layers.{layer - 1}"
         pairs, bias = _count_pairs(length, model.block_size), trained.any_in(f"{name}.relative_bias")
+        if model.stagger_blocks and layer % 2 == 0:
+            assert model.block_size is not None
+            first = min(length, model.block_size - model.block_size // 2)
+            pairs = first**2 + _count_pairs(length - first, model.block_size)
         flows = _attend(count, f"{own}.attention", model, (length, length), pairs, flows, flows, bias)
         flows = _feed_forward(count, own, model, length, flows)
         if (stage := stages.get(layer)) is not None:

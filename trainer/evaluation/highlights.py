@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.model.architecture import PoolingStage
+from transpooler.model.ops.schedule import PoolingStage
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel

@@ -45,10 +45,14 @@ def reading_work(model: "PoolingModel", lengths: Sequence[int]) -> int:
 
 
 def reading_bytes(model: "PoolingModel", lengths: Sequence[int]) -> int:
-    """Estimated peak of the encoder without gradients: hidden states before and after a pooling, and one piece."""
+    """Estimated peak of the encoder without gradients: hidden states before and after a pooling, and one piece.
+
+    Staggered layers run one by one, which holds those before and after a layer.
+    """
     width, inner, of_number = _sizes(model)
     tokens = [tokens for _, tokens in _sections(model, lengths)]
     held = max(before + after for before, after in zip(tokens, [*tokens[1:], 0], strict=True))
+    held = max(held, 2 * tokens[0] if getattr(model.config, "stagger_blocks", False) else 0)
     piece = min(tokens[0], PIECE_TOKENS) * (inner + WIDTHS_OF_ACTIVATIONS * width)
     return tokens[0] * BYTES_OF_INDICES + (held * width + piece) * of_number
 

@@ -46,7 +46,7 @@ def compressor_config(config: Config, tokenizer: "PreTrainedTokenizerFast") -> "
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **{name: getattr(model, name) for name in ("block_size", "causal", "pooling_base", "scorer_init_std")},
-        carry_embeddings=model.carry_embeddings,
+        **{name: getattr(model, name) for name in ("exploration_noise", "carry_embeddings")},
     )
 
 

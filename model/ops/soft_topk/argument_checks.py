@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from transpooler.model.architecture import HIGHEST_BASE
+from transpooler.model.ops.schedule import HIGHEST_BASE
 from transpooler.model.ops.soft_topk.backends import BACKENDS, choose_kernels
 from transpooler.model.ops.soft_topk.tournament import num_rounds
 

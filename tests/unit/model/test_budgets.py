@@ -8,9 +8,10 @@ import torch
 from transformers import LlamaConfig
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from transpooler.model.architecture import Architecture, pooling_stage, schedule_that_keeps, schedules
+from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.config import CompressorConfig
 from transpooler.model.compressor.modeling import CompressorForConditionalGeneration
+from transpooler.model.ops.schedule import pooling_stage, schedule_that_keeps, schedules
 from transpooler.trainer.config import load_config
 from transpooler.trainer.estimate.flops import document_work
 from transpooler.trainer.step import schedule_of_step

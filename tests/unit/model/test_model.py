@@ -17,9 +17,10 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-from transpooler.model.architecture import OPERATOR_NAMES, Architecture, PoolingStage
+from transpooler.model.architecture import Architecture
 from transpooler.model.inspection import pooling_statistics
 from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.schedule import OPERATOR_NAMES, PoolingStage
 
 TINY: dict[str, Any] = {
     "vocab_size": 300,
@@ -59,6 +60,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "logits_bias": True,
         "logits_scale": 0.5,
     },
+    "staggered": {
+        "stagger_blocks": True,
+        "pooling": RATIOS[1:],
+        "norm": "pre",
+        "positions": "relative",
+        "relative_buckets": 8,
+        "relative_max_distance": 12,
+    },
+    "staggered_pyramid": {"stagger_blocks": True, "pooling": RATIOS, "norm": "pre", "positions": "rotary"},
     "blockwise": {},
     "vanilla": {"block_size": None},
 }

@@ -30,6 +30,20 @@ def test_pieces_are_whole_blocks_of_all_tokens_in_order():
         assert torch.equal(torch.cat(masks), layout.block_mask)
 
 
+def test_pieces_of_staggered_blocks_are_whole_ones():
+    layout = Layout(LENGTHS, 8, torch.device("cpu")).staggered()
+    tokens = torch.arange(1, sum(LENGTHS) + 1)  # 0 is an empty place
+    rows = layout.blocks.to_rows(tokens)
+    for size in (1, 24, 40, 10**6):
+        pieces = list(layout.pieces(size))
+        assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
+        assert pieces[-1].end == sum(LENGTHS)
+        assert max(piece.end - piece.start for piece in pieces) <= max(size, 8)
+        assert torch.equal(torch.cat([piece.blocks.to_rows(tokens[piece.start : piece.end]) for piece in pieces]), rows)
+        masks = [piece.block_mask for piece in pieces if piece.block_mask is not None]
+        assert torch.equal(torch.cat(masks)[:, 0, 0], rows > 0)
+
+
 @pytest.mark.parametrize("name", [*SETTINGS, "learned"])
 @pytest.mark.parametrize("size", [8, 32])
 def test_an_encoder_that_streams_gives_the_same(name, size, monkeypatch):
@@ -41,6 +55,8 @@ def test_an_encoder_that_streams_gives_the_same(name, size, monkeypatch):
         calls = _count_calls(model.layers[0])
         parts = model(**batch, output_pooling=True)
     assert len(calls) == len(list(_layout(model.config.block_size).pieces(size)))
+    if name == "staggered":
+        assert len(_count_and_stream(model, batch)) == len(list(_layout().staggered().pieces(size)))
     assert torch.equal(parts.positions, whole.positions)
     torch.testing.assert_close(parts.last_hidden_state, whole.last_hidden_state, atol=1e-5, rtol=1e-4)
     for part, other in zip(parts.pooled_stages, whole.pooled_stages, strict=True):
@@ -98,6 +114,14 @@ def _layout(block: int | None = 8) -> Layout:
 def _count_calls(module: Any) -> list[int]:
     calls: list[int] = []
     module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def _count_and_stream(model: Any, batch: dict[str, torch.Tensor]) -> list[int]:
+    """Pieces that its second layer is called with."""
+    calls = _count_calls(model.layers[1])
+    with torch.no_grad():
+        model(**batch)
     return calls
 
 

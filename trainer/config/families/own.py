@@ -5,7 +5,8 @@ from transpooler.trainer.config.families.stored import StoredTensors
 
 
 def _fields(values: Values, stored: StoredTensors) -> Fields:
-    from transpooler.model.architecture import SHAPE_FIELDS, pooling_stage
+    from transpooler.model.architecture import SHAPE_FIELDS
+    from transpooler.model.ops.schedule import pooling_stage
 
     found = {name: values[name] for name in SHAPE_FIELDS if name in values}
     found["pooling"] = [pooling_stage(stage) for stage in values.get("pooling", ())]

@@ -29,5 +29,8 @@ PEGASUS_X = Family(
     kin(norm="pre", sinusoid_steps="half_less_one", attention_bias=False),
     _our_name,
     derived=DERIVED,
-    limit=lambda values: f"its {values['num_global_tokens']} global tokens and staggered blocks are left out; train it",
+    limit=lambda values: (
+        f"its {values['num_global_tokens']} global tokens are left out, and its staggered blocks unless "
+        "model.stagger_blocks is true; train it"
+    ),
 )

@@ -124,7 +124,10 @@ def test_a_schedule_that_does_not_fit_is_refused(settings, named):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("scorer_init_std", -0.1), ("scorer_init_std", math.nan), ("pooling_base", 1.0), ("pooling_base", 1e300)],
+    [
+        *(("scorer_init_std", -0.1), ("scorer_init_std", math.nan), ("pooling_base", 1.0), ("pooling_base", 1e300)),
+        *(("exploration_noise", -0.5), ("exploration_noise", math.inf)),
+    ],
 )
 def test_poolers_have_the_rules_of_the_encoder_decoder(key: str, value: float) -> None:
     settings: dict[str, Any] = {key: value}

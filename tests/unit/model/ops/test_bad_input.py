@@ -8,6 +8,7 @@ import torch
 
 from transpooler.model.ops import baselines
 from transpooler.model.ops.soft_topk import argument_checks, soft_topk
+from transpooler.model.ops.threshold import threshold
 
 WHOLE = torch.ones(2, dtype=torch.int64)
 
@@ -97,7 +98,10 @@ def test_only_a_debug_flag_makes_a_gpu_wait(monkeypatch):
 
 @pytest.mark.parametrize(
     "operator",
-    [baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.weighted_mean, baselines.random],
+    [
+        *(baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.weighted_mean),
+        *(baselines.random, threshold),
+    ],
 )
 def test_baselines_raise_alike(operator):
     with pytest.raises(ValueError, match=r"^k: 0; expected"):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from transpooler.model.ops import baselines
+from transpooler.model.ops.threshold import threshold
 
 OPERATORS = [
     *(baselines.hard, baselines.random, baselines.strided_mean, baselines.weighted_mean),
-    baselines.iterative_softmax,
+    *(baselines.iterative_softmax, threshold),
 ]
 EMBEDDINGS = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0], [5.0, 1.0]]])
 SCORES = torch.tensor([[0.2, 0.9, 0.4, 0.7, 0.1]])

@@ -49,6 +49,7 @@ GOOD: dict[str, tuple[tuple[str, ...], str]] = {
     "model.decoder_start_token_id": (("0",), ID),
     "model.scorer_init_std": (SMALL, SHARE),
     "model.init_std": (SMALL, SHARE),
+    "model.exploration_noise": (SMALL, SHARE),
     "model.dropout": (SMALL, SHARE),
     "optimizer.learning_rate": (("1e-300",), TINY),
     "optimizer.muon_learning_rate": (("1e-300",), TINY),

@@ -14,7 +14,7 @@ import torch
 from transpooler.common import UserError, read_json
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.tokenizer import load_tokenizer
-from transpooler.model.architecture import PoolingStage
+from transpooler.model.ops.schedule import PoolingStage
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 from transpooler.trainer.config.load import config_from_dict

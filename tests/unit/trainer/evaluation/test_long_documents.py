@@ -14,6 +14,7 @@ from transpooler.trainer.evaluation.long_documents import reading_bytes, reading
 PIECE = 16
 MODELS: dict[str, Any] = {
     "seq2seq": lambda: build(pooling=RATIOS, encoder_layers=3),
+    "staggered": lambda: build(pooling=RATIOS, encoder_layers=3, stagger_blocks=True),
     "compressor": lambda: compressor("llama", pooling=POOLING, block_size=8),
 }
 
@@ -51,7 +52,8 @@ def test_too_little_memory_is_said_before(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_the_estimate_holds_what_grows_with_the_document() -> None:
-    """Hidden states before and after the first pooling, in float32; a piece more."""
-    model = build(pooling=RATIOS)
-    grown = reading_bytes(model, [2_000_000]) - reading_bytes(model, [1_000_000])
-    assert grown == 1_000_000 * (1.5 * model.config.d_model * 4 + long_documents.BYTES_OF_INDICES)
+    """Hidden states before and after the first pooling, or a staggered layer, in float32; a piece more."""
+    for staggered, widths in ((False, 1.5), (True, 2)):
+        model = build(pooling=RATIOS, stagger_blocks=staggered)
+        grown = reading_bytes(model, [2_000_000]) - reading_bytes(model, [1_000_000])
+        assert grown == 1_000_000 * (widths * model.config.d_model * 4 + long_documents.BYTES_OF_INDICES)
