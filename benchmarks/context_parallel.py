@@ -2,9 +2,9 @@
 
 A step (loss and gradients) of the deep preset on one document of 65,536 tokens, 512 target tokens, with activation
 checkpointing, on P = 1, 2 and 4 ranks of one thread each (P = 1 and 2 pinned to a core each); and one of 262,144 tokens
-in chunks. Written down: what each rank's memory rises by at its highest, seconds (the second step of two), and bytes that
-a rank sends, measured and by the formula 2 (P - 1) / P * 4 (n + k d), n scores and k slots of width d a stage, forward
-and backward. Weights are random: neither memory nor time depends on them. Results go to
+in chunks. Written down: what each rank's memory rises by at its highest, seconds (the second step of two), and bytes
+that a rank sends, measured and by the formula 2 (P - 1) / P * 4 (n + k d), n scores and k slots of width d a stage,
+forward and backward. Weights are random: neither memory nor time depends on them. Results go to
 benchmarks/results/context_parallel.{json,csv,md}.
 """
 

@@ -121,7 +121,6 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     rank, world_size = init_distributed(config.engine)
     if rank:
         set_quiet(True)
-    config.engine.data_parallel_size(world_size)  # refuses ranks that make no whole groups
     context = join_context_group(config.engine, rank, world_size)
     loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)

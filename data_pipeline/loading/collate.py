@@ -12,7 +12,7 @@ IGNORED_LABEL = -100
 Batch = dict[str, torch.Tensor]
 
 
-class Part(Protocol):
+class BatchPart(Protocol):
     """What one of the ranks that share a micro batch has of it."""
 
     @property
@@ -43,7 +43,7 @@ def pad(
     return ids, mask
 
 
-def collate(examples: Sequence[Example], fill: int, pad_multiple: int = 1, part: Part | None = None) -> Batch:
+def collate(examples: Sequence[Example], fill: int, pad_multiple: int = 1, part: BatchPart | None = None) -> Batch:
     """Return input_ids and attention_mask (B, N), labels (B, T), all int64; N is a multiple of `pad_multiple`.
 
     With `part` they hold its tokens of all sources (of a source maybe none), and the targets of its documents, or one

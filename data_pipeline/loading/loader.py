@@ -21,7 +21,7 @@ import torch
 from transpooler.common import UserError, percent, say
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
-from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, Part, collate
+from transpooler.data_pipeline.loading.collate import IGNORED_LABEL, BatchPart, collate
 from transpooler.data_pipeline.loading.examples import Example, ExampleMaker
 from transpooler.data_pipeline.loading.prefetch import in_processes, prefetch
 from transpooler.data_pipeline.objectives.sentences import MAX_UNIT_TOKENS
@@ -73,7 +73,7 @@ class Loader:
         world_size: int,
         micro_batch_size: int,
         pad_multiple: int = 1,
-        part: Part | None = None,
+        part: BatchPart | None = None,
     ) -> None:
         """`rank` and `world_size` count those that read different documents; `part`: what this one has of its own."""
         self.config, self.pad_multiple, self.part = config, pad_multiple, part

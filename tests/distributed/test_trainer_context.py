@@ -12,8 +12,8 @@ import torch
 from tests.integration.test_data_training import copied, damage_document
 from tests.unit.model.compressor.test_compressor import compressor
 from tests.unit.model.test_layout import encoder, ragged
-from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
+from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
 from transpooler.trainer.metrics import TIMED, read_metrics
 
 LENGTHS = (61, 8, 1, 40, 33)
@@ -46,9 +46,11 @@ def encode_shared() -> None:
             models: list[Any] = [
                 encoder(pooling=pooling, block_size=BLOCK, positions="rotary"),
                 compressor("llama", pooling=pooling, block_size=BLOCK).encoder,
+                encoder(pooling=pooling, block_size=BLOCK, exploration_noise=0.5).train(operator != "random"),
             ]
             for model in models:
-                whole = model.eval()(**batch, output_pooling=True)
+                model.poolers.explore(3)
+                whole = model(**batch, output_pooling=True)
                 sent = group.bytes_sent
                 with sharing(group):
                     ours = model(**own, output_pooling=True)
@@ -99,8 +101,8 @@ def _gradients(model: Any, batch: dict, documents: Any, group: ContextGroup | No
 
 
 def _assert_sent(sent: float, stages: Any, model: Any, size: int) -> None:
-    """Per stage n scores and k slots; once the lengths."""
-    numbers = 0
+    """Per stage n scores and k slots; once the lengths, and what noise is drawn from."""
+    numbers = 8 * len(LENGTHS) * any(pooler.explores for pooler in model.poolers.values())
     for stage in stages:
         slots = int(stage.groups_BN.max()) + 1
         width = model.get_input_embeddings().weight.shape[1]

@@ -71,7 +71,6 @@ CONTEXT_ON_TWO = {
         if operator not in (*WHOLE_OPERATORS, "random")
     },
     **{f"context, {kind}": context(2, 1, f"model.positions={kind}") for kind in ("learned", "relative", "rotary")},
-    "context, exploring": context(2, 1, "model.exploration_noise=0.5"),
     "context, restarting": context(2, 1, "model.positions=learned", "model.block_positions=block"),
 }
 CONTEXT_ON_FOUR = {

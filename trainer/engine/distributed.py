@@ -33,9 +33,12 @@ def init_distributed(engine: EngineConfig) -> tuple[int, int]:
 
 
 def join_context_group(engine: EngineConfig, rank: int, world_size: int) -> ContextGroup | None:
-    """The ranks that share this one's documents: neighbours; None where each has its own. A collective."""
+    """The ranks that share this one's documents: neighbours; None where each has its own. A collective.
+
+    UserError where the ranks make no whole groups.
+    """
     size = engine.context_parallel_size
-    if size == 1:
+    if engine.data_parallel_size(world_size) == world_size:
         return None
     timeout = timedelta(seconds=engine.collective_timeout_s)
     groups = [
