@@ -49,9 +49,9 @@ def collate(examples: Sequence[Example], fill: int, pad_multiple: int = 1, part:
     With `part` they hold its tokens of all sources (of a source maybe none), and the targets of its documents, or one
     ignored label where it has none.
     """
-    sources, targets = zip(*examples, strict=True)
+    sources, targets = (list(each) for each in zip(*examples, strict=True))
     if part is not None:
         sources = [source[part.tokens(len(source), document)] for document, source in enumerate(sources)]
-        targets = [targets[document] for document in part.documents(len(targets))] or [[IGNORED_LABEL]]
+        targets = [targets[document] for document in part.documents(len(targets))] or [np.array([IGNORED_LABEL])]
     input_ids, attention_mask = pad(sources, fill, pad_multiple)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": pad(targets, IGNORED_LABEL)[0]}

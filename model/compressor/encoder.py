@@ -101,7 +101,8 @@ class CompressorEncoder(CompressorPreTrainedModel):
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
         keys_B = keys_for(self.poolers, ids_P, layout, positions_P, share)
-        done, stages = 0, []
+        stages: list[PooledStage] = []
+        done = 0
         for stage in self.poolers.schedule:
             x = run_layers(self.stock, done + 1, stage.after_layer, x, layout)
             done = stage.after_layer

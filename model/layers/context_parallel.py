@@ -155,7 +155,8 @@ class Share:
         lengths = pooled.mask.sum(1).tolist()
         slices = [part.tokens(length, document) for document, length in enumerate(lengths)]
         bounds = [lengths, [each.start for each in slices], [each.stop - each.start for each in slices]]
-        share = Share(group, *torch.tensor(bounds).to(positions_BS.device), positions_BS)
+        lengths_B, starts_B, own_B = torch.tensor(bounds).to(positions_BS.device)
+        share = Share(group, lengths_B, starts_B, own_B, positions_BS)
         layout, at_P = Layout.from_mask(share._is_own_Bn, block)
         return _pick(share.own(pooled.embeddings), at_P), layout, _pick(share.own_positions(), at_P), share
 
