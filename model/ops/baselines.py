@@ -178,12 +178,17 @@ def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple
     return torch.where(filled, positions, 0), filled
 
 
-def keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
-    """The result of an operator that keeps single tokens; what it drops flows nowhere."""
+def groups_of(positions: Tensor, mask: Tensor, num_tokens: int) -> Tensor:
+    """int64 (B, num_tokens): the slot of each token that is kept, -1 of others; positions and mask are (B, slots)."""
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.
-    groups_BN = torch.full((len(mask_BN), mask_BN.shape[1] + 1), -1, device=mask.device)
-    groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), slots)[:, :-1]
+    groups_BN = torch.full((len(mask), num_tokens + 1), -1, device=mask.device)
+    return groups_BN.scatter(1, torch.where(mask, positions, num_tokens), slots)[:, :-1]
+
+
+def keep_tokens(pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor) -> SoftTopK:
+    """The result of an operator that keeps single tokens; what it drops flows nowhere."""
+    groups_BN = groups_of(positions, mask, mask_BN.shape[1])
     return SoftTopK(
         embeddings=torch.where(mask[..., None], pooled, 0),
         mask=mask,
