@@ -17,10 +17,9 @@ Given up: what a dropped token would have given cannot be felt, since the decode
 import torch
 from torch import Tensor
 
-from transpooler.model.ops.baselines import choose, groups_of
+from transpooler.model.ops.baselines import choose, keep_tokens
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, settle_arguments
-from transpooler.model.ops.soft_topk.plain import group_sum
+from transpooler.model.ops.soft_topk.argument_checks import settle_arguments
 
 EPS = 1e-6
 """Scores are clamped to [EPS, 1 - EPS], so that logits and the interval of the threshold are finite."""
@@ -38,20 +37,8 @@ def threshold(
 ) -> SoftTopK:
     """The k best tokens unchanged; in the backward pass each counts as gate * token, with gates that add up to k."""
     scores_BN, k_B, slots, mask_BN = settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
-    check_forward_mode(embeddings_BND, scores_BN)
     positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
-    groups_BN = groups_of(positions, mask, mask_BN.shape[1])
-    gates_BN = soft_gates(scores_BN, k_B, mask_BN)
-    weights_BN = torch.where(groups_BN < 0, 0, 1 + (gates_BN - gates_BN.detach()))
-    return SoftTopK(
-        # A gather, by the sum that the other operators share: one token a group, and <e, g> in float32.
-        embeddings=group_sum(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
-        mask=mask,
-        scores=torch.where(mask, scores_BN.gather(1, positions), 0),
-        positions=positions,
-        groups=groups_BN,
-        weights=weights_BN,
-    )
+    return keep_tokens(embeddings_BND, soft_gates(scores_BN, k_B, mask_BN), scores_BN, positions, mask, mask_BN)
 
 
 def soft_gates(scores_BN: Tensor, k_B: Tensor, mask_BN: Tensor) -> Tensor:
