@@ -190,7 +190,7 @@ def keep_tokens(
     weights_BN = torch.where(groups_BN < 0, 0, 1 + (gates_BN - gates_BN.detach()))
     wide = torch.promote_types(embeddings_BND.dtype, weights_BN.dtype)
     return SoftTopK(
-        # A gather, by the sum that the operators share: three times as fast in the backward pass as torch's own.
+        # A gather, by the sum that the operators share: its backward pass is several times as fast as torch's own.
         embeddings=group_sum(embeddings_BND, weights_BN.to(wide), groups_BN, mask.shape[1], "auto"),
         mask=mask,
         scores=torch.where(mask, scores_BN.gather(1, positions), 0),
