@@ -11,7 +11,7 @@ should have been read from is then one sentence of the document.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +59,36 @@ def write_needles(
     stop, and every SENTENCE_WORDS words of filler; `words`: those of the facts (None: made up).
     """
     documents = DOCUMENTS if documents is None else documents
-    paths = {split: folder / f"{split}.jsonl" for split in documents}
-    words = words or make_vocabulary(seed)
+    known = words or make_vocabulary(seed)
     longest = LONGEST_IN_SENTENCES if sentences else LONGEST if texts is None else LONGEST_IN_TEXT
+
+    def make(num_words: int, rng: np.random.Generator, filler: Filler) -> tuple[str, str]:
+        return make_document(known, num_words, rng, filler, sentences=sentences)
+
+    fillers = {split: _zipf(known) if texts is None else _running_text(texts[split], longest) for split in documents}
+    return write_documents(folder, documents, (SHORTEST, longest), fillers, make, seed)
+
+
+def write_documents(
+    folder: Path,
+    documents: dict[str, int],
+    lengths: tuple[int, int],
+    fillers: dict[str, Filler],
+    make: Callable[[int, np.random.Generator, Filler], tuple[str, str]],
+    seed: int,
+) -> dict[str, Path]:
+    """Write `documents[split]` rows of article/abstract/id a split, as `make(number of words, generator, filler)` says.
+
+    Numbers of words are log-uniform between `lengths`, held-out ones at least HELD_OUT_SHARE of the longest.
+    """
+    paths = {split: folder / f"{split}.jsonl" for split in documents}
     for number, (split, count) in enumerate(documents.items()):
         rng = np.random.default_rng((seed, number))
-        filler = _zipf(words) if texts is None else _running_text(texts[split], longest)
-        shortest = SHORTEST if split == "train" else HELD_OUT_SHARE * longest
+        shortest = lengths[0] if split == "train" else max(lengths[0], HELD_OUT_SHARE * lengths[1])
         with atomic_write(paths[split]) as file:
             for index in range(count):
-                num_words = int(np.exp(rng.uniform(*np.log((shortest, longest)))))
-                article, abstract = make_document(words, num_words, rng, filler, sentences=sentences)
+                num_words = int(np.exp(rng.uniform(*np.log((shortest, lengths[1])))))
+                article, abstract = make(num_words, rng, fillers[split])
                 row = {"article": article, "abstract": abstract, "id": f"{split}-{index}"}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return paths
@@ -82,12 +101,7 @@ def _zipf(words: Words) -> Filler:
 
 def _running_text(path: Path, longest: int) -> Filler:
     """Filler of consecutive words of one of the file's documents."""
-    read = (
-        found.source.split()
-        for found in read_documents([path], Columns.choose(require_target=False))
-        if isinstance(found, RawDocument)
-    )
-    texts = [text for text in read if len(text) >= longest]
+    texts = [text for text in _read_words(path) if len(text) >= longest]
     if not texts:
         raise UserError(f"{path}: no document has {longest} words; give longer ones")
 
@@ -97,6 +111,27 @@ def _running_text(path: Path, longest: int) -> Filler:
         return text[start : start + count]
 
     return filler
+
+
+def flowing_text(path: Path, longest: int) -> Filler:
+    """Filler of consecutive words of the file, whose documents follow one another, the first after the last."""
+    text = [word for words in _read_words(path) for word in words]
+    if len(text) < longest:
+        raise UserError(f"{path}: all documents together have {len(text)} words (needs {longest}); give more")
+
+    def filler(count: int, rng: np.random.Generator) -> list[str]:
+        start = int(rng.integers(len(text)))
+        part = text[start : start + count]
+        return part + text[: count - len(part)]
+
+    return filler
+
+
+def _read_words(path: Path) -> Iterator[list[str]]:
+    """The words of each document."""
+    for found in read_documents([path], Columns.choose(require_target=False)):
+        if isinstance(found, RawDocument):
+            yield found.source.split()
 
 
 def make_vocabulary(seed: int = 0) -> Words:
@@ -131,10 +166,15 @@ def make_document(
     if sentences:
         starts = range(0, len(parts), SENTENCE_WORDS)
         parts = [" ".join(parts[start : start + SENTENCE_WORDS]) + stop for start in starts]
+    return " ".join(plant(parts, passages[::-1], rng)), " ".join(facts)
+
+
+def plant(parts: list[str], passages: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Put the passages, in their order, anywhere between the parts."""
     places = np.sort(rng.integers(0, len(parts) + 1, size=len(passages)))
-    for place, passage in zip(places[::-1], passages, strict=True):
+    for place, passage in zip(places[::-1], passages[::-1], strict=True):
         parts.insert(place, passage)
-    return " ".join(parts), " ".join(facts)
+    return parts
 
 
 def recall_facts(reference: str, generated: str) -> float:

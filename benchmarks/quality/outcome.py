@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from transpooler.benchmarks.quality.losses import measure_losses
-from transpooler.benchmarks.quality.needles import recall_facts
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import Study
+from transpooler.benchmarks.quality.tasks import score_of
 from transpooler.common import read_json
 from transpooler.trainer.config import load_config
 from transpooler.trainer.evaluation.rouge import dialect_of
@@ -35,8 +35,8 @@ class ArmResult:
     """F1 in 0..1; empty where the objective writes no summaries."""
     tokens_N: np.ndarray
     shares_SN: dict[str, np.ndarray]
-    """facts: share of the planted ones, where a study has such; evidence: recall of what the decoder could read, where
-    the arm pools (NaN for a document without any)."""
+    """facts: share of the planted ones that are asked for, where a study has such; evidence: recall of what the decoder
+    could read, where the arm pools (NaN for a document without any)."""
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
     """Steps, tokens, minutes and memory of each seed's run."""
@@ -63,7 +63,8 @@ def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
         dialects.add(dialect_of(read_json(folder.metrics)))
         scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
         if study.corpus:
-            shares.setdefault("facts", []).append([recall_facts(row["reference"], row["generated"]) for row in rows])
+            score = score_of(study.corpus)
+            shares.setdefault("facts", []).append([score(row["reference"], row["generated"]) for row in rows])
         elif all("evidence_recall" in row for row in rows):
             shares.setdefault("evidence", []).append([_number(row["evidence_recall"]) for row in rows])
     return ArmResult(

@@ -13,7 +13,14 @@ from transpooler.trainer.config.presets import find_config, find_preset, preset_
 
 BUDGETS = ("steps", "source_tokens", "minutes")
 CORPORA = ("needles", "needles_in_sentences", "needles_in_text", "notes")
-KEYS = ("name", "description", "corpus", "baseline", "budget", "seeds", "processes", "configs", "settings", "arms")
+TASK_NAMES = ("multi_key", "variables", "frequent_words", "question_first", "question_last")
+"""Corpora that are rows of `tasks.TASKS`."""
+FEWEST_WORDS = 160
+"""The shortest document that holds any of these tasks, with as much text around."""
+KEYS = (
+    *("name", "description", "corpus", "corpus_words", "corpus_documents", "baseline", "budget", "seeds"),
+    *("processes", "configs", "settings", "arms"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,12 @@ class Study:
     description: str = ""
     corpus: str | None = None
     """needles: made-up documents with planted facts, needles_in_sentences: the same in sentences; needles_in_text:
-    facts in the user's; notes: readable ones in the documentation of installed packages; None: the user's alone."""
+    facts in the user's; notes: readable ones in the documentation of installed packages; a task of `tasks.py`, in the
+    user's documents or in that documentation; None: the user's alone."""
+    corpus_words: tuple[int, int] = (256, 2048)
+    """Of a task: words of the shortest document and of the longest."""
+    corpus_documents: int = 8_000
+    """Of a task: documents to train on."""
 
 
 def load_study(name: str | Path, *, arms: str | None = None, seeds: str | None = None) -> Study:
@@ -125,9 +137,6 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
     processes = values.get("processes", 1)
     if not isinstance(processes, int) or processes < 1:
         raise UserError(f"{path}: processes is {processes!r}; must be a whole number of at least 1")
-    corpus = values.get("corpus")
-    if corpus is not None and corpus not in CORPORA:
-        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(CORPORA)}, or leave it out")
     return Study(
         name=str(values.get("name", path.stem)),
         path=path,
@@ -140,8 +149,27 @@ def _parse(path: Path, values: dict[str, Any]) -> Study:
         configs=tuple(_find_beside(path, name) for name in values.get("configs", [])),
         settings=values.get("settings") or {},
         description=str(values.get("description", "")).strip(),
-        corpus=corpus,
+        **_corpus(path, values),
     )
+
+
+def _corpus(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields about the documents that are made."""
+    corpus, known = values.get("corpus"), (*CORPORA, *TASK_NAMES)
+    if corpus is not None and corpus not in known:
+        raise UserError(f"{path}: corpus is {corpus!r}; choose {', '.join(known)}, or leave it out")
+    found = {key: values[key] for key in ("corpus_words", "corpus_documents") if key in values}
+    for key in found if corpus not in TASK_NAMES else ():
+        raise UserError(f"{path}: {key} is for a corpus among {', '.join(TASK_NAMES)}, and corpus is {corpus!r}")
+    words, documents = found.get("corpus_words", Study.corpus_words), found.get("corpus_documents", 1)
+    whole = isinstance(words, list | tuple) and len(words) == 2 and all(type(number) is int for number in words)
+    if not whole or not FEWEST_WORDS <= words[0] < words[1]:
+        raise UserError(
+            f"{path}: corpus_words is {words!r}; expected [SHORTEST, LONGEST], from {FEWEST_WORDS} words on"
+        )
+    if type(documents) is not int or documents < 1:
+        raise UserError(f"{path}: corpus_documents is {documents!r}; must be a whole number of at least 1")
+    return {"corpus": corpus} | found | {"corpus_words": tuple(words)}
 
 
 def _find_beside(path: Path, name: str) -> Path:

@@ -124,18 +124,18 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
 
 def _quality(parsed: argparse.Namespace) -> int | None:
     from transpooler.benchmarks.quality.bench import bench_quality
-    from transpooler.benchmarks.quality.study import load_study
+    from transpooler.benchmarks.quality.study import TASK_NAMES, load_study
     from transpooler.launch.demo.corpus import study_sources
 
     if parsed.data is not None and parsed.shards is not None:
         raise UserError("--data and --shards: give one of them")
     study = load_study(parsed.study, arms=parsed.arms, seeds=parsed.seeds)
     output = parsed.output or Path("bench") / study.name
-    if parsed.data is not None and study.corpus not in (None, "needles_in_text"):
+    if parsed.data is not None and study.corpus not in (None, "needles_in_text", *TASK_NAMES):
         raise UserError(f"--data: {parsed.study} makes its own documents (corpus: {study.corpus}); leave --data out")
 
     def sources() -> dict[str, Path]:
-        return study_sources(study.corpus, parsed.data, output / "corpus")
+        return study_sources(study, parsed.data, output / "corpus")
 
     made = None if parsed.shards else sources
     return bench_quality(study, sources=made, shards=parsed.shards, output=output, quiet=parsed.quiet)

@@ -8,8 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transpooler.common import UserError, atomic_write, say
+
+if TYPE_CHECKING:
+    from transpooler.benchmarks.quality.study import Study
 
 PAIR_SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -28,19 +32,24 @@ def own_sources(data: Path, folder: Path) -> dict[str, Path]:
     return split_file(data, folder)
 
 
-def study_sources(corpus: str | None, data: Path | None, folder: Path) -> dict[str, Path]:
-    """File of each split of a study's documents, `corpus` as in a study file; what is made goes into `folder`."""
-    from transpooler.benchmarks.quality.needles import write_needles
+def study_sources(study: "Study", data: Path | None, folder: Path) -> dict[str, Path]:
+    """File of each split of the documents that a study's `corpus` names; what is made goes into `folder`."""
+    from transpooler.benchmarks.quality.needles import DOCUMENTS, write_needles
     from transpooler.benchmarks.quality.notes import NOTES
+    from transpooler.benchmarks.quality.tasks import TASKS, write_task
     from transpooler.launch.demo.documentation import write_documentation
 
+    corpus = study.corpus
     if corpus is None:
         if data is None:
             raise UserError("this study reads your documents; give --data papers.jsonl, or --shards")
         return own_sources(data, folder)
-    if corpus == "needles_in_text":
+    if corpus == "needles_in_text" or corpus in TASKS:
         texts = write_documentation(folder) if data is None else own_sources(data, folder)
-        return write_needles(folder / "needles", texts=texts)
+        if corpus not in TASKS:
+            return write_needles(folder / "needles", texts=texts)
+        documents = DOCUMENTS | {"train": study.corpus_documents}
+        return write_task(corpus, folder / corpus, texts, lengths=study.corpus_words, documents=documents)
     if corpus == "notes":
         return write_needles(folder / "notes", texts=write_documentation(folder), words=NOTES)
     return write_needles(folder, sentences=corpus == "needles_in_sentences")

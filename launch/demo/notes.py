@@ -42,7 +42,7 @@ def run_notes(output: Path, *, processes: int = 2, overrides: Sequence[str] = ()
     study = replace(study, processes=processes, overrides=tuple(overrides))
     place = Workplace(study=study, shards=output / "shards", output=output, quiet=quiet)
     say("== notes are hidden in the documentation of installed packages; models learn to find them")
-    if code := run_study(place, lambda: study_sources(study.corpus, None, output / "corpus")):
+    if code := run_study(place, lambda: study_sources(study, None, output / "corpus")):
         return code
     finished = find_finished_runs(place)
     runs = {arm: RunFolder(finished[arm][study.seeds[0]]) for arm in ARMS}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transpooler.model.ops.soft_topk import SoftTopK
-from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, promote, settle_arguments
+from transpooler.model.ops.soft_topk.argument_checks import check_forward_mode, settle_arguments
 from transpooler.model.ops.soft_topk.interface import sort_best_first
 from transpooler.model.ops.soft_topk.plain import group_sum
 
@@ -33,10 +33,7 @@ def hard(
     """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
     positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
-    pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    scores = scores_BN.gather(1, positions)
-    gate_BN = 1 + (scores_BN - scores_BN.detach())
-    result = keep_tokens(pooled, scores, positions, mask, mask_BN, gate_BN)
+    result = keep_tokens(embeddings_BND, scores_BN, scores_BN, positions, mask, mask_BN)
     return result if keep_order else sort_best_first(result)
 
 
@@ -56,8 +53,8 @@ def random(
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
     positions, mask = choose(draws_BN, k_B, slots, mask_BN)
-    pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    return keep_tokens(pooled, torch.ones(mask.shape, device=mask.device), positions, mask, mask_BN)
+    ones_BN = torch.ones(mask_BN.shape, device=mask_BN.device, dtype=scores_BN.dtype)
+    return keep_tokens(embeddings_BND, ones_BN, ones_BN, positions, mask, mask_BN)
 
 
 def strided_mean(
@@ -179,24 +176,25 @@ def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple
 
 
 def keep_tokens(
-    pooled: Tensor, scores: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor, gates_BN: Tensor | None = None
+    embeddings_BND: Tensor, gates_BN: Tensor, scores_BN: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor
 ) -> SoftTopK:
-    """The result of an operator that keeps single tokens; what it drops flows nowhere.
+    """The result of an operator that keeps single tokens unchanged, those of `choose`; what it drops flows nowhere.
 
-    pooled (B, S, D): the tokens that are kept. gates_BN: ones that carry a gradient, by which each counts.
+    In the backward pass each counts as gate * token: <e, g> is the gradient of the gate, in float32 at least.
     """
-    if gates_BN is not None:
-        pooled = (promote(pooled) * gates_BN.gather(1, positions)[..., None]).to(pooled.dtype)
+    check_forward_mode(embeddings_BND, scores_BN)
     slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.
     groups_BN = torch.full((len(mask_BN), mask_BN.shape[1] + 1), -1, device=mask.device)
     groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), slots)[:, :-1]
-    kept_BN = (groups_BN >= 0).to(scores.dtype)
+    weights_BN = torch.where(groups_BN < 0, 0, 1 + (gates_BN - gates_BN.detach()))
+    wide = torch.promote_types(embeddings_BND.dtype, weights_BN.dtype)
     return SoftTopK(
-        embeddings=torch.where(mask[..., None], pooled, 0),
+        # A gather, by the sum that the operators share: its backward pass is several times as fast as torch's own.
+        embeddings=group_sum(embeddings_BND, weights_BN.to(wide), groups_BN, mask.shape[1], "auto"),
         mask=mask,
-        scores=torch.where(mask, scores, 0),
+        scores=torch.where(mask, scores_BN.gather(1, positions), 0),
         positions=positions,
         groups=groups_BN,
-        weights=kept_BN if gates_BN is None else kept_BN * gates_BN,
+        weights=weights_BN,
     )

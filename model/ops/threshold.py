@@ -38,10 +38,7 @@ def threshold(
     """The k best tokens unchanged; in the backward pass each counts as gate * token, with gates that add up to k."""
     scores_BN, k_B, slots, mask_BN = settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
     positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
-    pooled = embeddings_BND.gather(1, positions[..., None].expand(-1, -1, embeddings_BND.shape[-1]))
-    gates_BN = soft_gates(scores_BN, k_B, mask_BN)
-    passed_BN = 1 + (gates_BN - gates_BN.detach())
-    return keep_tokens(pooled, scores_BN.gather(1, positions), positions, mask, mask_BN, passed_BN)
+    return keep_tokens(embeddings_BND, soft_gates(scores_BN, k_B, mask_BN), scores_BN, positions, mask, mask_BN)
 
 
 def soft_gates(scores_BN: Tensor, k_B: Tensor, mask_BN: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 
 from transpooler.benchmarks.quality.needles import CHOICES, NUM_FIELDS, WORDS_A_FACT, recall_facts
 from transpooler.benchmarks.quality.notes import NOTES
+from transpooler.benchmarks.quality.study import load_study
 from transpooler.common import UserError
 from transpooler.launch.cli import main
 from transpooler.launch.demo import documentation
@@ -23,7 +24,8 @@ def test_no_word_of_a_note_stands_in_two_lists() -> None:
 
 
 def test_notes_are_hidden_in_documentation_of_other_packages_than_those_trained_on(tmp_path: Path) -> None:
-    paths = study_sources("notes", None, tmp_path)
+    study = load_study("studies/notes")
+    paths = study_sources(study, None, tmp_path)
     rows = {split: [json.loads(line) for line in path.open(encoding="utf-8")] for split, path in paths.items()}
     assert [len(rows[split]) for split in ("train", "validation", "test")] == [8000, 200, 200]
     texts = {
@@ -37,7 +39,7 @@ def test_notes_are_hidden_in_documentation_of_other_packages_than_those_trained_
         assert recall_facts(row["abstract"], row["article"]) == 1
         assert not re.search(r"https?://|<[a-z]+>", row["article"])
     before = {split: path.read_bytes() for split, path in paths.items()}
-    again = study_sources("notes", None, tmp_path)
+    again = study_sources(study, None, tmp_path)
     assert {split: path.read_bytes() for split, path in again.items()} == before
 
 

@@ -40,6 +40,17 @@ def test_the_gradient_of_hard_reaches_its_scores():
     assert of_scores.tolist() == [[0, 2, 0, 2, 0]]  # <e, g> of the chosen
 
 
+@pytest.mark.parametrize("operator", [baselines.hard, baselines.random, threshold])
+def test_kept_tokens_pass_unchanged_in_every_dtype(operator):
+    embeddings, scores, mask = (part.detach() for part in _inputs())
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        given = embeddings.to(dtype)
+        result = operator(given, scores.float(), 5, mask_BN=mask)
+        expected = given.gather(1, result.positions[..., None].expand(-1, -1, 4))
+        assert torch.equal(result.embeddings, torch.where(result.mask[..., None], expected, 0))
+        assert result.weights.dtype == torch.float32
+
+
 def test_strided_mean_by_hand():
     # Ranks 0..4 to slots 0, 0, 0, 1, 1.
     result = baselines.strided_mean(EMBEDDINGS, None, 2)

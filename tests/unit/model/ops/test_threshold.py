@@ -6,6 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from transpooler.model.ops import baselines
+from transpooler.model.ops.soft_topk.plain import plain_operations
 from transpooler.model.ops.threshold import soft_gates, threshold
 
 K = torch.tensor([3, 1, 8, 2])
@@ -127,9 +128,11 @@ def test_modes_of_differentiation_and_of_running_agree():
     compiled = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(*leaves), leaves)
     for one, other in zip(plain, again, strict=True):
         assert torch.equal(one, other)
-    for others in (compiled, torch.func.grad(loss, argnums=(0, 1))(*leaves)):
+    with plain_operations():  # what ONNX translates, and torch.func can differentiate
+        plainly = torch.autograd.grad(loss(*leaves), leaves)
+        functional = torch.func.grad(loss, argnums=(0, 1))(*leaves)
+    for others in (compiled, plainly, functional):
         for one, other in zip(plain, others, strict=True):
             torch.testing.assert_close(one, other)
-    tangents = tuple(torch.randn_like(leaf) for leaf in leaves)
-    forward = torch.func.jvp(loss, tuple(leaf.detach() for leaf in leaves), tangents)[1]
-    torch.testing.assert_close(forward, sum((g * t).sum() for g, t in zip(plain, tangents, strict=True)))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda s: loss(embeddings, s), (scores.detach(),), (torch.ones_like(scores),))
