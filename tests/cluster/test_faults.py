@@ -51,6 +51,27 @@ def test_a_killed_rank_a_stopped_process_and_a_cut_cable(cluster: Lab, runs: Run
     runs.assert_same("faults")
 
 
+def test_hosts_that_share_documents_lose_one(cluster: Lab, runs: Runs, hostfile: str) -> None:
+    """Each reads half of the blocks of every document; a rank is killed. The run alone has neither hosts nor kills."""
+    shared = ("engine.context_parallel_size=2", "cluster.max_restarts=3", *SHORT)
+    alone = runs.command("local", "shared-alone", "cluster.processes_per_node=2", *shared)
+    finished = subprocess.run(alone, cwd=ROOT, env=cluster.environment(), capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    launcher = cluster.start(0, runs.command("ssh", "shared", hostfile, "cluster.interface=eth0", *shared))
+    try:
+        runs.wait_for_step("shared", 6)
+        assert cluster.signal(2, TRAINING, signal.SIGKILL) == 1
+        assert _end_of_attempt(runs, "shared", 1)["ending"] == "crashed"
+        output, _ = launcher.communicate(timeout=240)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0, output[-3000:]
+    runs.assert_same("shared", "shared-alone")
+    rows, apart = runs.train_rows("shared"), runs.train_rows("undisturbed")
+    assert [row["ledger"] for row in rows] == [row["ledger"] for row in apart], "the order of documents depends on P"
+    assert all(row["context_mib"] > 0 for row in rows)
+
+
 def test_a_host_without_power_is_waited_for(cluster: Lab, runs: Runs, hostfile: str) -> None:
     launcher = cluster.start(0, runs.command("openmpi", "power", hostfile, *LONG))
     try:
