@@ -137,6 +137,14 @@ def test_what_is_computed_again_or_compiled_draws_the_same(seeded):
                 assert torch.equal(compiled(**batch).positions[:, :width], kept.positions)
 
 
+def test_compilers_take_the_noise_as_it_is():
+    ids = torch.randint(6, 50_000, (3, 777), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(777) < torch.tensor([777, 500, 3])[:, None]
+    torch.library.opcheck(document_keys, (ids, mask), test_utils=("test_schema", "test_faketensor"))
+    given = (document_keys(ids, mask), 777, 3, DRAW)
+    torch.library.opcheck(gumbel_noise, given, test_utils=("test_schema", "test_faketensor"))
+
+
 def test_embeddings_have_no_document_to_draw_from():
     model, batch = build(**OPTIONS, exploration_noise=1.0), ragged(LENGTHS, width=64)
     embedded = model.get_input_embeddings()(batch["input_ids"])
