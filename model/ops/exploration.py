@@ -19,6 +19,9 @@ _EULER_GAMMA = 0.5772156649015329
 """The mean of Gumbel noise."""
 
 
+# Operators, which compilers call as they are: what torch 2.13's inductor made of document_keys corrupted the heap on a
+# CPU, and a compiled run should draw what an eager one draws, to the bit.
+@torch.library.custom_op("transpooler::document_keys", mutates_args=())
 def document_keys(ids_BN: Tensor, positions_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """int64 (B,): a hash of each document's real tokens and their positions; ids and positions int64, mask bool.
 
@@ -28,6 +31,12 @@ def document_keys(ids_BN: Tensor, positions_BN: Tensor, mask_BN: Tensor) -> Tens
     return torch.where(mask_BN, mixed_BN, 0).sum(1)
 
 
+@document_keys.register_fake
+def _(ids_BN, positions_BN, mask_BN):
+    return ids_BN.new_empty(ids_BN.shape[:1])
+
+
+@torch.library.custom_op("transpooler::gumbel_noise", mutates_args=())
 def gumbel_noise(keys_B: Tensor, num_places: int, stage: int, draw: Tensor) -> Tensor:
     """float64 (B, num_places) of mean 0 and standard deviation 1.28, for each document of keys int64 (B,).
 
@@ -37,6 +46,11 @@ def gumbel_noise(keys_B: Tensor, num_places: int, stage: int, draw: Tensor) -> T
     counter_BN = _mix(start_B[:, None] + _GOLDEN * (1 + torch.arange(num_places, device=keys_B.device)))
     uniform_BN = (_shift_right(counter_BN, 64 - _BITS).double() + 0.5) * 2.0**-_BITS
     return -(-uniform_BN.log()).log() - _EULER_GAMMA
+
+
+@gumbel_noise.register_fake
+def _(keys_B, num_places, stage, draw):
+    return keys_B.new_empty((keys_B.shape[0], num_places), dtype=torch.float64)
 
 
 def _mix(x: Tensor) -> Tensor:
