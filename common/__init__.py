@@ -12,6 +12,7 @@ from transpooler.common.files import (
     fsync_folder,
     is_disk_full,
     lock_alone,
+    name_in_disk_problems,
     read_json,
     sha256_of,
     write_json,
