@@ -17,7 +17,7 @@ from transpooler.trainer.evaluation.summarizer import load
 from transpooler.trainer.run_folder import RunFolder
 
 STEPS, NUM_DOCUMENTS, CHOICES = 240, 60, 3
-"""Each word of a fact is one of three, not of eleven as in the study: reading them is learned in a third of the steps."""
+"""Each word of a fact is one of three, not of eleven as in the study: that is learned in a third of the steps."""
 
 
 @pytest.mark.slow  # half a minute
