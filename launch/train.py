@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from transpooler.common import UserError, set_quiet
 from transpooler.launch.arguments import Parser, split_settings
-from transpooler.launch.exits import run_continued
+from transpooler.launch.exits import ignore_signals, run_continued
 from transpooler.launch.ranks.identity import rank_identity
 
 OTHER_RANKS_WAIT_S = 5.0
@@ -59,4 +59,6 @@ def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    ignore_signals()
+    sys.exit(code)
