@@ -19,7 +19,14 @@ from transpooler.common.files import (
 )
 from transpooler.common.log import Progress, progress, say, set_quiet
 from transpooler.common.net import free_port, is_free
-from transpooler.common.processes import die_when, die_with_parent, peak_resident_mib, resident_mib, start_of
+from transpooler.common.processes import (
+    die_when,
+    die_with_parent,
+    peak_resident_mib,
+    resident_mib,
+    start_of,
+    without_collection,
+)
 from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import (

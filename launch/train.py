@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from transpooler.common import UserError, set_quiet
+from transpooler.common import UserError, set_quiet, without_collection
 from transpooler.launch.arguments import Parser, split_settings
 from transpooler.launch.exits import ignore_signals, run_continued
 from transpooler.launch.ranks.identity import rank_identity
@@ -47,7 +47,8 @@ def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
     try:
         os.environ.update(rank_identity(os.environ))
         config = load_config(*split_settings(settings))
-        from transpooler.trainer.train import train
+        with without_collection():
+            from transpooler.trainer.train import train
 
         train(config)
     except UserError:
