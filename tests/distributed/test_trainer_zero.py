@@ -32,9 +32,9 @@ def zero(stage: int, micro: int, *more: str) -> list[str]:
     return [f"engine.zero_stage={stage}", f"engine.micro_batch_size={micro}", *more]
 
 
-# Batches of 5 over 2 ranks: 3 + 2 documents in one, two (with a dummy) or three micro batches.
+# Batches of 5 over 2 ranks: 3 + 2 documents in two micro batches (with a dummy) or in one.
 ON_TWO = {
-    **{f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2, 3)},
+    **{f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (2, 3)},
     **{f"zero{stage}, bf16": zero(stage, 2, "engine.precision=bf16") for stage in (1, 2, 3)},
     **{f"zero{stage}, fused": zero(stage, 2, "optimizer.name=fused_adamw") for stage in (1, 3)},
     "zero2, offloaded": zero(2, 2, "engine.offload_optimizer=cpu"),
