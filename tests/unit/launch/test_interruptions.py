@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ import sys
 from transpooler.launch.exits import run_guarded
 sys.exit(run_guarded(lambda: exec("raise KeyboardInterrupt")))
 """
+
+
+@pytest.fixture(autouse=True)
+def hears_ctrl_c() -> Iterator[None]:
+    """Here and in what is started from here, also where the tests run under nohup or behind `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run(program: str, *arguments: object) -> tuple[int, list[str]]:
