@@ -12,13 +12,21 @@ from transpooler.common.files import (
     fsync_folder,
     is_disk_full,
     lock_alone,
+    name_in_disk_problems,
     read_json,
     sha256_of,
     write_json,
 )
 from transpooler.common.log import Progress, progress, say, set_quiet
 from transpooler.common.net import free_port, is_free
-from transpooler.common.processes import die_when, die_with_parent, peak_resident_mib, resident_mib, start_of
+from transpooler.common.processes import (
+    die_when,
+    die_with_parent,
+    peak_resident_mib,
+    resident_mib,
+    start_of,
+    without_collection,
+)
 from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import (

@@ -57,28 +57,46 @@ def atomic_write(
         raise kind(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
 
 
-def is_disk_full(error: OSError) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an operation failed because the disk, the user's quota, or the limit of a file's size is reached."""
-    return error.errno in FULL
+    return _system_error(error) in FULL
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """Says of an exception that a full disk, a limit or missing permissions made what it was, as one line; else None.
-
-    Libraries in Rust and C++ raise exceptions of their own, which quote the system's.
-    """
-    path = ""
-    if isinstance(error, OSError):
-        number, path = error.errno, str(error.filename or "")
-    elif found := _RUST_ERROR.search(str(error)):
-        number = int(found[1])
-    else:
-        number = next((each for each in (*FULL, errno.EROFS) if os.strerror(each) in str(error)), None)
+    """One line about an exception that a full disk, a limit or missing permissions made what it was, else None."""
+    number = _system_error(error)
     if number not in FULL + FORBIDDEN:
         return None
     assert number is not None
-    where = f"{path}: " if path else "a file cannot be written: "
+    where = f"{path}: " if (path := _path_of(error)) else "a file cannot be written: "
     return f"{where}{os.strerror(number)}; free space, mend permissions or choose another folder"
+
+
+@contextmanager
+def name_in_disk_problems(folder: Path) -> Iterator[None]:
+    """Turn a full disk, a limit or missing permissions that name no file into a UserError that names `folder`.
+
+    Writing to an open file and libraries in other languages raise such. `folder` is what is written inside the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or _path_of(error) or (problem := disk_problem(error)) is None:
+            raise
+        raise (DiskFullError if is_disk_full(error) else UserError)(f"{folder}: {problem}") from error
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The errno of what the system refused; libraries in Rust and C++ raise exceptions of their own, which quote it."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := _RUST_ERROR.search(str(error)):
+        return int(found[1])
+    return next((each for each in (*FULL, errno.EROFS) if os.strerror(each) in str(error)), None)
+
+
+def _path_of(error: BaseException) -> str:
+    return str(error.filename or "") if isinstance(error, OSError) else ""
 
 
 def write_json(path: Path, value: Any) -> None:

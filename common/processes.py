@@ -1,17 +1,31 @@
 """What a process may want to know of itself, and of others."""
 
 import ctypes
+import gc
 import os
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 LOOK_EVERY_S = 0.5
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Inside the block no garbage is looked for: a seventh of the time that importing torch and transformers takes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def die_with_parent() -> None:

@@ -11,18 +11,16 @@ from importlib import import_module
 from transpooler import __version__
 from transpooler.common import TESTED, check_version, say, set_quiet
 from transpooler.launch.arguments import Parser, add_command
-from transpooler.launch.exits import run_continued, run_guarded
+from transpooler.launch.exits import CONTINUED, code_of_signals, run_continued, run_stoppable
 
 COMMANDS = (
     *("prepare", "inspect", "verify", "order", "adopt", "train", "launch", "doctor", "checkpoints", "evaluate"),
     *("judge", "summarize", "report", "export", "bench", "demo"),
 )
-CONTINUED = ("train", "launch", "evaluate")
-"""Commands that end with 75 on a signal of the scheduler, however early: it starts them again."""
 
 _EXIT_CODES = (
-    "exit codes: 0 done, 2 a mistake in input or configuration, 75 preempted and saved, 70 hung or lost a rank; "
-    "after 70 and 75 run the same command again"
+    "exit codes: 0 done, 2 a mistake in input or configuration, 75 preempted and saved, 70 hung or lost a rank, "
+    "130 Ctrl-C, 143 SIGTERM; after 70 and 75 run the same command again"
 )
 
 
@@ -38,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 say(warning)
         return command.run(parsed)
 
-    return (run_continued if parsed.command in CONTINUED else run_guarded)(run)
+    if parsed.command in CONTINUED:
+        return run_continued(run)
+    return run_stoppable(run, code_of_signals(parsed.command))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Turns exceptions into exit codes."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from transpooler.common import (
     DONE,
     INTERRUPTED,
+    PREEMPTED,
+    STOP_SIGNALS,
     USER_ERROR,
     UserError,
     die_when,
@@ -16,6 +19,8 @@ from transpooler.common import (
     show_controls,
 )
 
+CONTINUED = ("train", "launch", "evaluate")
+"""Commands that end with 75 on a signal of the scheduler, however early: it starts them again."""
 WAITING_ENGINES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Variables of torchrun and DeepSpeed's launcher, which wait for the ranks that they started: they end together."""
 
@@ -34,8 +39,7 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         print_user_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("transpooler: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return end_interrupted()
     except BrokenPipeError:
         _discard_output()  # its reader (head, less) has ended, which is no error
         return DONE
@@ -50,6 +54,37 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         return USER_ERROR
 
 
+def end_interrupted() -> int:
+    """Say so, and return the exit code.
+
+    Where Ctrl-C hits Python while it runs a text, as namedtuple does, Python remembers that and ends by the signal
+    whatever the code says, unless it has run another text since.
+    """
+    exec("")
+    print("transpooler: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+def run_stoppable(action: Callable[[], int | None], code_of: Callable[[int], int]) -> int:
+    """`run_guarded`; a signal that asks it to end does so, with `code_of(number)`."""
+    try:
+        with exit_on_stop_signals(code_of):
+            return run_guarded(action)
+    except KeyboardInterrupt:
+        return end_interrupted()
+
+
+def code_of_signals(command: str) -> Callable[[int], int]:
+    """What a command ends with on a signal that asks it to: 75, or 128 + its number where nobody starts it again."""
+    return lambda number: PREEMPTED if command in CONTINUED else 128 + number
+
+
+def ignore_signals() -> None:
+    """When the work is done: signals would turn what is left, Python's own end, into a failure."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def run_continued(action: Callable[[], int | None]) -> int:
     """`run_guarded` for work that a scheduler starts again after code 75, and that engines start as ranks.
 
@@ -57,8 +92,7 @@ def run_continued(action: Callable[[], int | None]) -> int:
     """
     if os.environ.keys() & set(WAITING_ENGINES):
         die_when(lambda: False)
-    with exit_on_stop_signals():
-        return run_guarded(action)
+    return run_stoppable(action, lambda _: PREEMPTED)
 
 
 def _discard_output() -> None:

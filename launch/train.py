@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from transpooler.common import UserError, set_quiet
+from transpooler.common import UserError, set_quiet, without_collection
 from transpooler.launch.arguments import Parser, split_settings
-from transpooler.launch.exits import run_continued
+from transpooler.launch.exits import ignore_signals, run_continued
 from transpooler.launch.ranks.identity import rank_identity
 
 OTHER_RANKS_WAIT_S = 5.0
@@ -47,7 +47,8 @@ def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
     try:
         os.environ.update(rank_identity(os.environ))
         config = load_config(*split_settings(settings))
-        from transpooler.trainer.train import train
+        with without_collection():
+            from transpooler.trainer.train import train
 
         train(config)
     except UserError:
@@ -59,4 +60,6 @@ def train_as_rank(settings: Sequence[str], *, quiet: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    ignore_signals()
+    sys.exit(code)

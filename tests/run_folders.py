@@ -1,7 +1,8 @@
-"""Run folders as `train` and `evaluate` leave them, made by hand: what the tests of the report read."""
+"""Run folders as `train` and `evaluate` leave them: made by hand, for the report, or copied as they once were."""
 
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def add_evaluation(run: Path, *, trained: bool, **others: Any) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "generated.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "highlights.json").write_text(json.dumps([mark] if trained else []))
+
+
+def copy_up_to(source: Path, run: Path, step: int) -> None:
+    """A run as it was when the checkpoint of `step` was its newest."""
+    shutil.copytree(source, run, ignore=shutil.ignore_patterns("export", "latest"))
+    for folder in (run / "checkpoints").glob("global_step*"):
+        if int(folder.name.removeprefix("global_step")) > step:
+            shutil.rmtree(folder)
 
 
 def section(page: str, id: str) -> str:

@@ -130,12 +130,16 @@ def user_errors(output: str, scratch: Path) -> Iterator[None]:
     """Turn errors of the file system into UserError with the remedy."""
     try:
         yield
-    except (OSError, DiskFullError) as error:
-        if isinstance(error, DiskFullError) or is_disk_full(error):
+    except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, DiskFullError):
+            raise
+        if is_disk_full(error):
             raise UserError(
                 f"{scratch}: the disk is full; free space and run the same command again: it continues "
                 f"(or choose another prepare.output or prepare.scratch)"
             ) from error
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{output}: cannot write: {error}; choose another prepare.output or prepare.scratch") from error
 
 

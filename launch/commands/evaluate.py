@@ -12,6 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
+from transpooler.common import without_collection
 from transpooler.launch.arguments import add_settings, budgets, config_settings, load_checked_config, positive
 from transpooler.trainer.evaluation.own_metrics import load_metrics
 from transpooler.trainer.guards.run_lock import hold
@@ -75,8 +76,9 @@ def run(parsed: argparse.Namespace) -> int | None:
         settings = config_settings(parsed.settings)
         with hold(EvaluationFolder(output).lock, "choose --output"):
             return run_ranks(parsed.processes, ["evaluate", *settings, *options, *quiet], module="transpooler")
-    from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
-    from transpooler.trainer.evaluation.evaluate import print_evaluations
+    with without_collection():
+        from transpooler.trainer.evaluation.evaluate import evaluate as evaluate_model
+        from transpooler.trainer.evaluation.evaluate import print_evaluations
 
     results = [
         evaluate_model(

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transpooler.common import UserError, all_problems, say, show_controls
+from transpooler.common import UserError, all_problems, say, show_controls, without_collection
 from transpooler.launch.arguments import budget, finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -125,8 +125,9 @@ def run(parsed: argparse.Namespace) -> None:
         inputs = stack.enter_context(spool_streams(inputs, live=parsed.stream))
         total = None if parsed.stream else count_documents(inputs, parsed.column)
         output = stack.enter_context(open_output(parsed.output, describe_run(parsed, generation, inputs)))
-        from transpooler.trainer.evaluation.summarizer import WINDOW_BATCHES, Summarizer, watch
-        from transpooler.trainer.weights.models import load_model, prepare_model
+        with without_collection():
+            from transpooler.trainer.evaluation.summarizer import WINDOW_BATCHES, Summarizer, watch
+            from transpooler.trainer.weights.models import load_model, prepare_model
 
         model, tokenizer = load_model(parsed.model, parsed.keep)
         summarizer = Summarizer(

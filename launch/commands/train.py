@@ -9,6 +9,7 @@ examples:
 
 import argparse
 
+from transpooler.common import without_collection
 from transpooler.launch.arguments import add_settings, config_settings, load_checked_config, positive
 from transpooler.launch.train import adopt_rank, train_as_rank
 from transpooler.trainer.guards.run_lock import hold
@@ -53,7 +54,8 @@ def run(parsed: argparse.Namespace) -> int | None:
 
             quiet = ["--quiet"] if parsed.quiet else []
             return run_ranks(parsed.processes, [*config_settings(parsed.settings), *quiet])
-        from transpooler.trainer.train import train as train_here
+        with without_collection():
+            from transpooler.trainer.train import train as train_here
 
         train_here(config)
     return None

@@ -25,9 +25,11 @@ KINDS = {
         "engine.deepspeed={activation_checkpointing: {partition_activations: true}}",
     ],
 }
+TORCH_TOO = {"successive_halving": ("torch",), "random": ("torch",)}
 COMBINATIONS = [
-    # An operator knows nothing of ZeRO: all of them where weights come and go, one where they stay.
-    *((operator, 3, "fp32", ("none", "torch", "deepspeed")) for operator in OPERATORS),
+    # An operator knows nothing of ZeRO: all of them where weights come and go, one where they stay. Nor of who computes
+    # it again: torch does so for one with a scorer, and for the one that draws.
+    *((operator, 3, "fp32", ("none", *TORCH_TOO.get(operator, ()), "deepspeed")) for operator in OPERATORS),
     ("successive_halving", 0, "fp32", ("none", "torch", "deepspeed")),
     *(("successive_halving", stage, "bf16", tuple(KINDS)) for stage in (1, 2, 3)),
 ]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transpooler.trainer.metrics import TIMED, read_metrics
 from transpooler.trainer.run_folder import RunFolder
 
-KILLS = ((1, 14), (2, 8))
+KILLS = ((1, 9), (2, 6))
 """Ranks of the run, and how often it is killed."""
 PHASES = ("step", "evaluation", "checkpoint")
 

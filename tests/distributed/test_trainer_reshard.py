@@ -34,10 +34,11 @@ def test_other_ranks_and_other_stages(tiny_settings, tmp_path):
     # 1 -> 2 ranks at every stage; what the two ranks save is then taken up by four, by one, and at other stages.
     _each(2, base, [(tmp_path / f"w1s{stage}", tmp_path / f"w2s{stage}", stage) for stage in STAGES], tmp_path)
     _each(4, base, [(tmp_path / f"w2s{stage}", tmp_path / f"w4s{stage}", stage) for stage in STAGES], tmp_path)
-    changes = [(old, new) for old in STAGES for new in STAGES]
+    changes = [(old, new) for old in STAGES for new in STAGES if abs(old - new) in (1, 3)]  # ... each of them twice
     _each(1, base, [(tmp_path / f"w2s{old}", tmp_path / f"w2s{old}w1s{new}", new) for old, new in changes], tmp_path)
     for run in sorted(tmp_path.glob("w*s*")):
         assert _losses(run) == pytest.approx(expected, abs=2e-5), run.name
+    for run in sorted(tmp_path.glob("w?s?")):  # the others end as those of one rank do
         _assert_equals_universal(run, tmp_path)
 
 

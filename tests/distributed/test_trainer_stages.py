@@ -1,7 +1,6 @@
 """Stages of a run on two real ranks, ZeRO 0 to 3: what a plain loop computes, and the same bits wherever it stops."""
 
 import os
-import shutil
 import signal
 import weakref
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from test_trainer_kills import assert_same
 from torch.nn.utils import clip_grad_norm_
 
+from tests.run_folders import copy_up_to
 from tests.tiny import write_llama
 from transpooler.data_pipeline.loading.loader import Loader
 from transpooler.data_pipeline.tokenizer import load_tokenizer
@@ -64,12 +64,12 @@ def test_stages_are_what_a_plain_loop_computes_wherever_the_run_stops(tiny_setti
     runs = [killed]
     for name, settings in each.items():
         for step in (BORDER, BORDER + 1):
-            _copy_up_to(tmp_path / name, tmp_path / f"{name}-{step}", step)
+            copy_up_to(tmp_path / name, tmp_path / f"{name}-{step}", step)
             runs.append([*settings, f"run={tmp_path / f'{name}-{step}'}"])
     resumed = forked.Job(2, train_each, (runs,), log)
     runs = []
     for name, stage in OTHER_STAGE.items():
-        _copy_up_to(tmp_path / name, tmp_path / f"{name}-alone", BORDER + 1 if stage else BORDER)
+        copy_up_to(tmp_path / name, tmp_path / f"{name}-alone", BORDER + 1 if stage else BORDER)
         runs.append([*each[name], f"engine.zero_stage={stage}", f"run={tmp_path / f'{name}-alone'}"])
     alone = forked.Job(1, train_each, (runs,), tmp_path / "alone.txt")
     assert resumed.codes(300) == [0, 0], resumed.output()[-3000:]
@@ -128,14 +128,6 @@ def _flat_weights(engine: Any) -> list[weakref.ref]:
     names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
     flat = [tensor for name in names for tensor in getattr(engine.optimizer, name, ())]
     return [weakref.ref(tensor) for tensor in flat or engine.module.parameters()]
-
-
-def _copy_up_to(source: Path, run: Path, step: int) -> None:
-    """A run as it was when the checkpoint of `step` was its newest."""
-    shutil.copytree(source, run, ignore=shutil.ignore_patterns("export", "latest"))
-    for folder in (run / "checkpoints").glob("global_step*"):
-        if int(folder.name.removeprefix("global_step")) > step:
-            shutil.rmtree(folder)
 
 
 def _plain(config: Config) -> dict[int, dict[str, torch.Tensor]]:

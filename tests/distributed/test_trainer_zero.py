@@ -33,9 +33,9 @@ def zero(stage: int, micro: int, *more: str) -> list[str]:
     return [f"engine.zero_stage={stage}", f"engine.micro_batch_size={micro}", *more]
 
 
-# Batches of 5 over 2 ranks: 3 + 2 documents in one, two (with a dummy) or three micro batches.
+# Batches of 5 over 2 ranks: 3 + 2 documents in two micro batches (with a dummy) or in one.
 ON_TWO = {
-    **{f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2, 3)},
+    **{f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (2, 3)},
     **{f"zero{stage}, bf16": zero(stage, 2, "engine.precision=bf16") for stage in (1, 2, 3)},
     **{f"zero{stage}, fused": zero(stage, 2, "optimizer.name=fused_adamw") for stage in (1, 3)},
     "zero2, offloaded": zero(2, 2, "engine.offload_optimizer=cpu"),
@@ -45,10 +45,11 @@ ON_TWO = {
     **{f"zero{stage}, partitioned": zero(stage, 2, *PARTITIONED) for stage in (1, 3)},
 }
 WITH_MUON = {
-    **{f"zero{stage}, micro {micro}, muon": zero(stage, micro, *MUON) for stage in (1, 2, 3) for micro in (1, 2)},
+    **{f"zero{stage}, micro 1, muon": zero(stage, 1, *MUON) for stage in (1, 2, 3)},
     **{f"zero{stage}, muon, bf16": zero(stage, 2, *MUON, "engine.precision=bf16") for stage in (1, 2, 3)},
 }
-ON_FOUR = {f"zero{stage}, micro {micro}": zero(stage, micro) for stage in range(4) for micro in (1, 2)}
+# One rank of the four has two documents, the others one: micro batches of one make three ranks add a dummy.
+ON_FOUR = {f"zero{stage}, micro 1": zero(stage, 1) for stage in range(4)}
 
 
 def context(size: int, stage: int, *more: str) -> list[str]:
@@ -94,13 +95,14 @@ def test_every_setting_equals_one_process(world_size, cases, tiny_settings, tmp_
     runs = {name: tmp_path / name.replace(" ", "_") for name in cases}
     each = {name: [*tiny_settings, *SETTINGS, f"run={runs[name]}", *more] for name, more in cases.items()}
     warm = _exported([*tiny_settings, "seed=7"], tmp_path / "other")
-    for stage in (1, 3):
+    stages_of_warm = (1, 3) if cases is ON_TWO else ()
+    for stage in stages_of_warm:
         run = tmp_path / f"warm{stage}"
         more = [f"run={run}", f"engine.zero_stage={stage}", f"train.init_from={tmp_path / 'other'}", "train.steps=2"]
         each[f"warm{stage}"] = [*tiny_settings, *SETTINGS, *more]
     job = forked.Job(world_size, train_each, (list(each.values()),), tmp_path / "log.txt")
     assert set(job.codes(1200)) == {0}, job.output()[-3000:]
-    for stage in (1, 3):
+    for stage in stages_of_warm:
         initial = torch.load(tmp_path / f"warm{stage}" / "seen.pt", weights_only=True)["initial"]
         assert all(torch.equal(initial[name], value) for name, value in warm.items()), f"init_from at ZeRO {stage}"
     for name, run in runs.items():

@@ -15,23 +15,25 @@ import yaml
 
 from tests.paths import ROOT
 from tests.tiny import STUDY
+from transpooler.launch.cli import main
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, shards: Path) -> None:
+def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
+    tmp_path: Path, shards: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     study, out = tmp_path / "tiny.yaml", tmp_path / "out"
     study.write_text(yaml.safe_dump(STUDY))
-    command = [sys.executable, "-m", "transpooler", "bench", "quality", str(study), "--shards", str(shards)]
-    command += ["--output", str(out)]
-    killed = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    command = ["bench", "quality", str(study), "--shards", str(shards), "--output", str(out)]
+    program = [sys.executable, "-m", "transpooler", *command]
+    killed = subprocess.Popen(program, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     first = out / "runs" / "blockwise-seed0" / "checkpoints"
     while killed.poll() is None and not list(first.glob("global_step*")):
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stderr
+    assert main(command) == 0  # what it trains and evaluates are processes of their own
+    assert "resumed at step" in capfd.readouterr().err
     rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
     assert [rows[arm]["steps"] for arm in ("blockwise", "warm")] == [12, 12]
     assert rows["blockwise"]["loss"] == pytest.approx(_evaluated_loss(out / "runs" / "blockwise-seed0"), rel=1e-4)
@@ -45,10 +47,10 @@ def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path, s
     assert (trained["count"], "torch" in trained["versions"]) == (3, True)  # both arms, and what warm starts as
     # All is done: nothing is trained or evaluated again.
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert main(command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
     _a_part_leaves_the_whole_in_the_table(command, study, out)
+    assert "warm-seed0: was trained with other settings" in capfd.readouterr().err
 
 
 def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
@@ -61,10 +63,7 @@ def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
 
 def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
     (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
-    part = subprocess.run(
-        [*command, "--arms", "blockwise, blockwise", "--seeds", "1,1"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert part.returncode == 0, part.stderr
+    assert main([*command, "--arms", "blockwise, blockwise", "--seeds", "1,1"]) == 0
     rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
     assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "2", "warm": "1"}
     text = (out / "quality.md").read_text()
@@ -73,8 +72,7 @@ def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: 
     # What was trained with other settings than the study has now is no part of it.
     warm = STUDY["arms"]["warm"] | {"model": {"pooling": [{"after_layer": 2, "length": 4}]}}
     study.write_text(yaml.safe_dump(STUDY | {"arms": STUDY["arms"] | {"warm": warm}}))
-    other = subprocess.run([*command, "--arms", "blockwise"], cwd=ROOT, capture_output=True, text=True)
-    assert "warm-seed0: was trained with other settings" in other.stderr
+    main([*command, "--arms", "blockwise"])
     assert {row["arm"] for row in csv.DictReader((out / "seeds.csv").open())} == {"blockwise"}
 
 

@@ -13,32 +13,33 @@ import pytest
 from tests.paths import ROOT
 from transpooler.benchmarks.speed.run import find_result, run_cells
 from transpooler.benchmarks.speed.settings import Cell, Limits, Settings
+from transpooler.launch.cli import main
 
 TINY = ("model.d_model=32", "model.num_heads=2", "model.ffn_dim=64", "model.block_size=16")
 SETTINGS = Settings(target_tokens=4, num_beams=2, vocab_size=100, overrides=TINY)
 
 
 @pytest.mark.slow
-def test_a_killed_benchmark_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "transpooler", "bench", "speed", "--architectures", "blockwise,transpooler"]
+def test_a_killed_benchmark_goes_on_with_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "speed", "--architectures", "blockwise,transpooler"]
     command += ["--lengths", "64", "--phases", "infer", "--target-tokens", "3", "--beams", "2", "--repeats", "2"]
     command += ["--threads", "1", "--output", str(tmp_path), *(part for item in TINY for part in ("--set", item))]
     first, second = (tmp_path / "cells" / f"{name}-64-infer.json" for name in ("blockwise", "transpooler"))
-    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    program = [sys.executable, "-m", "transpooler", *command]
+    killed = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not first.is_file():
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not second.is_file()
     written = first.stat().st_mtime_ns
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert main(command) == 0
     assert first.stat().st_mtime_ns == written
     _check_ratios(tmp_path, first, second)
-    assert "small: cost" in done.stdout
+    assert "small: cost" in capfd.readouterr().out
     assert (tmp_path / "cost-small.png").stat().st_size > 10_000
-    other = subprocess.run([*command, "--beams", "3"], cwd=ROOT, capture_output=True, text=True)
-    assert (other.returncode, "holds measurements with num_beams 2" in other.stderr) == (2, True)
+    assert main([*command, "--beams", "3"]) == 2
+    assert "holds measurements with num_beams 2" in capfd.readouterr().err
 
 
 def _check_ratios(folder: Path, first: Path, second: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 
 from tests.paths import ROOT
@@ -71,12 +71,12 @@ def expected(config: PrepareConfig) -> dict[str, str]:
     return tree(Path(config.output))
 
 
-def command(config: PrepareConfig, output: Path, *options: str) -> list[str]:
+def command(config: PrepareConfig, output: Path) -> list[str]:
     def text(values) -> str:
         return "[" + ", ".join(values) + "]"
 
     return [
-        *(sys.executable, "-m", "transpooler", "prepare", *options),
+        *("prepare", "-q"),
         *(f"prepare.output={output}", f"prepare.sources.train={text(config.sources.train)}"),
         f"prepare.sources.test={text(config.sources.test)}",
         "prepare.tokenizer={vocab_size: 400, max_training_documents: 20}",
@@ -110,18 +110,16 @@ def test_killed_at_many_points_it_continues(config, expected, tmp_path):
     """Real SIGKILLs, each a little later in the work than the one before."""
     output, kills, delay = tmp_path / "out", 0, 0.0
     for _ in range(40):
-        process = subprocess.Popen(
-            [*command(config, output, "-q"), "prepare.workers=1"], cwd=ROOT, start_new_session=True
-        )
+        job = forked.command(1, [*command(config, output), "prepare.workers=1"], tmp_path / "log.txt")
         scratch = output.with_name("out.incomplete")
-        while process.poll() is None and not scratch.exists():
+        while job.processes[0].is_alive() and not scratch.exists():
             time.sleep(0.01)
         time.sleep(delay)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.wait() == 0 or output.exists():  # it may be killed after the last rename, too
+        job.kill()
+        (code,) = job.codes()
+        if code == 0 or output.exists():  # it may be killed after the last rename, too
             break
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL, job.output()
         kills, delay = kills + 1, delay + 0.3
     assert kills >= 3
     assert tree(output) == expected
@@ -130,20 +128,14 @@ def test_killed_at_many_points_it_continues(config, expected, tmp_path):
 def test_tasks_of_an_array_share_the_work(config, expected, tmp_path, monkeypatch):
     """Three tasks at once, as SLURM starts them; the command without a task puts it together."""
     output = tmp_path / "out"
-    tasks = [
-        subprocess.Popen(
-            command(config, output, "-q"),
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "SLURM_ARRAY_TASK_ID": str(i + 1),
-                "SLURM_ARRAY_TASK_MIN": "1",
-                "SLURM_ARRAY_TASK_COUNT": "3",
-            },
-        )
-        for i in range(3)
-    ]
-    assert [task.wait() for task in tasks] == [0, 0, 0]
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+        patch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+        tasks = []
+        for number in range(3):
+            patch.setenv("SLURM_ARRAY_TASK_ID", str(number + 1))
+            tasks.append(forked.command(1, [*command(config, output), "prepare.workers=1"], tmp_path / "log.txt"))
+    assert [task.codes() for task in tasks] == [[0]] * 3, tasks[0].output()
     assert not output.exists()
     parts = list(tmp_path.glob("out.incomplete/parts/train/*/*.npz"))
     assert len(parts) > 10

@@ -1,11 +1,9 @@
 """One short run with all that it can log: metrics, TensorBoard, Weights & Biases offline, a profiler's trace."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
+import forked
 import pytest
 
 from tests.paths import ROOT
@@ -19,7 +17,7 @@ LOGGED = {
 }
 
 
-def test_a_run_logs_all_that_the_table_promises(tiny_settings, tmp_path):
+def test_a_run_logs_all_that_the_table_promises(tiny_settings, tmp_path, monkeypatch):
     run = tmp_path / "run"
     more = [
         *(
@@ -33,10 +31,10 @@ def test_a_run_logs_all_that_the_table_promises(tiny_settings, tmp_path):
     ]
     if find_spec("wandb"):
         more.append("train.wandb_project=tests")
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "transpooler", "train", *tiny_settings, *more]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    job = forked.train(1, [*tiny_settings, *more], tmp_path / "log.txt")
+    assert job.codes() == [0], job.output()[-3000:]
 
     rows = [row for row in read_metrics(run) if row["split"] == "train"]
     table = (ROOT / "trainer" / "README.md").read_text(encoding="utf-8")

@@ -9,15 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.model.test_model import RATIOS, SETTINGS, build
+from tests.unit.model.test_model import SETTINGS, build
 from transpooler.model.ops.soft_topk import soft_topk
 
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
-SMALL = {"encoder_layers": 2, "decoder_layers": 1}
-ONE_LAYER = SETTINGS["modern"] | {"encoder_layers": 1, "decoder_layers": 1, "pooling": RATIOS[:1]}
+STACKED = ("paper", "modern_normed")
+"""Settings of which two layers are compiled, and two stages of pooling; what the others add is within a layer."""
 SHAPES = [((39, 25, 3), 7), ((45, 31, 9), 5), ((57, 17, 5), 9)]
 """Lengths of the documents and of the targets of three steps. Longest ones that are multiples of the block, or need
 another number of rounds of halving, have graphs of their own."""
+
+
+def sizes_of(name: str) -> dict[str, Any]:
+    """SETTINGS[name] with as few layers as show what they are."""
+    settings = SETTINGS[name]
+    if name in STACKED:
+        return settings | {"encoder_layers": 2, "decoder_layers": 1}
+    return settings | {"encoder_layers": 1, "decoder_layers": 1, "pooling": settings.get("pooling", [])[:1]}
 
 
 def batch_of(lengths: tuple[int, ...], num_labels: int) -> dict[str, Tensor]:
@@ -43,10 +51,10 @@ def train(model: Any) -> tuple[list[float], list[Tensor]]:
 
 @pytest.mark.parametrize(("backend", "name"), [
     *(("aot_eager", name) for name in SETTINGS if name != "modern"),  # see the next
-    pytest.param("inductor", "one modern layer", marks=pytest.mark.slow),
+    pytest.param("inductor", "modern", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_training_compiles_into_one_graph_whatever_the_lengths(backend, name):
-    settings = ONE_LAYER if backend == "inductor" else SETTINGS[name] | SMALL
+    settings = sizes_of(name)
     losses, weights = train(build(**settings).train())
     torch._dynamo.reset()
     model = build(**settings).train()
@@ -79,7 +87,7 @@ def test_the_operator_fuses_with_what_is_around_it(backend, kernel):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_exported_programs_compute_the_same(settings):
-    model = build(**SETTINGS[settings] | SMALL)
+    model = build(**sizes_of(settings))
     batch = batch_of(*SHAPES[0])
     batch["decoder_input_ids"] = batch.pop("labels")
     program = torch.export.export(model, (), batch | {"use_cache": False})

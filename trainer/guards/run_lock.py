@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transpooler.common import USER_ERROR, UserError, die_when, say, start_of
+from transpooler.common import USER_ERROR, UserError, die_when, name_in_disk_problems, say, start_of
 
 TOKEN = "TRANSPOOLER_LOCK"
 """Environment variable by which the processes of a job know the lock for their own."""
@@ -74,8 +74,15 @@ def hold(path: Path, remedy: str) -> Iterator[None]:
     """Hold the lock inside the block. UserError names who holds it, and ends with the `remedy`.
 
     A job takes it once: processes that inherit this one's environment know it for their own and end with its holder.
-    Of ranks that an engine started without us, rank 0 takes it for all.
+    Of ranks that an engine started without us, rank 0 takes it for all. What is written inside the block goes into the
+    lock's folder, which a full disk is told with.
     """
+    with name_in_disk_problems(path.parent), _hold(path, remedy):
+        yield
+
+
+@contextmanager
+def _hold(path: Path, remedy: str) -> Iterator[None]:
     holder = Holder.of(path)
     if holder is not None and os.environ.get(TOKEN) == holder.token:
         if holder.is_alive() is False:
@@ -87,20 +94,30 @@ def hold(path: Path, remedy: str) -> Iterator[None]:
         yield
     else:
         created = [parent for parent in path.absolute().parents if not parent.exists()]
-        facts, before, ended = _take(path, remedy), os.environ.get(TOKEN), threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, facts, ended), name="lock", daemon=True)
-        beat.start()
-        os.environ[TOKEN] = facts["token"]
         try:
-            yield
+            with _held(path, _take(path, remedy)):
+                yield
         finally:
-            os.environ.pop(TOKEN) if before is None else os.environ.update({TOKEN: before})
-            ended.set()
-            beat.join()
             with suppress(OSError):
-                _remove(path, facts["token"])
                 for parent in created:  # where it failed before anything was written
                     parent.rmdir()
+
+
+@contextmanager
+def _held(path: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Give signs of life inside the block, and remove the lock behind it."""
+    before, ended = os.environ.get(TOKEN), threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, facts, ended), name="lock", daemon=True)
+    beat.start()
+    os.environ[TOKEN] = facts["token"]
+    try:
+        yield
+    finally:
+        os.environ.pop(TOKEN) if before is None else os.environ.update({TOKEN: before})
+        ended.set()
+        beat.join()
+        with suppress(OSError):
+            _remove(path, facts["token"])
 
 
 def _take(path: Path, remedy: str) -> dict[str, Any]:

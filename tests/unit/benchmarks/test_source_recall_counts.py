@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from transpooler.benchmarks.quality.needles import make_vocabulary, recall_facts, write_needles
+from transpooler.benchmarks.quality.needles import make_vocabulary, recall_facts
 from transpooler.benchmarks.quality.source_recall import find_facts, score
+from transpooler.launch.demo.corpus import study_sources
 from transpooler.trainer.evaluation.sources import GroundedSentence, Source
 from transpooler.trainer.evaluation.summaries import Summary
 
@@ -14,7 +15,7 @@ FIELDS = make_vocabulary().fields
 
 
 def test_each_fact_is_a_sentence_of_its_own(tmp_path: Path) -> None:
-    paths = write_needles(tmp_path, {"train": 5, "test": 20}, sentences=True)
+    paths = study_sources("needles_in_sentences", None, tmp_path)
     for line in paths["test"].read_text().splitlines():
         row = json.loads(line)
         facts = find_facts(row["article"], FIELDS)

@@ -1,5 +1,6 @@
 """Preparation removes, moves and overwrites only what it made, keeps finished work, and publishes just this run's."""
 
+import errno
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import pytest
 from transpooler.common import UserError, read_json, sha256_of
 from transpooler.data_pipeline.config import PrepareConfig, SourcesConfig, TokenizerConfig
 from transpooler.data_pipeline.prepare import prepare as prepare_module
-from transpooler.data_pipeline.prepare.output import open_output
+from transpooler.data_pipeline.prepare.output import open_output, user_errors
 from transpooler.data_pipeline.prepare.prepare import prepare
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.data_pipeline.shards.verify import find_problems
@@ -172,6 +173,22 @@ def test_an_output_that_is_a_link_stays_one(config, tmp_path, exists):
     assert (tmp_path / "home/out").is_symlink()
     assert not list(find_problems(config.output))
     assert os.listdir(tmp_path / "big") == ["shards"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (Exception("No space left on device (os error 28)"), UserError, "^/scratch: the disk is full; free space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), UserError, "^/scratch: the disk is full; free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/out/a"), UserError, "^/out: cannot write: "),
+        (UserError("/in: cannot read: No space left on device"), UserError, "^/in: cannot read"),
+        (ValueError("a bug"), ValueError, "^a bug"),
+    ],
+)
+def test_errors_of_the_file_system_name_the_folder_and_others_are_themselves(error, kind, message):
+    """The tokenizer's library is written in Rust, and has exceptions of its own."""
+    with pytest.raises(kind, match=message), user_errors("/out", Path("/scratch")):
+        raise error
 
 
 def test_an_output_on_another_disk_is_filled_and_a_failure_keeps_the_work(config, other_disk, monkeypatch):

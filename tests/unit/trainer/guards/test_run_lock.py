@@ -3,16 +3,18 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from transpooler.common import UserError
+from transpooler.common import DiskFullError, UserError
 from transpooler.trainer.guards import run_lock
 from transpooler.trainer.guards.run_lock import TOKEN, Holder, hold
 
@@ -72,6 +74,20 @@ def test_folders_that_were_made_for_the_lock_alone_go_with_it(lock):
     with hold(lock, ""):
         assert os.listdir(lock.parent) == ["lock"]
     assert not lock.parent.parent.exists()
+
+
+@pytest.mark.parametrize("limit", [10, 1000])
+def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(lock, tmp_path, limit):
+    """The lock itself does not fit, or what is written under it by a file's descriptor, which knows no name."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        expected = f"^{re.escape(str(lock.parent))}: a file cannot be written: File too large; free space"
+        with pytest.raises(DiskFullError, match=expected), hold(lock, ""), tempfile.TemporaryFile(buffering=0) as file:
+            file.writelines([b"x" * 1000] * 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [None, "", "[]"])
