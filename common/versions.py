@@ -25,7 +25,7 @@ TESTED = {
         "initialization.no_init_weights, create_causal_mask, the rule by which saved code is found",
         refuses_newer=True,
     ),
-    "torch": Tested("2.11", "2.13", "fake kernels of custom operators, torch.compiler.set_stance"),
+    "torch": Tested("2.11", "2.14", "fake kernels of custom operators, torch.compiler.set_stance"),
     "deepspeed": Tested("0.19.8", "0.19", "names of checkpoint files and keys, zero_to_fp32, the estimates of memory"),
     "datasets": Tested("5.0", "5.2", "none: load_from_disk and iteration"),
     "webdataset": Tested("1.0", "1.0", "none: TarWriter and its naming"),

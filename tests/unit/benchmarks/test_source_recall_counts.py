@@ -7,6 +7,7 @@ import pytest
 
 from transpooler.benchmarks.quality.needles import make_vocabulary, recall_facts
 from transpooler.benchmarks.quality.source_recall import find_facts, score
+from transpooler.benchmarks.quality.study import load_study
 from transpooler.launch.demo.corpus import study_sources
 from transpooler.trainer.evaluation.sources import GroundedSentence, Source
 from transpooler.trainer.evaluation.summaries import Summary
@@ -15,7 +16,7 @@ FIELDS = make_vocabulary().fields
 
 
 def test_each_fact_is_a_sentence_of_its_own(tmp_path: Path) -> None:
-    paths = study_sources("needles_in_sentences", None, tmp_path)
+    paths = study_sources(load_study("studies/needles_in_sentences"), None, tmp_path)
     for line in paths["test"].read_text().splitlines():
         row = json.loads(line)
         facts = find_facts(row["article"], FIELDS)
