@@ -102,8 +102,8 @@ def _check_agreement(job: Job, step: Step) -> Step:
     """The step, with an error if ranks that share documents could read different ones; a collective among them."""
     if job.context is None or job.context.agree(len(step.damage), job.engine.device):
         return step
-    where = f"rank {job.rank} cannot read {len(step.damage)} documents of this step, and ranks that share them can, "
-    return replace(step, error=UserError(f"{where}or the reverse; give all hosts the same whole shards"))
+    problem = f"ranks that share documents cannot read the same ones of this step (here {len(step.damage)} are damaged)"
+    return replace(step, error=UserError(f"{problem}; give all hosts the same whole shards"))
 
 
 def rate_of_step(config: Config, step: int) -> float:

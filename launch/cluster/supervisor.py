@@ -90,6 +90,7 @@ class Supervisor:
             raise UserError("\n".join(problems))
         if answers:
             self.hosts = preflight.fill_slots(self.hosts, answers)
+            self.config.engine.data_parallel_size(num_ranks(self.hosts))  # refuses ranks that make no whole groups
         return answers
 
     def _attempt(self, answers: Answers) -> Outcome:

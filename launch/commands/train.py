@@ -43,6 +43,7 @@ def run(parsed: argparse.Namespace) -> int | None:
     config = load_checked_config(parsed)  # checked here, before any rank starts
     if config is None:
         return None
+    config.engine.data_parallel_size(parsed.processes)  # refuses ranks that make no whole groups
     if parsed.dry_run:
         from transpooler.trainer.estimate.memory import describe, estimate_run
 

@@ -140,8 +140,8 @@ def describe(estimate: RunEstimate, config: Config, world_size: int) -> str:
         *_trained_lines(estimate, config),
         f"documents           {estimate.num_documents:,}; {estimate.steps_per_epoch:,} steps an epoch, "
         f"{estimate.epochs:.1f} epochs in {config.train.steps:,} steps",
-        f"a step              {_step_size(config)} on {world_size} ranks, {estimate.micro_batches} micro "
-        f"batches of {engine.micro_batch_size} on each",
+        f"a step              {_step_size(config)} on {world_size} ranks{_groups(engine)}, {estimate.micro_batches} "
+        f"micro batches of {engine.micro_batch_size} on each",
         f"tokens a step       {estimate.source_tokens_per_step:,.0f} source, "
         f"{estimate.target_tokens_per_step:,.0f} target; {estimate.tflop_per_step:.4g} TFLOP",
         f"activations a rank  {_gib(estimate.activations)} (longest documents; "
@@ -199,6 +199,11 @@ def _count_parameters(config: Config, tokenizer: PreTrainedTokenizerFast) -> tup
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         stages.append((trained, trained_of(model)))
     return sum(parameter.numel() for parameter in model.parameters()), max(sizes), stages
+
+
+def _groups(engine: EngineConfig) -> str:
+    size = engine.context_parallel_size
+    return f" in groups of {size} that share documents" if size > 1 else ""
 
 
 def _step_size(config: Config) -> str:

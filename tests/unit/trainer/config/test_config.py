@@ -48,6 +48,23 @@ def test_configs_round_trip_and_bad_values_are_listed_together():
         ("train.target_loss=0.1 data.validation_split=null", "data.validation_split is null, but train.target_loss"),
         ("train.target_loss=0.1 train.generate_documents=2 train.best_metric=rouge1", "needs train.best_metric=loss"),
         ("train.generate_documents=9 data.objective=denoise", "needs data.objective=summarize"),
+        *(
+            (f"engine.context_parallel_size=2 {settings}", problem)
+            for settings, problem in (
+                ("model.pooling=[]", "model.pooling is empty, but 2 ranks share documents up to the last pooling"),
+                ("model.block_size=null", "model.block_size is null, but 2 ranks share documents by blocks"),
+                ("model.stagger_blocks=true", "model.stagger_blocks is true, but 2 ranks share documents by blocks"),
+                (
+                    'model.pooling=[{"after_layer":6,"length":8,"operator":"iterative_softmax"}]',
+                    "model.pooling[0].operator is 'iterative_softmax', whose slots take from every token",
+                ),
+                ("engine.compile=true", "engine.compile is true, but what engine.context_parallel_size ranks exchange"),
+            )
+        ),
+        (
+            "engine.activation_checkpointing=chunks engine.zero_stage=3",
+            "engine.activation_checkpointing is 'chunks', but ranks fetch the weights of engine.zero_stage=3 together",
+        ),
         (
             "model.positions=learned model.max_positions=100",
             "data.max_source_tokens is 8192, above model.max_positions",
