@@ -13,8 +13,8 @@ from tests.unit.model.test_model import SETTINGS, build
 from transpooler.model.ops.soft_topk import soft_topk
 
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
-STACKED = ("paper", "modern_normed")
-"""Settings of which two layers are compiled, and two stages of pooling; what the others add is within a layer."""
+STACKED = ("paper", "modern_normed", "staggered")
+"""Settings of which two layers are compiled, and all stages of pooling; what the others add is within a layer."""
 SHAPES = [((39, 25, 3), 7), ((45, 31, 9), 5), ((57, 17, 5), 9)]
 """Lengths of the documents and of the targets of three steps. Longest ones that are multiples of the block, or need
 another number of rounds of halving, have graphs of their own."""
