@@ -17,14 +17,12 @@ import time
 from typing import Any
 
 from transpooler.benchmarks.harness import high_water_mib, write_results
+from transpooler.benchmarks.memory import NUM_TARGET_TOKENS, VOCAB_SIZE, build_preset
 from transpooler.common import free_port
 
-PRESET = "deep_pyramidion"
 CASES = {"layers": 65_536, "chunks": 262_144}
 """What is computed again in the backward pass: source tokens."""
 SIZES = (1, 2, 4)
-NUM_TARGET_TOKENS = 512
-VOCAB_SIZE = 32_000
 NOTES = (
     "One document a step. Activations: the rise of a rank's peak memory over what it held before its first step, the "
     "largest of its ranks. With more ranks than cores seconds say nothing and are left out."
@@ -90,22 +88,15 @@ def measure(case: str) -> dict[str, float]:
     """Two steps of this rank's part, in this process."""
     import torch
     from torch import distributed
-    from transformers import set_seed
 
-    from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
     from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
     from transpooler.model.layers.streaming import cutting
-    from transpooler.trainer.config import load_config
 
     distributed.init_process_group("gloo")
     rank, size = distributed.get_rank(), distributed.get_world_size()
     group = ContextGroup(rank, size, distributed.group.WORLD) if size > 1 else None
-    set_seed(0)
-    architecture = load_config([PRESET], ["model.dropout=0"]).seq2seq
-    config = TranspoolerConfig.from_architecture(
-        architecture, vocab_size=VOCAB_SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2
-    )
-    model = TranspoolerForConditionalGeneration(config).train()
+    model = build_preset("model.dropout=0").train()
+    config = model.config
     input_ids = torch.randint(6, VOCAB_SIZE, (1, CASES[case]))
     labels = torch.randint(6, VOCAB_SIZE, (1, NUM_TARGET_TOKENS))
     assert config.block_size is not None
@@ -128,7 +119,7 @@ def measure(case: str) -> dict[str, float]:
         seconds = time.perf_counter() - start
         sent = 0.0 if group is None else group.bytes_sent - sent
     numbers, length = 0, CASES[case]
-    for stage in architecture.pooling:
+    for stage in model.stages:
         numbers, length = numbers + length + stage.slots(length) * config.d_model, stage.slots(length)
     return {
         "activations_mib": round(high_water_mib() - before, 1),

@@ -15,8 +15,12 @@ import json
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from transpooler.benchmarks.harness import high_water_mib, write_results
+
+if TYPE_CHECKING:
+    from transpooler.model import TranspoolerForConditionalGeneration
 
 PRESET = "deep_pyramidion"
 CASES = {"forward": (262_144, 8.0), "million": (1_048_576, 6.0), "train": (65_536, 12.0), "chunks": (262_144, 6.8)}
@@ -47,21 +51,31 @@ def main() -> int:
     return int(any(result["peak_gib"] > result["budget_gib"] for result in results))
 
 
-def measure(case: str, num_tokens: int) -> dict[str, float | int]:
-    """Run a case in this process; returns its tokens, peak memory and time."""
-    import torch
+def build_preset(*settings: str) -> "TranspoolerForConditionalGeneration":
+    """The deep preset with these settings (key=value), its weights random and the same in every process."""
     from transformers import set_seed
 
     from transpooler.model import TranspoolerConfig, TranspoolerForConditionalGeneration
-    from transpooler.model.layers.streaming import cutting
     from transpooler.trainer.config import load_config
 
     set_seed(0)
-    architecture = load_config([PRESET]).seq2seq
     config = TranspoolerConfig.from_architecture(
-        architecture, vocab_size=VOCAB_SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2
+        load_config([PRESET], list(settings)).seq2seq,
+        vocab_size=VOCAB_SIZE,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
     )
-    model = TranspoolerForConditionalGeneration(config)
+    return TranspoolerForConditionalGeneration(config)
+
+
+def measure(case: str, num_tokens: int) -> dict[str, float | int]:
+    """Run a case in this process; returns its tokens, peak memory and time."""
+    import torch
+
+    from transpooler.model.layers.streaming import cutting
+
+    model = build_preset()
     input_ids = torch.randint(6, VOCAB_SIZE, (1, num_tokens))
     before_gib = high_water_mib() / 1024
     start = time.perf_counter()
@@ -78,7 +92,7 @@ def measure(case: str, num_tokens: int) -> dict[str, float | int]:
             loss = model(input_ids=input_ids, labels=labels).loss
         loss.backward()
         optimizer.step()
-        kept = architecture.pooling[-1].slots(num_tokens)
+        kept = model.stages[-1].slots(num_tokens)
     wall_s = time.perf_counter() - start
     return {
         "source_tokens": num_tokens,

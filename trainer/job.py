@@ -12,7 +12,7 @@ import torch
 
 from transpooler.common import UserError, say, set_quiet
 from transpooler.data_pipeline.loading.loader import Loader
-from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
+from transpooler.model.layers.context_parallel import ContextGroup, sharing
 from transpooler.model.layers.streaming import cutting
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.config import Config, save_config
@@ -122,7 +122,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     if rank:
         set_quiet(True)
     context = join_context_group(config.engine, rank, world_size)
-    loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size))
+    loader, validation = run_on_all_ranks(lambda: _open_loaders(config, rank, world_size, context))
     settings = deepspeed_config(config.engine, config.optimizer, loader.num_micro_batches, world_size)
     check_fragment(settings)
     step = checkpoint.agree_on_newest_valid(run)
@@ -214,16 +214,18 @@ def _rank_seed(seed: int, rank: int, step: int) -> int:
     return (seed * RANK_SEED_STRIDE + rank + (step << 32)) % 2**63
 
 
-def _open_loaders(config: Config, rank: int, world_size: int) -> tuple[Loader, Loader | None]:
-    data, engine, shared_by = config.data, config.engine, config.engine.context_parallel_size
-    part = None if shared_by == 1 else Part(rank % shared_by, shared_by, cast(int, config.model.block_size))
+def _open_loaders(
+    config: Config, rank: int, world_size: int, context: ContextGroup | None = None
+) -> tuple[Loader, Loader | None]:
+    data, engine = config.data, config.engine
+    part = None if context is None else context.part(cast(int, config.model.block_size))
 
     def open_split(split: str) -> Loader:
         return Loader(
             data,
             split=split,
             seed=config.seed,
-            rank=rank // shared_by,
+            rank=rank // engine.context_parallel_size,
             world_size=engine.data_parallel_size(world_size),
             micro_batch_size=engine.micro_batch_size,
             part=part,

@@ -95,9 +95,9 @@ class CompressorEncoder(CompressorPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, at_P = Layout.from_mask(mask.bool(), self.config.block_size)
         ids_P = input_ids.flatten().index_select(0, at_P)
-        share = share_of(layout)
-        own = None if share is None else share.own_positions()
-        positions_P = layout.positions() if own is None else layout.documents.to_tokens(own)
+        positions_P = layout.positions()
+        if (share := share_of(layout)) is not None:
+            positions_P = layout.documents.to_tokens(share.own_positions())
         x = self.get_input_embeddings()(ids_P)
         carried = x if self.config.carry_embeddings else None
         keys_B = keys_for(self.poolers, ids_P, layout, positions_P, share)

@@ -58,6 +58,10 @@ class ContextGroup:
         self.bytes_sent += 2 * (self.size - 1) / self.size * total.numel() * total.element_size()
         return total
 
+    def part(self, block: int) -> Part:
+        """This rank's part of every micro batch, in blocks of so many tokens."""
+        return Part(self.rank, self.size, block)
+
     def agree(self, value: int, device: torch.device) -> bool:
         """Whether all ranks have the same value."""
         bounds = torch.tensor([value, -value], device=device)
@@ -146,7 +150,7 @@ class Share:
         its labels are all ignored.
         """
         group, positions_BS = self.group, self.positions_BN.gather(1, pooled.positions)
-        part = Part(group.rank, group.size, block)
+        part = group.part(block)
         if is_last:
             chosen = torch.tensor([*part.documents(len(positions_BS))] or [0]).to(positions_BS.device)
             layout, at_P = Layout.from_mask(pooled.mask.index_select(0, chosen), block)

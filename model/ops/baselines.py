@@ -32,8 +32,7 @@ def hard(
 ) -> SoftTopK:
     """The k best tokens unchanged; in the backward pass each counts as score * token."""
     scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
-    positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
-    result = keep_tokens(embeddings_BND, scores_BN, scores_BN, positions, mask, mask_BN)
+    result = keep_best(embeddings_BND, scores_BN, scores_BN, scores_BN, k_B, slots, mask_BN)
     return result if keep_order else sort_best_first(result)
 
 
@@ -52,9 +51,8 @@ def random(
     # One row of draws for all documents in evaluation, so that a document's choice does not depend on its batch.
     shape = mask_BN.shape if training else mask_BN.shape[1:]
     draws_BN = torch.rand(shape, device=mask_BN.device, generator=generator).expand(mask_BN.shape)
-    positions, mask = choose(draws_BN, k_B, slots, mask_BN)
     ones_BN = torch.ones(mask_BN.shape, device=mask_BN.device, dtype=scores_BN.dtype)
-    return keep_tokens(embeddings_BND, ones_BN, ones_BN, positions, mask, mask_BN)
+    return keep_best(embeddings_BND, draws_BN, ones_BN, ones_BN, k_B, slots, mask_BN)
 
 
 def strided_mean(
@@ -166,7 +164,7 @@ def _settle(embeddings_BND, scores_BN, k, mask_BN, slots) -> tuple[Tensor, Tenso
     return settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
 
 
-def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+def _choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Positions (B, slots) of the k best real tokens, and which slots are filled; ties go to the earlier token."""
     num_tokens = mask_BN.shape[1]
     order = torch.where(mask_BN, scores_BN, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :slots]
@@ -175,18 +173,25 @@ def choose(scores_BN: Tensor, k_B: Tensor, slots: int, mask_BN: Tensor) -> tuple
     return torch.where(filled, positions, 0), filled
 
 
-def keep_tokens(
-    embeddings_BND: Tensor, gates_BN: Tensor, scores_BN: Tensor, positions: Tensor, mask: Tensor, mask_BN: Tensor
+def keep_best(
+    embeddings_BND: Tensor,
+    ranking_BN: Tensor,
+    gates_BN: Tensor,
+    scores_BN: Tensor,
+    k_B: Tensor,
+    slots: int,
+    mask_BN: Tensor,
 ) -> SoftTopK:
-    """The result of an operator that keeps single tokens unchanged, those of `choose`; what it drops flows nowhere.
+    """The k tokens of each document that are highest in `ranking_BN`, unchanged; what is dropped flows nowhere.
 
     In the backward pass each counts as gate * token: <e, g> is the gradient of the gate, in float32 at least.
     """
     check_forward_mode(embeddings_BND, scores_BN)
-    slots = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    positions, mask = _choose(ranking_BN.detach(), k_B, slots, mask_BN)
+    numbers = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     # Empty slots write to a column of their own.
     groups_BN = torch.full((len(mask_BN), mask_BN.shape[1] + 1), -1, device=mask.device)
-    groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), slots)[:, :-1]
+    groups_BN = groups_BN.scatter(1, torch.where(mask, positions, mask_BN.shape[1]), numbers)[:, :-1]
     weights_BN = torch.where(groups_BN < 0, 0, 1 + (gates_BN - gates_BN.detach()))
     wide = torch.promote_types(embeddings_BND.dtype, weights_BN.dtype)
     return SoftTopK(

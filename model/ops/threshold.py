@@ -17,7 +17,7 @@ Given up: what a dropped token would have given cannot be felt, since the decode
 import torch
 from torch import Tensor
 
-from transpooler.model.ops.baselines import choose, keep_tokens
+from transpooler.model.ops.baselines import keep_best
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import settle_arguments
 
@@ -37,8 +37,8 @@ def threshold(
 ) -> SoftTopK:
     """The k best tokens unchanged; in the backward pass each counts as gate * token, with gates that add up to k."""
     scores_BN, k_B, slots, mask_BN = settle_arguments(embeddings_BND, scores_BN, k, mask_BN, slots)
-    positions, mask = choose(scores_BN.detach(), k_B, slots, mask_BN)
-    return keep_tokens(embeddings_BND, soft_gates(scores_BN, k_B, mask_BN), scores_BN, positions, mask, mask_BN)
+    gates_BN = soft_gates(scores_BN, k_B, mask_BN)
+    return keep_best(embeddings_BND, scores_BN, gates_BN, scores_BN, k_B, slots, mask_BN)
 
 
 def soft_gates(scores_BN: Tensor, k_B: Tensor, mask_BN: Tensor) -> Tensor:
