@@ -18,7 +18,7 @@ from typing import Any
 
 from transpooler.common import PAGE_BREAK, UserError, is_blank, join_hyphenated
 from transpooler.data_pipeline.sources.locations import JSON_SUFFIXES, resolve_paths
-from transpooler.data_pipeline.tokenizer import Head, head_of
+from transpooler.data_pipeline.text_tokens import Head, head_of
 
 STDIN = "-"
 _LOOKED_AT_BYTES = 1 << 20

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from transpooler.benchmarks import harness
-from transpooler.benchmarks.quality.outcome import compare_arms, list_parts, list_seeds, read_arm, read_curves
+from transpooler.benchmarks.quality.cells import Cells, collect_cells, find_cell, keep_cell
+from transpooler.benchmarks.quality.outcome import compare_arms, list_seeds, stack_cells
 from transpooler.benchmarks.quality.runs import (
     CommandFailed,
+    StudyRun,
     Workplace,
     check_shards,
     check_study,
     evaluate_run,
-    find_finished_runs,
     plan_run,
     prepare,
-    read_environments,
     train,
 )
 from transpooler.benchmarks.quality.study import Study
@@ -24,8 +24,6 @@ from transpooler.benchmarks.quality.table import format_arms, format_budget, for
 from transpooler.common import print_table, say
 
 NAME = "quality"
-Runs = dict[str, dict[int, Path]]
-"""Arm -> seed -> run folder."""
 
 
 def bench_quality(
@@ -41,15 +39,31 @@ def bench_quality(
     sources: makes the documents of each split; shards: the folder of prepared documents, needed without `sources`.
     """
     place = Workplace(study=study, shards=shards or output / "shards", output=output, quiet=quiet)
-    if code := run_study(place, sources):
+    if code := run_study(place, sources, make_cell):
         return code
-    for path in write_outputs(study, find_finished_runs(place), output):
+    for path in write_outputs(study, collect_cells(place), output):
         print(path)
     return None
 
 
-def run_study(place: Workplace, sources: Callable[[], dict[str, Path]] | None) -> int | None:
-    """Prepare what `sources` makes, train and evaluate what is asked for; returns what `bench_quality` does."""
+def finish_run(place: Workplace, run: StudyRun) -> None:
+    """Train and evaluate a run, unless that is done."""
+    evaluate_run(train(place, run))
+
+
+def make_cell(place: Workplace, run: StudyRun) -> None:
+    """Make the cell of a run, which is trained for it, unless there is one."""
+    if find_cell(place, run) is None:
+        finish_run(place, run)
+        keep_cell(place, run)
+
+
+def run_study(
+    place: Workplace,
+    sources: Callable[[], dict[str, Path]] | None,
+    finish: Callable[[Workplace, StudyRun], None] = finish_run,
+) -> int | None:
+    """Prepare what `sources` makes, and `finish` every run that is asked for; returns what `bench_quality` does."""
     study = place.study
     check_study(place)
     try:
@@ -60,17 +74,22 @@ def run_study(place: Workplace, sources: Callable[[], dict[str, Path]] | None) -
         for seed in study.seeds:
             for arm in study.arms:
                 if arm.name in study.asked:
-                    evaluate_run(train(place, plan_run(place, arm, seed)))
+                    finish(place, plan_run(place, arm, seed))
     except CommandFailed as failed:
         return failed.code
     return None
 
 
-def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
+def write_outputs(study: Study, cells: Cells, output: Path) -> list[Path]:
     """Print tables and write quality.json, .csv, .md, seeds.csv, curves.csv and curves.png; returns their paths."""
-    results = [read_arm(arm, seeds, study) for arm, seeds in runs.items()]
+    results = [stack_cells(arm, seeds) for arm, seeds in cells.items()]
     rows, single = compare_arms(results, study), list_seeds(results)
-    points = [point for arm, seeds in runs.items() for point in read_curves(arm, seeds)]
+    points = [
+        {"arm": arm, "seed": seed} | point
+        for arm, seeds in cells.items()
+        for seed, cell in seeds.items()
+        for point in cell.curve
+    ]
     tables = format_arms(rows, study) | format_seeds(single)
     for title, table in tables.items():
         print_table(title, table)
@@ -79,7 +98,7 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
         rows,
         format_notes(study, single),
         output,
-        where=_environment(runs),
+        where=_environment(cells),
         to_read=harness.markdown_tables(tables),
         more={"seeds": single},
     )
@@ -94,9 +113,11 @@ def write_outputs(study: Study, runs: Runs, output: Path) -> list[Path]:
     return [*paths, write_plot(rows, points, output / "curves.png", title)]
 
 
-def _environment(runs: Runs) -> dict[str, Any]:
+def _environment(cells: Cells) -> dict[str, Any]:
     """This machine, and what the runs were trained with: a run counts once for each commit or machine it has seen."""
     machine = {key: value for key, value in harness.environment().items() if key != "threads"}
-    folders = sorted({folder for seeds in runs.values() for run in seeds.values() for folder in list_parts(run)})
-    trained = [kind for folder in folders for kind in harness.group_environments(read_environments(folder))]
+    runs = {
+        run: found for seeds in cells.values() for cell in seeds.values() for run, found in cell.trained_with.items()
+    }
+    trained = [kind for found in runs.values() for kind in harness.group_environments(found)]
     return harness.table_environment(machine, trained_with=trained)

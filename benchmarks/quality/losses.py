@@ -1,12 +1,12 @@
 """Held-out loss of each document under the run's objective: intervals need them one by one."""
 
+import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from transpooler.common import progress, read_json, write_json
+from transpooler.common import progress
 from transpooler.data_pipeline.loading.examples import ExampleMaker
 from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config
@@ -14,35 +14,40 @@ from transpooler.trainer.evaluation.losses import derangement
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.models import load_model
 
-FILE_NAME = "losses.json"
-MEASURED = {"loss_sum", "shuffled_loss_sum", "target_tokens"}
 NOISE_SEED = 0
 """All runs of a study take the same tokens out of the same documents, whatever their seed."""
 
 
-def is_current(path: Path, run: Path) -> bool:
-    """Whether a result is there and belongs to the run's model: it is no older than that."""
-    return path.is_file() and path.stat().st_mtime_ns >= RunFolder(run).export_config.stat().st_mtime_ns
+def fingerprint_documents(config: Config) -> str:
+    """SHA-256 of what a run is evaluated on, and of the lengths of what it is trained on; knows no paths."""
+    data, digest = config.data, hashlib.sha256()
+    if not data.mixture:
+        train = ShardDataset(Path(data.shards) / data.train_split)
+        digest.update(train.index["tokenizer_fingerprint"].encode())
+        digest.update(np.ascontiguousarray(train.source_lengths).tobytes())
+    dataset = _evaluated(config)
+    for number in range(_count(dataset, config)):
+        document = dataset.read(number)
+        digest.update(document.source.tobytes())
+        if document.target is not None:
+            digest.update(document.target.tobytes())
+    return digest.hexdigest()
 
 
-def measure_losses(run: Path, config: Config) -> dict[str, np.ndarray]:
-    """Measure each evaluated document's loss_sum, shuffled_loss_sum (with another's source) and target_tokens.
+def _evaluated(config: Config) -> ShardDataset:
+    return ShardDataset(Path(config.data.shards) / config.evaluation.split)
 
-    Returns (N,) float64 arrays by these names, and remembers them in the run.
-    """
-    path = RunFolder(run).evaluation(config.evaluation.split).root / FILE_NAME
-    stored = read_json(path) if is_current(path, run) else {}
-    if set(stored) != MEASURED:  # an older version wrote less
-        stored = _measure(run, config)
-        write_json(path, stored)
-    return {name: np.array(stored[name], dtype=np.float64) for name in sorted(MEASURED)}
+
+def _count(dataset: ShardDataset, config: Config) -> int:
+    return min(len(dataset), config.evaluation.max_documents or len(dataset))
 
 
 @torch.no_grad()
-def _measure(run: Path, config: Config) -> dict[str, list[Any]]:
+def measure_losses(run: Path, config: Config) -> dict[str, list[float]]:
+    """Measure each evaluated document's loss_sum, shuffled_loss_sum (with another's source) and target_tokens."""
     model, tokenizer = load_model(RunFolder(run).export)
-    dataset = ShardDataset(Path(config.data.shards) / config.evaluation.split)
-    count = min(len(dataset), config.evaluation.max_documents or len(dataset))
+    dataset = _evaluated(config)
+    count = _count(dataset, config)
     maker = ExampleMaker(config.data, tokenizer, NOISE_SEED)
     examples = [maker.example(dataset.read(number), dataset.key(number), 0) for number in range(count)]
     partners = derangement(count, NOISE_SEED)

@@ -1,25 +1,14 @@
-"""From the finished runs of a study to rows of a table and points of learning curves."""
+"""From the cells of a study to rows of its tables."""
 
-import json
-import math
 import statistics
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transpooler.benchmarks.quality.losses import measure_losses
+from transpooler.benchmarks.quality.cells import ROUGE, Cell
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import Study
-from transpooler.benchmarks.quality.tasks import score_of
-from transpooler.common import read_json
-from transpooler.trainer.config import load_config
-from transpooler.trainer.evaluation.rouge import dialect_of
-from transpooler.trainer.metrics import read_metrics
-from transpooler.trainer.run_folder import RunFolder
-
-ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,71 +33,23 @@ class ArmResult:
     """How the runs' ROUGE was computed; one, unless settings changed in between."""
 
 
-def read_arm(arm: str, runs: dict[int, Path], study: Study) -> ArmResult:
-    """Read the finished and evaluated runs of one arm, one a seed."""
-    losses, shuffled, scores, facts = [], [], [], []
-    shares: dict[str, list[list[float]]] = {}
-    dialects: set[str] = set()
-    for run in runs.values():
-        config = load_config([RunFolder(run).config])
-        measured = measure_losses(run, config)
-        tokens_N = measured["target_tokens"]
-        losses.append(measured["loss_sum"] / tokens_N)
-        shuffled.append(measured["shuffled_loss_sum"] / tokens_N)
-        facts.append(_facts(run))
-        if not config.data.needs_summaries:
-            continue
-        folder = RunFolder(run).evaluation(config.evaluation.split)
-        rows = [json.loads(line) for line in folder.generated.read_text(encoding="utf-8").splitlines()]
-        dialects.add(dialect_of(read_json(folder.metrics)))
-        scores.append({name: [row["rouge"][name] for row in rows] for name in ROUGE})
-        if study.corpus:
-            score = score_of(study.corpus)
-            shares.setdefault("facts", []).append([score(row["reference"], row["generated"]) for row in rows])
-        elif all("evidence_recall" in row for row in rows):
-            shares.setdefault("evidence", []).append([_number(row["evidence_recall"]) for row in rows])
+def stack_cells(arm: str, cells: dict[int, Cell]) -> ArmResult:
+    """Put the cells of one arm together, one a seed."""
+    each = list(cells.values())
+    tokens_N = np.array(each[0].losses["target_tokens"], dtype=np.float64)
+    names = [name for name in each[0].scores if all(name in cell.scores for cell in each)]
+    scores_SN = {name: np.array([cell.scores[name] for cell in each], dtype=np.float64) for name in names}
     return ArmResult(
         arm=arm,
-        loss_SN=np.array(losses),
-        shuffled_SN=np.array(shuffled),
-        rouge_SN={name: np.array([score[name] for score in scores]) for name in ROUGE} if scores else {},
+        loss_SN=np.array([cell.losses["loss_sum"] for cell in each]) / tokens_N,
+        shuffled_SN=np.array([cell.losses["shuffled_loss_sum"] for cell in each]) / tokens_N,
+        rouge_SN={name: values_SN for name, values_SN in scores_SN.items() if name in ROUGE},
         tokens_N=tokens_N,
-        shares_SN={name: np.array(values) for name, values in shares.items() if len(values) == len(runs)},
-        seeds=tuple(runs),
-        facts_S=facts,
-        dialects=tuple(sorted(dialects)),
+        shares_SN={name: values_SN for name, values_SN in scores_SN.items() if name not in ROUGE},
+        seeds=tuple(cells),
+        facts_S=[cell.spent for cell in each],
+        dialects=tuple(sorted({cell.dialect for cell in each if cell.dialect})),
     )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _facts(run: Path) -> dict[str, float]:
-    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in list_parts(run)]
-    return {
-        "steps": sum(history[-1]["step"] for history in histories),
-        "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
-        "train_minutes": sum(sum_seconds(history)[-1] for history in histories) / 60,
-        "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
-    }
-
-
-def list_parts(run: Path) -> list[Path]:
-    """List the folders of a run in order of time: that of the run whose weights it began with, if any, and its own."""
-    start = load_config([RunFolder(run).config]).train.init_from
-    beginning = [] if start is None else [run.parent / Path(start).parent.name]
-    return [*(folder for folder in beginning if RunFolder(folder).metrics.is_file()), run]
-
-
-def sum_seconds(history: list[dict[str, Any]]) -> list[float]:
-    """Sum up seconds of training at each line of train metrics; evaluating and saving in between count."""
-    done, elapsed, times = 0, 0.0, []
-    for row in history:
-        elapsed += row["step_time_s"] * (row["step"] - done)
-        done = row["step"]
-        times.append(elapsed)
-    return times
 
 
 def compare_arms(results: list[ArmResult], study: Study) -> list[dict[str, Any]]:
@@ -173,34 +114,6 @@ def judge(apart: Estimate, *, lower_is_better: bool = False) -> str:
     if not apart.is_clear:
         return "undecided"
     return "better" if (apart.mean < 0) == lower_is_better else "worse"
-
-
-def read_curves(arm: str, runs: dict[int, Path]) -> list[dict[str, Any]]:
-    """Read the learning curves of an arm: held-out loss against step, source tokens and minutes of training."""
-    points = []
-    for seed, run in runs.items():
-        tokens, minutes, steps = 0, 0.0, 0
-        for part in list_parts(run):
-            rows = read_metrics(part)
-            history = [row for row in rows if row["split"] == "train"]
-            at = dict(zip([row["step"] for row in history], sum_seconds(history), strict=True))
-            seen = {row["step"]: row["source_tokens"] for row in history}
-            points += [
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "step": steps + row["step"],
-                    "source_tokens": tokens + seen[row["step"]],
-                    "minutes": minutes + at[row["step"]] / 60,
-                    "loss": row["loss"],
-                }
-                for row in rows
-                if row["split"] == "validation" and row["step"] in at
-            ]
-            steps += history[-1]["step"]
-            tokens += history[-1]["source_tokens"]
-            minutes += sum_seconds(history)[-1] / 60
-    return points
 
 
 def _columns(name: str, value: Estimate) -> dict[str, float]:

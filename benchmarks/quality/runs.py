@@ -1,16 +1,15 @@
 """The runs of a study: ordinary `transpooler` commands in folders of their own, so that each resumes by itself."""
 
-import glob
+import json
 import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transpooler.benchmarks import harness
-from transpooler.benchmarks.quality.losses import is_current
 from transpooler.benchmarks.quality.study import Arm, Study, resolve_config
 from transpooler.common import STOP_SIGNALS, UserError, handle_signals, read_json, say, write_json
 from transpooler.data_pipeline.shards.dataset import ShardDataset
@@ -21,6 +20,7 @@ from transpooler.trainer.run_folder import RunFolder
 
 CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
+DECISIVE_OF_TRAINING = ("steps", "target_loss", "stages", "init_from", "init_encoder_from", "freeze", "lora")
 
 
 class CommandFailed(Exception):
@@ -43,6 +43,15 @@ class Workplace:
     def run_folder(self, arm: str, seed: int) -> Path:
         return self.output / "runs" / f"{arm}-seed{seed}"
 
+    def cell_file(self, run: "StudyRun") -> Path:
+        return self.output / "cells" / f"{run.folder.name}.json"
+
+    def find_seeds(self, arm: str) -> list[int]:
+        """The seeds of which there is a run or a cell, finished or not."""
+        found = [*(self.output / "runs").glob("*"), *(self.output / "cells").glob("*.json")]
+        names = [path.name.removesuffix(".json").rpartition("-seed") for path in found]
+        return sorted({int(seed) for name, _, seed in names if name == arm and seed.isdecimal()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
@@ -57,11 +66,47 @@ class StudyRun:
     def is_trained(self) -> bool:
         return RunFolder(self.folder).export_config.is_file()
 
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """What the trained model depends on, of the run that it begins with, if any, and of its own."""
+        before = self.start.settings if self.start else []
+        return [*before, decisive_settings(self.config, has_start=bool(before))]
+
     def is_as_planned(self) -> bool:
         """Whether the trained model, and the one that it began with, have the settings of the plan."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        return _decisive_settings(load_config([RunFolder(self.folder).config])) == _decisive_settings(self.config)
+        trained = load_config([RunFolder(self.folder).config])
+        return decisive_settings(trained, has_start=self.start is not None) == self.settings[-1]
+
+    def list_parts(self) -> list[Path]:
+        """Its folders in order of time: that of the run whose weights it began with, if it is there, and its own."""
+        before = self.start.list_parts() if self.start else []
+        return [*before, self.folder] if RunFolder(self.folder).metrics.is_file() else before
+
+
+def decisive_settings(config: Config, *, has_start: bool) -> dict[str, Any]:
+    """The settings that a trained model depends on, as JSON. Others, such as paths and cadences, may change afterwards.
+
+    has_start: another run of the study hands over its weights, wherever it lies.
+    """
+    values = asdict(config)
+    train = {name: values["train"][name] for name in DECISIVE_OF_TRAINING}
+    found = {name: values[name] for name in ("seed", "model", "data", "optimizer")} | {"train": train}
+    found["data"] = {name: value for name, value in values["data"].items() if name != "shards"}
+    if has_start:
+        del train["init_from"]
+    plain: dict[str, Any] = json.loads(json.dumps(found | {"precision": config.engine.precision}))
+    return plain
+
+
+def agree(ours: Any, theirs: Any) -> bool:
+    """Whether settings of several versions agree: a key that one of them lacks says nothing."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return all(agree(ours[key], theirs[key]) for key in ours.keys() & theirs.keys())
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(agree, ours, theirs))
+    return bool(ours == theirs)
 
 
 def check_study(place: Workplace) -> None:
@@ -144,6 +189,11 @@ def read_environments(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def is_current(path: Path, run: Path) -> bool:
+    """Whether a result is there and belongs to the run's model: it is no older than that."""
+    return path.is_file() and path.stat().st_mtime_ns >= RunFolder(run).export_config.stat().st_mtime_ns
+
+
 def is_evaluated(run: Path) -> bool:
     """Whether a trained run has results of `transpooler evaluate` that are newer than its model.
 
@@ -160,23 +210,6 @@ def evaluate_run(run: Path) -> None:
         config = load_config([RunFolder(run).config])
         output = RunFolder(run).evaluation(config.evaluation.split).root
         evaluate(config, model_folder=RunFolder(run).export, output=output)
-
-
-def find_finished_runs(place: Workplace) -> dict[str, dict[int, Path]]:
-    """Find all runs of the study that are trained and evaluated, asked for now or earlier: arm -> seed -> folder."""
-    found: dict[str, dict[int, Path]] = {}
-    for arm in place.study.arms:
-        folders = (place.output / "runs").glob(f"{glob.escape(arm.name)}-seed*")
-        names = [folder.name.rpartition("-seed")[2] for folder in folders]
-        for seed in sorted(int(name) for name in names if name.isdecimal()):
-            if not RunFolder(place.run_folder(arm.name, seed)).export_config.is_file():
-                continue
-            run = plan_run(place, arm, seed)
-            if not run.is_as_planned():
-                say(f"{run.folder.name}: was trained with other settings than the study's; left out of the table")
-            elif is_evaluated(run.folder):
-                found.setdefault(arm.name, {})[seed] = run.folder
-    return found
 
 
 def count_steps(place: Workplace, arm: Arm) -> int:
@@ -219,14 +252,6 @@ def _config(
         train["init_from"] = str(RunFolder(start.folder).export)
     values = {"run": str(folder), "seed": seed, "train": train}
     return resolve_config(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
-
-
-def _decisive_settings(config: Config) -> tuple[Any, ...]:
-    """The settings that a trained model depends on. Others, such as paths and cadences, may change afterwards."""
-    train = config.train
-    length = (train.steps, train.target_loss, train.stages)
-    what = (train.init_from, train.init_encoder_from, train.freeze, train.lora)
-    return config.seed, config.model, config.data, config.optimizer, length, what, config.engine.precision
 
 
 def _command(place: Workplace, command: str, config: Config, name: str, *arguments: str) -> None:

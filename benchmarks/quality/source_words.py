@@ -22,7 +22,7 @@ from transpooler.benchmarks.quality.statistics import estimate
 from transpooler.common import progress
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.shards.dataset import ShardDataset
-from transpooler.data_pipeline.tokenizer import token_bytes
+from transpooler.data_pipeline.text_tokens import token_bytes
 from transpooler.trainer.config import Config, load_config
 from transpooler.trainer.evaluation.evidence import content_words
 from transpooler.trainer.evaluation.generate import source_ids

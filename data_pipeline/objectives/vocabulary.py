@@ -4,7 +4,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
-from transpooler.data_pipeline.tokenizer import special_ids, token_bytes
+from transpooler.data_pipeline.text_tokens import token_bytes
+from transpooler.data_pipeline.tokenizer import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

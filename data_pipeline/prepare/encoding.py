@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.data_pipeline.tokenizer import UNSETTLED_WORDS
+from transpooler.data_pipeline.text_tokens import UNSETTLED_WORDS
 
 _COMPARED_TOKENS = 64
 """Tokens on which two pieces must agree."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from transpooler.benchmarks.quality.bench import run_study
 from transpooler.benchmarks.quality.needles import recall_facts
-from transpooler.benchmarks.quality.runs import Workplace, find_finished_runs
+from transpooler.benchmarks.quality.runs import Workplace
 from transpooler.benchmarks.quality.study import load_study
 from transpooler.common import print_table, read_json, say
 from transpooler.launch.demo.corpus import study_sources
@@ -44,8 +44,7 @@ def run_notes(output: Path, *, processes: int = 2, overrides: Sequence[str] = ()
     say("== notes are hidden in the documentation of installed packages; models learn to find them")
     if code := run_study(place, lambda: study_sources(study, None, output / "corpus")):
         return code
-    finished = find_finished_runs(place)
-    runs = {arm: RunFolder(finished[arm][study.seeds[0]]) for arm in ARMS}
+    runs = {arm: RunFolder(place.run_folder(arm, study.seeds[0])) for arm in ARMS}
     write_report([run.root for run in runs.values()], output / "report.html")
     print_outcome({arm: run.evaluation("test") for arm, run in runs.items()})
     print(f"\nreport, with what each model kept of each document: {output / 'report.html'}")

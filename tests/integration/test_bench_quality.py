@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 
 from tests.paths import ROOT
 from tests.tiny import STUDY
+from transpooler.common import UserError
 from transpooler.launch.cli import main
 
 
@@ -49,8 +51,9 @@ def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
     assert main(command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
+    _cells_make_the_table_elsewhere(command, study, out, tmp_path / "elsewhere", rows)
     _a_part_leaves_the_whole_in_the_table(command, study, out)
-    assert "warm-seed0: was trained with other settings" in capfd.readouterr().err
+    assert "warm-seed0.json: was made with other settings" in capfd.readouterr().err
 
 
 def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
@@ -59,6 +62,34 @@ def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
     assert float(each[1]["loss"]) == pytest.approx(rows["warm"]["loss"])
     assert float(each[1]["reads_its_input"]) == pytest.approx(rows["warm"]["reads_its_input"])
     assert json.loads((out / "quality.json").read_text())["seeds"][1]["rouge1"] == float(each[1]["rouge1"])
+
+
+def _cells_make_the_table_elsewhere(
+    command: list[str], study: Path, out: Path, elsewhere: Path, rows: dict[str, Any]
+) -> None:
+    """Cells alone, in another folder and with shards at another place, are the study: nothing is trained again."""
+    shards = elsewhere / "prepared"
+    shutil.copytree(command[command.index("--shards") + 1], shards)
+    shutil.copytree(out / "cells", elsewhere / "out" / "cells")
+    there = ["bench", "quality", str(study), "--shards", str(shards), "--output", str(elsewhere / "out")]
+    assert main(there) == 0
+    assert not (elsewhere / "out" / "runs").exists()
+    again = json.loads((elsewhere / "out" / "quality.json").read_text())
+    for row in again["rows"]:
+        assert _roughly(rows[row["arm"]]) == row
+    assert again["environment"]["trained_with"][0]["count"] == 3
+    assert (out / "curves.csv").read_text() == (elsewhere / "out" / "curves.csv").read_text()
+    # No path of the machine travels along.
+    assert str(out.parent) not in (out / "cells" / "warm-seed0.json").read_text()
+    # Cells of other documents are refused before anything is trained.
+    index = json.loads((shards / "train" / "index.json").read_text())
+    (shards / "train" / "index.json").write_text(json.dumps(index | {"tokenizer_fingerprint": "another"}))
+    with pytest.raises(UserError, match=r"blockwise-seed0\.json: was made from other documents than"):
+        main(there)
+
+
+def _roughly(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, str) else pytest.approx(value, rel=1e-4) for key, value in row.items()}
 
 
 def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:

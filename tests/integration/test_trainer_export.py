@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.stock_models import stock_causal
 from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
+from transpooler.trainer.evaluation.summarizer import load
 from transpooler.trainer.weights.export import export_model
 from transpooler.trainer.weights.export_code import write_code
 from transpooler.trainer.weights.models import build_model
@@ -94,6 +96,46 @@ def test_the_code_imports_nothing_of_ours(tmp_path):
     for path in tmp_path.glob("*.py"):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         assert not [line for line in lines if line.startswith(("from transpooler", "import transpooler"))], path.name
+
+
+SUMMARIZER = """
+import json, sys
+from transformers import AutoModelForSeq2SeqLM
+folder, given, answer = sys.argv[1:]
+assert "transpooler" not in sys.modules
+model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+texts = json.load(open(given))
+found = model.summarize(texts, keep=4, batch_size=2, max_new_tokens=9, progress=False)
+found += model.summarize(texts[0], keep=8, sources=False, num_beams=2, max_new_tokens=9)
+json.dump(found, open(answer, "w"))
+"""
+
+
+def test_an_export_summarizes_by_its_own_code_as_we_do(tiny_settings, tmp_path, monkeypatch):
+    config = load_config([], [*tiny_settings, "model.pooling=[{after_layer: 2, length: [4, 8]}]"])
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    export_model(build_model(config, tokenizer).eval(), tokenizer, tmp_path / "export", config, step=5)
+    texts = ["One word. Two words! And a third sentence? " * 3, "Short one.", "A line\\nand another line\\n" * 4]
+    (tmp_path / "given.json").write_text(json.dumps(texts))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    paths = [tmp_path / name for name in ("export", "given.json", "answer.json")]
+    command = [sys.executable, "-P", "-c", SUMMARIZER, *map(str, paths)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    ours = load(tmp_path / "export").summarize(texts, keep=4, batch_size=2, max_new_tokens=9)
+    ours += load(tmp_path / "export").summarize(texts[0], keep=8, sources=False, num_beams=2, max_new_tokens=9)
+    assert len(answer) == 4
+    for theirs, summary in zip(answer, ours, strict=True):
+        wanted = summary.as_dict()
+        del wanted["num_source_tokens"]
+        for sentence in wanted.get("sentences", ()):
+            for source in sentence["sources"]:
+                source["weight"] = pytest.approx(source["weight"], abs=2e-3)
+        assert theirs == wanted
+    assert any(sentence["sources"] for sentence in answer[0]["sentences"])
 
 
 FINE_TUNER = """

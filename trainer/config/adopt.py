@@ -87,7 +87,8 @@ def _adopt_seq2seq(
 
 def _prefixes(tokenizer_folder: str | Path, first_of_targets: int | None) -> dict[str, list[int]]:
     """How sources and targets begin in the weights' own training: targets as sources where that is with <s>."""
-    from transpooler.data_pipeline.tokenizer import leading_special_ids, load_tokenizer
+    from transpooler.data_pipeline.text_tokens import leading_special_ids
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
 
     found = {} if first_of_targets is None else {"target_prefix_ids": [first_of_targets]}
     try:

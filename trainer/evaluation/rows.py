@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from transpooler.common import UserError, progress
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
 from transpooler.data_pipeline.shards.dataset import Document
-from transpooler.data_pipeline.tokenizer import token_bytes
+from transpooler.data_pipeline.text_tokens import token_bytes
 from transpooler.trainer.config import Config
 from transpooler.trainer.engine.ranks import Ranks, raise_on_all_ranks
 from transpooler.trainer.evaluation.evidence import evidence_recall

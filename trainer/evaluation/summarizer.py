@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from transpooler.common import UserError, is_blank, progress, say
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
-from transpooler.data_pipeline.tokenizer import (
+from transpooler.data_pipeline.text_tokens import (
     Head,
     Leading,
     head_of,

@@ -11,7 +11,8 @@ import transformers
 
 from transpooler.common import UserError, list_some, read_json, say
 from transpooler.data_pipeline.order.corpus import tokenizer_folder
-from transpooler.data_pipeline.tokenizer import framing, leading_special_ids, load_tokenizer
+from transpooler.data_pipeline.text_tokens import leading_special_ids
+from transpooler.data_pipeline.tokenizer import framing, load_tokenizer
 from transpooler.model import TranspoolerForConditionalGeneration
 from transpooler.trainer.checkpoint import checkpoint
 from transpooler.trainer.checkpoint.consolidate import consolidate_weights

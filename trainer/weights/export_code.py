@@ -16,6 +16,15 @@ ROOT = "transpooler.model"
 PREFIX = "transpooler_"
 NAMES = {f"{ROOT}.modeling": "modeling_transpooler", f"{ROOT}.config": "configuration_transpooler"}
 """Files with names that readers of model folders expect."""
+SUMMARIZE = "transpooler.trainer.evaluation.exported"
+"""Gives an encoder-decoder its method `summarize`, with what it needs of ours beside the model."""
+BESIDE = (
+    SUMMARIZE,
+    "transpooler.trainer.evaluation.sources",
+    "transpooler.data_pipeline.limits",
+    "transpooler.data_pipeline.objectives.sentences",
+    "transpooler.data_pipeline.text_tokens",
+)
 SEQ2SEQ = {
     "AutoConfig": "configuration_transpooler.TranspoolerConfig",
     "AutoModel": "modeling_transpooler.TranspoolerModel",
@@ -37,12 +46,17 @@ LEFT_BEHIND = (
     "transpooler.model.ops.soft_topk.triton_group_sum",
 )
 NO_KERNELS = '"""An export carries no compiled kernels."""\n\n\ndef extension():\n    return None\n'
+BIND_SUMMARIZE = """from .transpooler_exported import summarize  # noqa: E402
+
+TranspoolerForConditionalGeneration.summarize = summarize
+"""
 
 
 def write_code(folder: Path, auto_map: Mapping[str, str] = SEQ2SEQ) -> None:
     """Write the modules that the classes of `auto_map` need, and into config.json where the Auto classes find them."""
-    root = Path(str(files(ROOT)))
+    root, package = Path(str(files(ROOT))), Path(str(files("transpooler")))
     paths = {_module_name(path, root): path for path in sorted(root.rglob("*.py"))}
+    paths |= {name: package.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in BESIDE}
     by_file = {_flat_name(name): name for name in paths}
     due, written = [by_file[name.partition(".")[0]] for name in auto_map.values()], set[str]()
     while due:
@@ -53,7 +67,11 @@ def write_code(folder: Path, auto_map: Mapping[str, str] = SEQ2SEQ) -> None:
         if name.endswith(".cpp_backend"):
             text, needed = NO_KERNELS, []
         due += needed
-        text += "".join(f"\n\n{line}" for line in _registrations(_flat_name(name), auto_map))
+        for line in _registrations(_flat_name(name), auto_map):
+            text += f"\n\n{line}"
+        if _flat_name(name) == "modeling_transpooler":
+            text += f"\n\n{BIND_SUMMARIZE}"
+            due.append(SUMMARIZE)
         (folder / f"{_flat_name(name)}.py").write_text(text, encoding="utf-8")
     config = read_json(folder / "config.json") | {"auto_map": dict(auto_map)}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -72,6 +90,8 @@ def _module_name(path: Path, root: Path) -> str:
 
 
 def _flat_name(module: str) -> str:
+    if module in BESIDE:
+        return PREFIX + module.rpartition(".")[2]
     return NAMES.get(module) or PREFIX + module.removeprefix(f"{ROOT}.").replace(".", "_")
 
 
@@ -98,7 +118,8 @@ def _flatten(text: str, modules: set[str]) -> tuple[str, list[str]]:
                 lines.append(f"{indent}from .{_flat_name(module)} import {name}")
         return "\n".join(lines)
 
-    line = rf"^( *)from ({re.escape(ROOT)}[\w.]*) import (\([^)]*\)|[\w, ]+)$"
+    text = re.sub(r"^if TYPE_CHECKING:\n(?: .*\n|\n(?= ))+", "", text, flags=re.MULTILINE)
+    line = r"^( *)from (transpooler\.[\w.]+) import (\([^)]*\)|[\w, ]+)$"
     text = re.sub(line, rewrite, text, flags=re.MULTILINE)
     if '"transpooler::' not in text:
         return text, needed

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from transpooler.common import UserError, say
-from transpooler.data_pipeline.tokenizer import leading_special_ids
+from transpooler.data_pipeline.text_tokens import leading_special_ids
 from transpooler.model.ops.soft_topk.plain import plain_operations
 from transpooler.trainer.run_folder import RunFolder
 from transpooler.trainer.weights.export import load_run, save_tokenizer

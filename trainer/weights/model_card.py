@@ -25,6 +25,8 @@ that matter ({schedule}), and writes from those alone. {parameters:,} parameters
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True)  # the code is in this folder
 tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
+print(model.summarize([document]))  # each sentence with the passages of the document that it was written from
+
 ids = tokenizer(document, return_tensors="pt", truncation=True, max_length={max_source}).input_ids
 print(tokenizer.decode(model.generate(ids, num_beams=4, max_new_tokens={max_target})[0], skip_special_tokens=True))
 ```

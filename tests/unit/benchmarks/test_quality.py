@@ -10,6 +10,7 @@ import yaml
 
 from tests.paths import ROOT
 from tests.tiny import STUDY
+from transpooler.benchmarks.quality.cells import find_cell, sum_seconds
 from transpooler.benchmarks.quality.needles import (
     FACT_WORDS,
     make_document,
@@ -17,8 +18,8 @@ from transpooler.benchmarks.quality.needles import (
     recall_facts,
     write_needles,
 )
-from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds, sum_seconds
-from transpooler.benchmarks.quality.runs import Workplace, _check_learned, check_study, plan_run
+from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds
+from transpooler.benchmarks.quality.runs import Workplace, _check_learned, agree, check_study, plan_run
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import load_study, resolve_config
 from transpooler.benchmarks.quality.table import format_arms, format_notes, format_seeds
@@ -297,6 +298,30 @@ def test_tables_of_rouge_name_the_dialect(tmp_path: Path) -> None:
     assert rows[0]["rouge_dialect"] == "rouge-1.5.5"
     assert next(iter(format_arms(rows, study))).endswith("; ROUGE as rouge-1.5.5")
     assert list(format_seeds(each)) == ["each seed: ROUGE-1 (loss); ROUGE as rouge-1.5.5"]
+
+
+def test_a_broken_cell_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    place = Workplace(study=load_study(tmp_path / "study.yaml"), shards=tmp_path, output=tmp_path)
+    run = plan_run(place, place.study.arms[1], 3)
+    path = tmp_path / "cells" / "warm-seed3.json"
+    assert place.cell_file(run) == path
+    assert find_cell(place, run) is None
+    path.parent.mkdir()
+    path.write_text('{"settings": []}')
+    with pytest.raises(UserError, match=r"warm-seed3\.json: is no cell of a study; remove it"):
+        find_cell(place, run)
+    (tmp_path / "runs" / "warm-seed12").mkdir(parents=True)
+    (tmp_path / "cells" / "warm-first6-seed5.json").write_text("{}")
+    assert place.find_seeds("warm") == [3, 12]
+
+
+def test_settings_agree_in_what_both_know() -> None:
+    old = [{"model": {"layers": 2, "pooling": [{"length": 8}]}}]
+    assert agree(old, [{"model": {"layers": 2, "pooling": [{"length": 8, "operator": "hard"}], "new": 1}}])
+    assert not agree(old, [{"model": {"layers": 2, "pooling": [{"length": 9}]}}])
+    assert not agree(old, [{"model": {"layers": 2, "pooling": []}}])
+    assert not agree(old, [*old, *old])
 
 
 def _result(arm: str, losses: dict[int, float]) -> ArmResult:

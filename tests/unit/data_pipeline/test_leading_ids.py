@@ -9,7 +9,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.data_pipeline.tokenizer import leading_tokens, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.text_tokens import leading_tokens
+from transpooler.data_pipeline.tokenizer import load_tokenizer, train_tokenizer
 
 MANY_WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa"
 PIECES = (

@@ -13,12 +13,7 @@ from transformers import AutoTokenizer
 from transpooler.common import UserError
 from transpooler.data_pipeline.config import UNICODE_FORMS, CleanConfig
 from transpooler.data_pipeline.prepare.clean import clean_text
-from transpooler.data_pipeline.tokenizer import (
-    fingerprint,
-    load_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, special_ids, train_tokenizer
 from transpooler.data_pipeline.tokenizer_rules import bind_cleaning, without_cleaning
 
 TEXTS = [f"the model reads {i} documents, s/b <b>keeps</b> few > pad mask of the tokens." for i in range(60)]

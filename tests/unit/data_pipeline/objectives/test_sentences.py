@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds, count_forced_cuts
-from transpooler.data_pipeline.tokenizer import token_bytes, train_tokenizer
+from transpooler.data_pipeline.text_tokens import token_bytes
+from transpooler.data_pipeline.tokenizer import train_tokenizer
 
 PROSE = 'The first one is here. He said "stop here now!" and left. Is 3.5 a number?\nYes it is, of course.'
 CHINESE = "我们今天去学校。他说：“你好吗？”然后走了！完"

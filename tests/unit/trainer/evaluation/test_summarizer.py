@@ -17,7 +17,8 @@ import transpooler
 from tests.paths import ROOT
 from tests.tiny import write_llama
 from transpooler.common import UserError
-from transpooler.data_pipeline.tokenizer import head_of, load_tokenizer
+from transpooler.data_pipeline.text_tokens import head_of
+from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.trainer.config import load_config
 from transpooler.trainer.evaluation import summarizer as module
 from transpooler.trainer.evaluation.summarizer import Summarizer, load

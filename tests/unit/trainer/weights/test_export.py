@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from transpooler.common import UserError
-from transpooler.data_pipeline.tokenizer import fingerprint, head_of, leading_tokens, load_tokenizer, train_tokenizer
+from transpooler.data_pipeline.text_tokens import head_of, leading_tokens
+from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config, save_config
 from transpooler.trainer.weights.export import export_model, export_run
