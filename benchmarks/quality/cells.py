@@ -23,10 +23,8 @@ from transpooler.benchmarks.quality.runs import (
 from transpooler.benchmarks.quality.study import Study
 from transpooler.benchmarks.quality.tasks import score_of
 from transpooler.common import UserError, atomic_write, read_json, say
-from transpooler.trainer.config import Config
 from transpooler.trainer.evaluation.rouge import dialect_of
 from transpooler.trainer.metrics import read_metrics
-from transpooler.trainer.run_folder import RunFolder
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 DIGITS = 6
@@ -95,10 +93,10 @@ def collect_cells(place: Workplace) -> Cells:
     """Collect all finished cells of the study, asked for now or earlier, made here or put here."""
     found: Cells = {}
     for arm in place.study.arms:
-        for seed in place.find_seeds(arm.name):
+        for seed in place.find_seeds(arm):
             run = plan_run(place, arm, seed)
             try:
-                if run.is_trained and run.is_as_planned() and is_evaluated(run.folder):
+                if run.is_trained and run.is_as_planned() and is_evaluated(run):
                     keep_cell(place, run)
                 if cell := find_cell(place, run):
                     found.setdefault(arm.name, {})[seed] = cell
@@ -109,11 +107,11 @@ def collect_cells(place: Workplace) -> Cells:
 
 def _make_cell(study: Study, run: StudyRun) -> Cell:
     parts = run.list_parts()
-    scores, dialect = _read_scores(study, run.folder, run.config)
+    scores, dialect = _read_scores(study, run)
     return Cell(
         settings=run.settings,
         documents=fingerprint_documents(run.config),
-        losses=measure_losses(run.folder, run.config),
+        losses=measure_losses(run.folder, run.config, run.keep),
         scores=scores,
         dialect=dialect,
         spent=_sum_up(parts),
@@ -122,19 +120,18 @@ def _make_cell(study: Study, run: StudyRun) -> Cell:
     )
 
 
-def _read_scores(study: Study, run: Path, config: Config) -> tuple[dict[str, list[float | None]], str | None]:
+def _read_scores(study: Study, run: StudyRun) -> tuple[dict[str, list[float | None]], str | None]:
     """Scores of each document, and ROUGE's dialect."""
-    if not config.data.needs_summaries:
+    if not run.config.data.needs_summaries:
         return {}, None
-    folder = RunFolder(run).evaluation(config.evaluation.split)
-    rows = [json.loads(line) for line in folder.generated.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in run.evaluation.generated.read_text(encoding="utf-8").splitlines()]
     scores: dict[str, list[float | None]] = {name: [row["rouge"][name] for row in rows] for name in ROUGE}
     if study.corpus:
         score = score_of(study.corpus)
         scores["facts"] = [score(row["reference"], row["generated"]) for row in rows]
     elif all("evidence_recall" in row for row in rows):
         scores["evidence"] = [None if _is_missing(row["evidence_recall"]) else row["evidence_recall"] for row in rows]
-    return scores, dialect_of(read_json(folder.metrics))
+    return scores, dialect_of(read_json(run.evaluation.metrics))
 
 
 def _is_missing(value: float | None) -> bool:

@@ -43,9 +43,12 @@ def _count(dataset: ShardDataset, config: Config) -> int:
 
 
 @torch.no_grad()
-def measure_losses(run: Path, config: Config) -> dict[str, list[float]]:
-    """Measure each evaluated document's loss_sum, shuffled_loss_sum (with another's source) and target_tokens."""
-    model, tokenizer = load_model(RunFolder(run).export)
+def measure_losses(run: Path, config: Config, keep: float | None = None) -> dict[str, list[float]]:
+    """Measure each evaluated document's loss_sum, shuffled_loss_sum (with another's source) and target_tokens.
+
+    keep: what the model keeps of each document, tokens or a share; None: its largest budget.
+    """
+    model, tokenizer = load_model(RunFolder(run).export, keep)
     dataset = _evaluated(config)
     count = _count(dataset, config)
     maker = ExampleMaker(config.data, tokenizer, NOISE_SEED)

@@ -16,7 +16,7 @@ from transpooler.data_pipeline.shards.dataset import ShardDataset
 from transpooler.trainer.config import Config, load_config, save_config
 from transpooler.trainer.evaluation.evaluate import evaluate
 from transpooler.trainer.metrics import read_metrics
-from transpooler.trainer.run_folder import RunFolder
+from transpooler.trainer.run_folder import EvaluationFolder, RunFolder
 
 CALIBRATION_STEPS = 20
 ENVIRONMENT_FILE = "environment.json"
@@ -44,23 +44,28 @@ class Workplace:
         return self.output / "runs" / f"{arm}-seed{seed}"
 
     def cell_file(self, run: "StudyRun") -> Path:
-        return self.output / "cells" / f"{run.folder.name}.json"
+        return self.output / "cells" / f"{run.name}.json"
 
-    def find_seeds(self, arm: str) -> list[int]:
+    def find_seeds(self, arm: Arm) -> list[int]:
         """The seeds of which there is a run or a cell, finished or not."""
-        found = [*(self.output / "runs").glob("*"), *(self.output / "cells").glob("*.json")]
-        names = [path.name.removesuffix(".json").rpartition("-seed") for path in found]
-        return sorted({int(seed) for name, _, seed in names if name == arm and seed.isdecimal()})
+        found = [(arm.trained_as, path.name) for path in (self.output / "runs").glob("*")]
+        found += [(arm.name, path.stem) for path in (self.output / "cells").glob("*.json")]
+        names = [(name, *file.rpartition("-seed")) for name, file in found]
+        return sorted({int(seed) for name, prefix, _, seed in names if name == prefix and seed.isdecimal()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
     """A run as the study plans it."""
 
+    name: str
+    """Of its cell."""
     folder: Path
     config: Config
     start: "StudyRun | None" = None
     """The run whose weights it begins with."""
+    keep: float | None = None
+    """What the model keeps when it is evaluated: tokens or a share; None: its largest budget."""
 
     @property
     def is_trained(self) -> bool:
@@ -70,14 +75,23 @@ class StudyRun:
     def settings(self) -> list[dict[str, Any]]:
         """What the trained model depends on, of the run that it begins with, if any, and of its own."""
         before = self.start.settings if self.start else []
-        return [*before, decisive_settings(self.config, has_start=bool(before))]
+        own = decisive_settings(self.config, has_start=bool(before))
+        return [*before, own if self.keep is None else own | {"keep": self.keep}]
 
     def is_as_planned(self) -> bool:
         """Whether the trained model, and the one that it began with, have the settings of the plan."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        trained = load_config([RunFolder(self.folder).config])
-        return decisive_settings(trained, has_start=self.start is not None) == self.settings[-1]
+        trained, planned = load_config([RunFolder(self.folder).config]), self.config
+        return decisive_settings(trained, has_start=bool(self.start)) == decisive_settings(
+            planned, has_start=bool(self.start)
+        )
+
+    @property
+    def evaluation(self) -> EvaluationFolder:
+        """Where the evaluation of its budget lies."""
+        split = self.config.evaluation.split
+        return RunFolder(self.folder).evaluation(split if self.keep is None else f"{split}-keep{self.keep:g}")
 
     def list_parts(self) -> list[Path]:
         """Its folders in order of time: that of the run whose weights it began with, if it is there, and its own."""
@@ -148,24 +162,25 @@ def plan_run(place: Workplace, arm: Arm, seed: int) -> StudyRun:
         folder = place.run_folder(f"{other.name}-first{first}{until}", seed)
         more = {"train": {"target_loss": arm.start.loss}}
         config = _config(place, f"{arm.name}.start", other, folder, seed, first, more=more)
-        start = StudyRun(folder=folder, config=config)
-    folder = place.run_folder(arm.name, seed)
-    return StudyRun(folder=folder, config=_config(place, arm.name, arm, folder, seed, steps, start), start=start)
+        start = StudyRun(name=folder.name, folder=folder, config=config)
+    folder = place.run_folder(arm.trained_as, seed)
+    config = _config(place, arm.name, arm, folder, seed, steps, start)
+    return StudyRun(name=f"{arm.name}-seed{seed}", folder=folder, config=config, start=start, keep=arm.keep)
 
 
-def train(place: Workplace, run: StudyRun) -> Path:
-    """Train a run, after the one that it begins with, unless they are trained; returns its folder."""
+def train(place: Workplace, run: StudyRun) -> None:
+    """Train a run, after the one that it begins with, unless they are trained."""
     if run.start is not None:
-        _check_learned(train(place, run.start), run.start.config.train.target_loss)
+        train(place, run.start)
+        _check_learned(run.start.folder, run.start.config.train.target_loss)
     if run.is_trained:
         if not run.is_as_planned():
             problem = f"was trained with other settings than {place.study.path}"
             raise UserError(f"{run.folder}: {problem}; choose another --output")
-        return run.folder
+        return
     say(f"{run.folder.name}: {run.config.train.steps} steps")
     _record_environment(run.folder)
     _command(place, "train", run.config, run.folder.name, "--processes", str(place.study.processes))
-    return run.folder
 
 
 def _check_learned(run: Path, target_loss: float) -> None:
@@ -194,22 +209,18 @@ def is_current(path: Path, run: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= RunFolder(run).export_config.stat().st_mtime_ns
 
 
-def is_evaluated(run: Path) -> bool:
+def is_evaluated(run: StudyRun) -> bool:
     """Whether a trained run has results of `transpooler evaluate` that are newer than its model.
 
     Objectives without summaries need none: their runs are compared by their losses alone.
     """
-    config = load_config([RunFolder(run).config])
-    results = RunFolder(run).evaluation(config.evaluation.split).metrics
-    return not config.data.needs_summaries or is_current(results, run)
+    return not run.config.data.needs_summaries or is_current(run.evaluation.metrics, run.folder)
 
 
-def evaluate_run(run: Path) -> None:
+def evaluate_run(run: StudyRun) -> None:
     """Evaluate a trained run as `transpooler evaluate` does, unless it is evaluated."""
     if not is_evaluated(run):
-        config = load_config([RunFolder(run).config])
-        output = RunFolder(run).evaluation(config.evaluation.split).root
-        evaluate(config, model_folder=RunFolder(run).export, output=output)
+        evaluate(run.config, model_folder=RunFolder(run.folder).export, output=run.evaluation.root, keep=run.keep)
 
 
 def count_steps(place: Workplace, arm: Arm) -> int:
@@ -222,13 +233,13 @@ def count_steps(place: Workplace, arm: Arm) -> int:
         lengths = ShardDataset(place.shards / config.data.train_split).source_lengths
         tokens = float(lengths.clip(max=config.data.max_source_tokens).mean()) * config.data.batch_size
         return max(1, round(amount / tokens))
-    path = place.output / "calibration" / f"{arm.name}.json"
+    path = place.output / "calibration" / f"{arm.trained_as}.json"
     if path.is_file():
         return int(read_json(path)["steps"])
-    folder = place.output / "calibration" / arm.name
+    folder = place.output / "calibration" / arm.trained_as
     quick = {"train": {"evaluate_every_steps": 0, "log_every_steps": 5}, "optimizer": {"warmup_steps": 1}}
     config = _config(place, arm.name, arm, folder, 0, CALIBRATION_STEPS, more=quick)
-    train(place, StudyRun(folder=folder, config=config))
+    train(place, StudyRun(name=folder.name, folder=folder, config=config))
     times = [row["step_time_s"] for row in read_metrics(folder) if row["split"] == "train"]
     step_time_s = statistics.median(times[1:] or times)  # the first window holds the warm-up
     steps = max(1, round(60 * amount / step_time_s))

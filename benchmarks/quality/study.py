@@ -47,6 +47,14 @@ class Arm:
     start: Start | None = None
     budget: tuple[str, float] | None = None
     """In place of the study's."""
+    model_of: str | None = None
+    """It is the model of this arm, which keeps `keep` tokens, or this share, when it is evaluated."""
+    keep: float | None = None
+
+    @property
+    def trained_as(self) -> str:
+        """The arm whose runs it has."""
+        return self.model_of or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +198,22 @@ def _budget(what: str, value: Any) -> tuple[str, float]:
 def _arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) -> Arm:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: arms.{name} is {settings!r}; expected a mapping of settings")
+    if "model_of" in settings or "keep" in settings:
+        return _kept_arm(path, name, settings, arms)
     start, rest = settings.get("start"), _settings(settings)
     budget = _budget(f"{path}: arms.{name}.budget", settings["budget"]) if "budget" in settings else None
     if start is None:
         return Arm(name=name, settings=rest, budget=budget)
     return Arm(name=name, settings=rest, start=_start(f"{path}: arms.{name}.start", start, arms), budget=budget)
+
+
+def _kept_arm(path: Path, name: str, settings: dict[str, Any], arms: dict[str, Any]) -> Arm:
+    other, keep = (settings.get(key) for key in ("model_of", "keep"))
+    whole = len(settings) == 2 and isinstance(keep, int | float) and keep > 0
+    if not whole or other not in arms or "model_of" in (arms[other] or {}):
+        expected = "expected model_of (another arm, one that is trained) and keep (tokens, or a share below 1)"
+        raise UserError(f"{path}: arms.{name} is {settings!r}; {expected}")
+    return replace(_arm(path, other, arms[other] or {}, arms), name=name, model_of=other, keep=keep)
 
 
 def _start(what: str, value: Any, arms: dict[str, Any]) -> Start:

@@ -52,6 +52,7 @@ def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
     assert main(command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json*")}
     _cells_make_the_table_elsewhere(command, study, out, tmp_path / "elsewhere", rows)
+    _a_model_is_an_arm_at_another_budget(command, study, out)
     _a_part_leaves_the_whole_in_the_table(command, study, out)
     assert "warm-seed0.json: was made with other settings" in capfd.readouterr().err
 
@@ -86,6 +87,21 @@ def _cells_make_the_table_elsewhere(
     (shards / "train" / "index.json").write_text(json.dumps(index | {"tokenizer_fingerprint": "another"}))
     with pytest.raises(UserError, match=r"blockwise-seed0\.json: was made from other documents than"):
         main(there)
+
+
+def _a_model_is_an_arm_at_another_budget(command: list[str], study: Path, out: Path) -> None:
+    study.write_text(yaml.safe_dump(STUDY | {"arms": STUDY["arms"] | {"narrow": {"model_of": "warm", "keep": 4}}}))
+    trained = sorted(path.name for path in (out / "runs").iterdir())
+    assert main([*command, "--arms", "narrow"]) == 0
+    assert sorted(path.name for path in (out / "runs").iterdir()) == trained
+    evaluations = out / "runs" / "warm-seed0" / "evaluation"
+    kept = [json.loads((evaluations / name / "metrics.json").read_text()) for name in ("test", "test-keep4")]
+    assert [found["kept_tokens"] for found in kept] == [8, 4]
+    rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
+    assert rows["narrow"]["steps"] == rows["warm"]["steps"] == 12
+    assert rows["narrow"]["loss"] == pytest.approx(kept[1]["loss"], rel=1e-4)
+    assert rows["narrow"]["loss"] != pytest.approx(rows["warm"]["loss"], rel=1e-4)
+    study.write_text(yaml.safe_dump(STUDY))
 
 
 def _roughly(row: dict[str, Any]) -> dict[str, Any]:

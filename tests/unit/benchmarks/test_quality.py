@@ -88,6 +88,10 @@ def test_seconds_add_up_over_windows() -> None:
         ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1}}}}, "and share (0 to 1), or loss and steps"),
         ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1, "steps": 9, "share": 0.5}}}}, "or loss and steps"),
         ({"arms": {"a": {"budget": {"steps": 0}}}}, "arms.a.budget.steps is 0"),
+        ({"arms": {"a": {"model_of": "b", "keep": 4}}}, "arms.a is {'model_of': 'b', 'keep': 4}; expected model_of"),
+        ({"arms": {"a": {}, "b": {"keep": 4}}}, "arms.b is {'keep': 4}; expected model_of"),
+        ({"arms": {"a": {}, "b": {"model_of": "a", "keep": -4}}}, "and keep (tokens, or a share below 1)"),
+        ({"arms": {"a": {}, "b": {"model_of": "a", "keep": 4, "model": {}}}}, "arms.b is"),
     ],
 )
 def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -313,7 +317,7 @@ def test_a_broken_cell_is_named(tmp_path: Path) -> None:
         find_cell(place, run)
     (tmp_path / "runs" / "warm-seed12").mkdir(parents=True)
     (tmp_path / "cells" / "warm-first6-seed5.json").write_text("{}")
-    assert place.find_seeds("warm") == [3, 12]
+    assert place.find_seeds(place.study.arms[1]) == [3, 12]
 
 
 def test_settings_agree_in_what_both_know() -> None:
