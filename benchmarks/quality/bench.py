@@ -82,7 +82,8 @@ def run_study(
 
 
 def write_outputs(study: Study, cells: Cells, output: Path) -> list[Path]:
-    """Print tables and write quality.json, .csv, .md, seeds.csv, curves.csv and curves.png; returns their paths."""
+    """Print tables and write quality.json, .csv, .md, seeds.csv, curves.csv, curves.png and, where arms differ
+    in what they keep alone, budgets.png; returns their paths."""
     results = [stack_cells(arm, seeds) for arm, seeds in cells.items()]
     rows, single = compare_arms(results, study), list_seeds(results)
     points = [
@@ -108,10 +109,11 @@ def write_outputs(study: Study, cells: Cells, output: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed; pip install 'transpooler[bench]' and run the command again")
         return paths
-    from transpooler.benchmarks.quality.plots import write_plot
+    from transpooler.benchmarks.quality.plots import write_budget_plot, write_plot
 
     title = f"{study.name}: {format_budget(study)} a run, {len({row['seed'] for row in single})} seed(s)"
-    return [*paths, write_plot(rows, points, output / "curves.png", title)]
+    paths.append(write_plot(rows, points, output / "curves.png", title))
+    return [*paths, *write_budget_plot(rows, output / "budgets.png", title)]
 
 
 def _environment(cells: Cells) -> dict[str, Any]:

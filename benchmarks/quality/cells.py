@@ -49,8 +49,8 @@ class Cell:
     such; evidence (recall of what the decoder could read; None: there is none), where an arm pools."""
     dialect: str | None
     """How ROUGE was computed, where there is any."""
-    spent: dict[str, float]
-    """Steps, source tokens, minutes and memory."""
+    numbers: dict[str, float]
+    """Steps, source tokens, minutes and memory of training; tokens that are kept of a document, on average."""
     curve: list[dict[str, float]]
     """Held-out loss against step, source tokens and minutes of training, from the first step of what it began as."""
     trained_with: dict[str, list[dict[str, Any]]]
@@ -114,7 +114,7 @@ def _make_cell(study: Study, run: StudyRun) -> Cell:
         losses=measure_losses(run.folder, run.config, run.keep),
         scores=scores,
         dialect=dialect,
-        spent=_sum_up(parts),
+        numbers=_sum_up(parts) | _count_kept(run),
         curve=_read_curve(parts),
         trained_with={part.name: read_environments(part) for part in parts},
     )
@@ -146,6 +146,10 @@ def _sum_up(parts: list[Path]) -> dict[str, float]:
         "train_minutes": sum(sum_seconds(history)[-1] for history in histories) / 60,
         "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
     }
+
+
+def _count_kept(run: StudyRun) -> dict[str, float]:
+    return {"kept_tokens": read_json(run.evaluation.metrics)["kept_tokens"]} if run.config.data.needs_summaries else {}
 
 
 def sum_seconds(history: list[dict[str, Any]]) -> list[float]:

@@ -28,7 +28,7 @@ class ArmResult:
     could read, where the arm pools (NaN for a document without any)."""
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
-    """Steps, tokens, minutes and memory of each seed's run."""
+    """`Cell.numbers` of each seed."""
     dialects: tuple[str, ...] = ()
     """How the runs' ROUGE was computed; one, unless settings changed in between."""
 
@@ -47,7 +47,7 @@ def stack_cells(arm: str, cells: dict[int, Cell]) -> ArmResult:
         tokens_N=tokens_N,
         shares_SN={name: values_SN for name, values_SN in scores_SN.items() if name not in ROUGE},
         seeds=tuple(cells),
-        facts_S=[cell.spent for cell in each],
+        facts_S=[cell.numbers for cell in each],
         dialects=tuple(sorted({cell.dialect for cell in each if cell.dialect})),
     )
 

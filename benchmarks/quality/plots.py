@@ -1,5 +1,6 @@
-"""Learning curves and intervals of a study, as one picture."""
+"""Learning curves and intervals of a study, and what its arms reach over what they keep, as pictures."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,11 @@ COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#5
 MARKERS = "os^Dv*XP"
 
 
+SCORES = {"facts": "Facts recalled, %", "rouge1": "ROUGE-1 F1, %"}
+FEWEST_BUDGETS = 3
+"""Of a family of arms, for a line over what is kept."""
+
+
 def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
     """Held-out loss against tokens and minutes; loss and, where there is one, a score at the end, with intervals."""
     import matplotlib
@@ -19,8 +25,7 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scores = {"facts": "Facts recalled, %", "rouge1": f"ROUGE-1 F1, % ({rows[0].get('rouge_dialect')})"}
-    score = next((column for column in scores if column in rows[0]), None)
+    score = _find_score(rows)
     count = 3 if score is None else 4
     figure, axes = pyplot.subplots(1, count, figsize=(4.75 * count, 5), layout="constrained")
     arms = [row["arm"] for row in rows]
@@ -34,7 +39,8 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
     axes[0].legend(fontsize=8, frameon=False)
     _intervals(axes[2], rows, "loss", "Loss per token, evaluated split")
     if score is not None:
-        _intervals(axes[3], rows, score, scores[score])
+        dialect = f" ({rows[0]['rouge_dialect']})" if score == "rouge1" else ""
+        _intervals(axes[3], rows, score, SCORES[score] + dialect)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
@@ -42,6 +48,46 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
     save_figure(figure, path)
     pyplot.close(figure)
     return path
+
+
+def write_budget_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> list[Path]:
+    """The score over the tokens that are kept, one line for arms that differ in that alone (NAME_4x, NAME_8x, ...).
+
+    Returns the path, or nothing where no family has FEWEST_BUDGETS.
+    """
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(re.sub(r"_\d+x$", "", row["arm"]), []).append(row)
+    families = {name: found for name, found in families.items() if len(found) >= FEWEST_BUDGETS}
+    score = _find_score(rows)
+    if not families or score is None:
+        return []
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for number, (name, found) in enumerate(families.items()):
+        found.sort(key=lambda row: row["kept_tokens"])
+        means, lows, highs = ([row[f"{score}{suffix}"] for row in found] for suffix in ("", "_low", "_high"))
+        around = [
+            [mean - low for mean, low in zip(means, lows, strict=True)],
+            [high - mean for mean, high in zip(means, highs, strict=True)],
+        ]
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axis.errorbar([row["kept_tokens"] for row in found], means, yerr=around, capsize=3, label=name, **style)
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("tokens kept of a document, on average")
+    axis.set_title(SCORES[score], loc="left", fontsize=11)
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(True, alpha=0.25)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    save_figure(figure, path)
+    pyplot.close(figure)
+    return [path]
+
+
+def _find_score(rows: Sequence[dict[str, Any]]) -> str | None:
+    return next((column for column in SCORES if column in rows[0]), None)
 
 
 def _curve(axis: Any, points: Sequence[dict[str, Any]], key: str, number: int) -> None:

@@ -88,7 +88,7 @@ def test_seconds_add_up_over_windows() -> None:
         ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1}}}}, "and share (0 to 1), or loss and steps"),
         ({"arms": {"a": {"start": {"arm": "a", "loss": 0.1, "steps": 9, "share": 0.5}}}}, "or loss and steps"),
         ({"arms": {"a": {"budget": {"steps": 0}}}}, "arms.a.budget.steps is 0"),
-        ({"arms": {"a": {"model_of": "b", "keep": 4}}}, "arms.a is {'model_of': 'b', 'keep': 4}; expected model_of"),
+        ({"arms": {"a": {"model_of": "b", "keep": 4}}}, "arms.a is {'keep': 4, 'model_of': 'b'}; expected model_of"),
         ({"arms": {"a": {}, "b": {"keep": 4}}}, "arms.b is {'keep': 4}; expected model_of"),
         ({"arms": {"a": {}, "b": {"model_of": "a", "keep": -4}}}, "and keep (tokens, or a share below 1)"),
         ({"arms": {"a": {}, "b": {"model_of": "a", "keep": 4, "model": {}}}}, "arms.b is"),
