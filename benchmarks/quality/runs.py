@@ -82,10 +82,8 @@ class StudyRun:
         """Whether the trained model, and the one that it began with, have the settings of the plan."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        trained, planned = load_config([RunFolder(self.folder).config]), self.config
-        return decisive_settings(trained, has_start=bool(self.start)) == decisive_settings(
-            planned, has_start=bool(self.start)
-        )
+        has_start, trained = self.start is not None, load_config([RunFolder(self.folder).config])
+        return decisive_settings(trained, has_start=has_start) == decisive_settings(self.config, has_start=has_start)
 
     @property
     def evaluation(self) -> EvaluationFolder:
