@@ -34,6 +34,7 @@ def test_notes_are_hidden_in_documentation_of_other_packages_than_those_trained_
     }
     assert not texts["train"] & texts["test"]
     assert not texts["validation"] & (texts["train"] | texts["test"])
+    assert "transpooler" not in texts["train"] | texts["validation"] | texts["test"]  # its README quotes notes
     for row in rows["test"]:
         assert 300 <= len(row["article"].split()) <= 400
         assert recall_facts(row["abstract"], row["article"]) == 1
