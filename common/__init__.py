@@ -11,6 +11,7 @@ from transpooler.common.files import (
     disk_problem,
     fsync_folder,
     is_disk_full,
+    local_path,
     lock_alone,
     name_in_disk_problems,
     read_json,

@@ -12,14 +12,15 @@ from tests.tiny import MODEL, write_corpus
 from transpooler.launch.cli import main
 
 
-@pytest.mark.parametrize(("name", "target"), [("a b [c] {d}'\"$e", None), ("ü 漢=~%@!; #", "elsewhere")])
+@pytest.mark.parametrize(("name", "target"), [("a b [c] {d}'\"$e", None), ("ü 漢=~%@!; #", "elsewhere"), ("./~", None)])
 def test_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: str | None) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = Path(name)
     Path(target or name).mkdir()
     if target:
         folder.symlink_to(target)
-    files = {split: json.dumps([path]) for split, path in write_corpus(folder, {"train": 8, "test": 2}).items()}
+    files = {split: json.dumps([f"{name}/{split}.jsonl"]) for split in write_corpus(folder, {"train": 8, "test": 2})}
     (folder / "c.yaml").write_text(json.dumps({"model": MODEL, "optimizer": {"warmup_steps": 1}}))
     sizes = ["data.max_source_tokens=96", "data.batch_size=4", "data.validation_split=null"]
     settings = [f"{name}/c.yaml", f"run={name}/run", f"data.shards={name}/shards", "train.steps=2", *sizes]
@@ -40,4 +41,4 @@ def test_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     found = {path.name for path in folder.iterdir()}
     assert found >= {"shards", "run", "model", "s"}
     assert {"export", "evaluation", "report.html"} <= {path.name for path in (folder / "run").iterdir()}
-    assert {path.name for path in tmp_path.iterdir()} == {name, "log.txt", *([target] if target else [])}
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, "log.txt", *([target] if target else [])}
