@@ -36,6 +36,7 @@ from transpooler.common.text import (
     is_blank,
     join_hyphenated,
     list_some,
+    one_line,
     percent,
     show_controls,
     split_list,

@@ -9,7 +9,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transpooler.common import INCOMPLETE_SUFFIX, USER_ERROR, UserError
+from transpooler.common import INCOMPLETE_SUFFIX, USER_ERROR, UserError, one_line
 from transpooler.launch.exits import run_guarded
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.presets import find_config, is_preset
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             sys.exit(code)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
+        self.exit(USER_ERROR, f"transpooler: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:

@@ -18,7 +18,6 @@ from transpooler.common import (
     die_when,
     disk_problem,
     exit_on_stop_signals,
-    show_controls,
 )
 
 CONTINUED = ("train", "launch", "evaluate")
@@ -134,4 +133,4 @@ def _print_unless_disk(arguments: threading.ExceptHookArgs) -> None:
 def print_user_error(error: UserError) -> None:
     """Print each line of the message as `transpooler: error: ...` on standard error."""
     for line in str(error).split("\n"):
-        print(f"transpooler: error: {show_controls(line)}", file=sys.stderr, flush=True)
+        print(f"transpooler: error: {line}", file=sys.stderr, flush=True)

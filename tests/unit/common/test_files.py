@@ -81,7 +81,13 @@ def test_sha256_of_known_content(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "path"),
-    [("~/a", "/home/me/a"), ("./~/a", "~/a"), ("runs/~a", "runs/~a"), ("~nobody-has/a", "~nobody-has/a"), (Path("~/a"), "~/a")],
+    [
+        ("~/a", "/home/me/a"),
+        ("./~/a", "~/a"),
+        ("runs/~a", "runs/~a"),
+        ("~nobody-has/a", "~nobody-has/a"),
+        (Path("~/a"), "~/a"),
+    ],
 )
 def test_what_a_leading_tilde_means(text, path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
