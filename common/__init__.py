@@ -28,7 +28,7 @@ from transpooler.common.processes import (
     start_of,
     without_collection,
 )
-from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
+from transpooler.common.signals import STOP_SIGNALS, delay_signals, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import (
     PAGE_BREAK,

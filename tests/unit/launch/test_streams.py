@@ -10,11 +10,6 @@ from forked import Job
 
 from tests.run_folders import add_evaluation, make_run
 from transpooler import __version__
-from transpooler.data_pipeline.tokenizer import load_tokenizer
-from transpooler.trainer.config import load_config
-from transpooler.trainer.config.load import save_config
-from transpooler.trainer.weights.export import export_model
-from transpooler.trainer.weights.models import build_model
 
 COMMANDS = {
     "help": "--help",
@@ -22,39 +17,35 @@ COMMANDS = {
     "help of a kind": "bench speed --help",
     "version": "--version",
     "configuration": "train pyramidion --print-config",
-    "estimate": "train runs/a --dry-run",
-    "plan": "launch local runs/a --dry-run",
-    "manifest": "launch kubernetes runs/a cluster.kubernetes.image=a --dry-run",
-    "order": "order runs/a",
+    "estimate": "train run --dry-run",
+    "plan": "launch local run --dry-run",
+    "manifest": "launch kubernetes run cluster.kubernetes.image=a --dry-run",
+    "order": "order run",
     "verify": "verify shards",
     "inspect": "inspect shards",
-    "summary": "summarize a.txt --model runs/a/export --max-new-tokens 2",
-    "stream": "summarize - --stream --json --model runs/a/export --max-new-tokens 2",
-    "table": "evaluate runs/a",
-    "report": "report runs/b",
-    "judge": "judge runs/b/evaluation/test runs/b/evaluation/test-untrained --output judge",
-    "checkpoints": "checkpoints runs/b",
-    "export": "export runs/a/export --output copy",
+    "summary": "summarize a.txt --model run/export --max-new-tokens 2",
+    "stream": "summarize - --stream --json --model run/export --max-new-tokens 2",
+    "table": "evaluate run",
+    "report": "report other",
+    "judge": "judge other/evaluation/test other/evaluation/test-untrained --output judge",
+    "checkpoints": "checkpoints other",
+    "export": "export run/export --output copy",
     "doctor": "doctor",
 }
 FEW = ("help", "configuration", "order", "verify", "inspect")
-MISTAKES = {"mistake": "verify nowhere", "input": "summarize - --model runs/a/export"}
+MISTAKES = {"mistake": "verify nowhere", "input": "summarize - --model run/export"}
 PROBLEM = "transpooler: error: standard output cannot be written: {}; free space, or send it elsewhere"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, shards: Path, tiny_settings: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, shards: Path, exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("shards").symlink_to(shards)
     Path("a.txt").write_text("alpha beta")
-    few = ["evaluation.max_documents=2", "generation.max_new_tokens=2", "run=runs/a"]
-    config = load_config([], [*tiny_settings, *few])
-    tokenizer = load_tokenizer(shards / "tokenizer")
-    export_model(build_model(config, tokenizer), tokenizer, Path("runs/a/export"), config, step=0)
-    save_config(config, Path("runs/a/config.yaml"))
-    Path("runs/b/checkpoints/global_step1").mkdir(parents=True)
+    other = exported_run.with_name("other")
+    (other / "checkpoints" / "global_step1").mkdir(parents=True)
     for trained in (True, False):
-        add_evaluation(make_run(Path("runs/b")), trained=trained)
+        add_evaluation(make_run(other), trained=trained)
     return tmp_path
 
 
