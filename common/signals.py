@@ -5,8 +5,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from transpooler.common.exit_codes import PREEMPTED
@@ -82,13 +83,7 @@ def exit_on_stop_signals(code_of: Callable[[int], int] = lambda _: PREEMPTED) ->
                     os._exit(code_of(number[0]))
         os.close(reader)
 
-    def come_again(dropped: "sys.UnraisableHookArgs") -> None:
-        if told and isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
-            threading.Timer(COMES_AGAIN_S, os.kill, (os.getpid(), told[0])).start()  # here it would be dropped, too
-        else:
-            hook(dropped)
-
-    hook, sys.unraisablehook = sys.unraisablehook, come_again
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_repeat_dropped, told, sys.unraisablehook)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     actions = {**dict.fromkeys(STOP_SIGNALS, leave), signal.SIGINT: interrupt}
     handlers = {number: signal.signal(number, action) for number, action in actions.items() if not _is_ignored(number)}
@@ -105,6 +100,15 @@ def exit_on_stop_signals(code_of: Callable[[int], int] = lambda _: PREEMPTED) ->
         signal.set_wakeup_fd(previous)
         sys.unraisablehook = hook
         os.close(writer)
+
+
+def _repeat_dropped(
+    told: Sequence[int], hook: Callable[["sys.UnraisableHookArgs"], object], dropped: "sys.UnraisableHookArgs"
+) -> None:
+    if told and isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
+        threading.Timer(COMES_AGAIN_S, os.kill, (os.getpid(), told[0])).start()  # here it would be dropped, too
+    else:
+        hook(dropped)
 
 
 def _is_ignored(number: int) -> bool:
