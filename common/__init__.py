@@ -11,6 +11,7 @@ from transpooler.common.files import (
     disk_problem,
     fsync_folder,
     is_disk_full,
+    local_path,
     lock_alone,
     name_in_disk_problems,
     read_json,
@@ -27,7 +28,7 @@ from transpooler.common.processes import (
     start_of,
     without_collection,
 )
-from transpooler.common.signals import STOP_SIGNALS, exit_on_stop_signals, handle_signals, listens_to
+from transpooler.common.signals import STOP_SIGNALS, delay_signals, exit_on_stop_signals, handle_signals, listens_to
 from transpooler.common.tables import align, columns_of, print_table
 from transpooler.common.text import (
     PAGE_BREAK,
@@ -35,6 +36,7 @@ from transpooler.common.text import (
     is_blank,
     join_hyphenated,
     list_some,
+    one_line,
     percent,
     show_controls,
     split_list,

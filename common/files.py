@@ -99,6 +99,11 @@ def _path_of(error: BaseException) -> str:
     return str(error.filename or "") if isinstance(error, OSError) else ""
 
 
+def local_path(text: str | Path) -> Path:
+    """Where a path of a setting leads: `~/x` into the home folder, `./~/x` (or what is a Path) to what is called so."""
+    return Path(os.path.expanduser(text)) if isinstance(text, str) else text
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as file:

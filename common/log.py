@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transpooler.common.text import show_controls
+from transpooler.common.text import one_line
 
 PLAIN_LINE_EVERY_S = 10.0
 FORMAT, TIME_FORMAT = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
@@ -52,7 +52,7 @@ def is_quiet() -> bool:
 def say(message: str) -> None:
     """Log one line for the user."""
     _set_up()
-    logger.info("%s", show_controls(message))
+    logger.info("%s", one_line(message))
 
 
 class Progress:
@@ -82,7 +82,7 @@ class _Bar(Progress):
 
     def __init__(self, label: str, total: int | None, rich: Any) -> None:
         super().__init__(label, total)
-        self._rich, self._task = rich, rich.add_task(label, total=total, note="")
+        self._rich, self._task = rich, rich.add_task(one_line(label), total=total, note="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
@@ -105,12 +105,12 @@ def _rich_progress() -> Any:
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     )

@@ -2,24 +2,29 @@
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from transpooler.common.exit_codes import PREEMPTED
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send when a job has to save and end."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What schedulers, and terminals that are closed, send when a job has to save and end."""
 UNWIND_S = 3.0
 """How long a process that was told to stop before its work began may take to leave by itself."""
+
+COMES_AGAIN_S = 0.01
 
 
 @contextmanager
 def handle_signals(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle(number)` for these signals inside the block. Only the main thread may do so (ValueError)."""
-    previous = {number: signal.signal(number, lambda got, _: handle(got)) for number in numbers}
+    heard = [number for number in numbers if number != signal.SIGHUP or not _is_ignored(number)]
+    previous = {number: signal.signal(number, lambda got, _: handle(got)) for number in heard}
     try:
         yield
     finally:
@@ -28,12 +33,28 @@ def handle_signals(numbers: Iterable[int], handle: Callable[[int], None]) -> Ite
 
 
 @contextmanager
+def delay_signals() -> Iterator[None]:
+    """Let STOP_SIGNALS and Ctrl-C wait for the end of the block, which must be short: files that belong together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    got: list[int] = []
+    try:
+        with handle_signals((*STOP_SIGNALS, signal.SIGINT), got.append):
+            yield
+    finally:
+        for number in got[:1]:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def exit_on_stop_signals(code_of: Callable[[int], int] = lambda _: PREEMPTED) -> Iterator[None]:
     """Inside the block STOP_SIGNALS end the process in one line, with `code_of(number)`: nothing is lost by that.
 
     `handle_signals` inside takes over. A thread sees to it where the main thread is in a long call in C, such as the
     wait for other ranks, in which Python runs no handlers. Libraries that a signal, Ctrl-C too, hits while they are
-    imported may turn its exception into another one: that ends as the signal would have.
+    imported may turn its exception into another one: that ends as the signal would have. Where Python drops it, as in
+    a `__del__`, the signal comes again.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -62,10 +83,10 @@ def exit_on_stop_signals(code_of: Callable[[int], int] = lambda _: PREEMPTED) ->
                     os._exit(code_of(number[0]))
         os.close(reader)
 
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_repeat_dropped, told, sys.unraisablehook)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as nohup wants it
-        handlers[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    actions = {**dict.fromkeys(STOP_SIGNALS, leave), signal.SIGINT: interrupt}
+    handlers = {number: signal.signal(number, action) for number, action in actions.items() if not _is_ignored(number)}
     threading.Thread(target=watch, name="stop", daemon=True).start()
     try:
         yield
@@ -77,7 +98,22 @@ def exit_on_stop_signals(code_of: Callable[[int], int] = lambda _: PREEMPTED) ->
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous)
+        sys.unraisablehook = hook
         os.close(writer)
+
+
+def _repeat_dropped(
+    told: Sequence[int], hook: Callable[["sys.UnraisableHookArgs"], object], dropped: "sys.UnraisableHookArgs"
+) -> None:
+    if told and isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
+        threading.Timer(COMES_AGAIN_S, os.kill, (os.getpid(), told[0])).start()  # here it would be dropped, too
+    else:
+        hook(dropped)
+
+
+def _is_ignored(number: int) -> bool:
+    """As nohup wants SIGHUP, and shells SIGINT for what runs behind `&`."""
+    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def listens_to(pid: int, number: int) -> bool:

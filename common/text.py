@@ -8,7 +8,7 @@ PAGE_BREAK = "\f"
 _HYPHENATED = re.compile(r"(?<=[a-zß-öø-ÿ])-\r?\n(?=[a-zß-öø-ÿ])")
 _LONGEST_WORD = 80
 _WHITE_SPACE = re.compile(r"\s")
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
@@ -40,6 +40,11 @@ def is_blank(text: str) -> bool:
 def show_controls(text: str) -> str:
     """The text with control characters (but tabs and line feeds) as escapes: a name must not steer the terminal."""
     return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """The text as one line: as `show_controls`, line feeds too."""
+    return show_controls(text).replace("\n", "\\n")
 
 
 def cut_at_white_space(text: str, size: int) -> Iterator[str]:

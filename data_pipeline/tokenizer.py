@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from transpooler.common import UserError
+from transpooler.common import UserError, local_path
 from transpooler.data_pipeline.tokenizer_rules import fill_holes, has_holes, shield_special_tokens, without_rules
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
 
     Raises UserError where there is none or it cannot be read.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(str(folder)):
         return _load_by_class(str(folder), "no such folder, and the hub gives no tokenizer")

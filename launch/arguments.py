@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from transpooler.common import INCOMPLETE_SUFFIX, USER_ERROR, UserError
+from transpooler.common import INCOMPLETE_SUFFIX, USER_ERROR, UserError, one_line
+from transpooler.launch.exits import run_guarded
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.presets import find_config, is_preset
 
@@ -19,10 +20,14 @@ over all files. A RUN folder's config.yaml is such a file, too. --print-config s
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints a mistake as one line, like all other mistakes; `--help` shows the usage."""
+    """Prints a mistake as one line, like all other mistakes; `--help` shows the usage, or why it cannot."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if code := run_guarded(lambda: print(message, end="", file=file, flush=True)):
+            sys.exit(code)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"transpooler: error: {message}; see {self.prog} --help\n")
+        self.exit(USER_ERROR, f"transpooler: error: {one_line(message)}; see {self.prog} --help\n")
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:

@@ -1,10 +1,12 @@
 """Turns exceptions into exit codes."""
 
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from transpooler.common import (
     DONE,
@@ -16,7 +18,6 @@ from transpooler.common import (
     die_when,
     disk_problem,
     exit_on_stop_signals,
-    show_controls,
 )
 
 CONTINUED = ("train", "launch", "evaluate")
@@ -40,17 +41,10 @@ def run_guarded(action: Callable[[], int | None]) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return end_interrupted()
-    except BrokenPipeError:
-        _discard_output()  # its reader (head, less) has ended, which is no error
-        return DONE
     except Exception as error:
         if (problem := disk_problem(error)) is None:
             raise
         print_user_error(UserError(problem))
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _discard_output()
         return USER_ERROR
 
 
@@ -95,9 +89,39 @@ def run_continued(action: Callable[[], int | None]) -> int:
     return run_stoppable(action, lambda _: PREEMPTED)
 
 
-def _discard_output() -> None:
-    """Point standard output elsewhere, so that the interpreter's flush at exit does not fail either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Stream(io.FileIO):
+    """Standard output, whose errors name it, or standard error, which has none: the exit code tells enough."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.fileno() == 2:
+                return len(data)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's flush at its end fails once more
+            if isinstance(error, BrokenPipeError):  # its reader (head, less) has ended, which is no error
+                raise SystemExit(DONE) from None
+            problem = f"standard output cannot be written: {error.strerror}; free space, or send it elsewhere"
+            raise UserError(problem) from None
+
+
+def claim_standard_streams() -> None:
+    """Say one line where standard output is full or closed, whoever prints, and end quietly where its reader has ended.
+
+    The numbers of closed streams are taken, or files that are opened later would get them, and what is printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 (empty)
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        before = getattr(sys, name)
+        how = {"encoding": before.encoding, "errors": before.errors} if before else {}
+        at_once = number == 2 or before is None or before.line_buffering or before.write_through
+        buffer = io.BufferedWriter(_Stream(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(buffer, line_buffering=at_once, **how))
 
 
 def _print_unless_disk(arguments: threading.ExceptHookArgs) -> None:
@@ -109,4 +133,4 @@ def _print_unless_disk(arguments: threading.ExceptHookArgs) -> None:
 def print_user_error(error: UserError) -> None:
     """Print each line of the message as `transpooler: error: ...` on standard error."""
     for line in str(error).split("\n"):
-        print(f"transpooler: error: {show_controls(line)}", file=sys.stderr, flush=True)
+        print(f"transpooler: error: {line}", file=sys.stderr, flush=True)

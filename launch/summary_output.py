@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from transpooler import __version__
-from transpooler.common import INCOMPLETE_SUFFIX, UserError, atomic_write, list_some, lock_alone, say, sha256_of
+from transpooler.common import (
+    INCOMPLETE_SUFFIX,
+    UserError,
+    atomic_write,
+    list_some,
+    lock_alone,
+    one_line,
+    say,
+    sha256_of,
+)
 from transpooler.launch.input_documents import InputFile, is_stream
 from transpooler.trainer.config.evaluation import GenerationConfig
 
@@ -128,7 +137,7 @@ def _write_results(
     except BaseException:
         if num_written:
             kept = f"{incomplete} keeps the {num_written:,} summaries that were finished"
-            print(kept, file=sys.stderr, flush=True)  # belongs to an error, so --quiet does not silence it
+            print(one_line(kept), file=sys.stderr, flush=True)  # belongs to an error, so --quiet does not silence it
         else:
             incomplete.unlink(missing_ok=True)
             log_path.unlink(missing_ok=True)

@@ -177,7 +177,7 @@ class TranspoolerEncoder(EncoderOnlyModel):
     def _span_ends(self) -> list[int]:
         """Where layers that run together end: before a pooler, and, if blocks are staggered, after each layer."""
         each = range(1, len(self.layers) + 1) if self.config.stagger_blocks else ()
-        return sorted({*map(int, self.poolers), len(self.layers), *each})
+        return sorted({*map(int, self.poolers.keys()), len(self.layers), *each})
 
     def _run_layers(
         self,

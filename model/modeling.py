@@ -26,11 +26,9 @@ from transpooler.model.encoder import TranspoolerEncoder, TranspoolerPreTrainedM
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.input_checks import describe, refuse_unknown, settle_cache
 from transpooler.model.inspection import follow, pooling_statistics, select
+from transpooler.model.layers.loss import IGNORED_LABEL, LossPiece, count_items, token_loss
 from transpooler.model.ops.schedule import PoolingStage
-from transpooler.model.ops.soft_topk.argument_checks import promote
 from transpooler.model.outputs import EncoderOutput, Selection
-
-IGNORED_LABEL = -100
 
 
 class TranspoolerModel(TranspoolerPreTrainedModel):
@@ -114,6 +112,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         super().__init__(config)
         self.model = TranspoolerModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.logits_bias)
+        self.loss_piece = LossPiece()
         if not config.tied_head:
             self._tied_weights_keys = {}
         self.post_init()
@@ -140,7 +139,8 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
         """Logits (B, T, vocabulary), and with labels (B, T), -100 = ignored, the loss.
 
         The loss is the sum of the tokens' cross entropies in float32, divided by num_items_in_batch, or by the number
-        of labels (at least 1). decoder_input_ids default to the labels shifted right. `cache` is the newer name of
+        of labels (at least 1). In training with activation checkpointing long texts have no logits: the loss is summed
+        in pieces. decoder_input_ids default to the labels shifted right. `cache` is the newer name of
         past_key_values; ValueError for arguments out of shape, TypeError for unknown ones.
         """
         refuse_unknown(kwargs, self)
@@ -161,10 +161,14 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        scale = self.config.logits_scale
-        logits = self.lm_head(outputs.last_hidden_state if scale == 1 else outputs.last_hidden_state * scale)
+        loss, logits, states = None, None, outputs.last_hidden_state
+        if labels is not None and self.loss_piece.cuts(states, labels):
+            loss = self.loss_piece.sum_pieces(states, labels, self._logits) / count_items(labels, num_items_in_batch)
+        else:
+            logits = self._logits(states)
+            loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
         return Seq2SeqLMOutput(
-            loss=None if labels is None else token_loss(logits, labels, num_items_in_batch),
+            loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
@@ -174,6 +178,10 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _logits(self, states: Tensor) -> Tensor:
+        scale = self.config.logits_scale
+        return self.lm_head(states if scale == 1 else states * scale)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift labels right, behind decoder_start_token_id; ignored labels become padding."""
@@ -251,19 +259,6 @@ def find_memory_mask(outputs: ModelOutput, attention_mask: Tensor | None, stages
     for stage in stages:
         kept_B = stage.slots_of_each(kept_B)
     return (torch.arange(memory.shape[1], device=memory.device) < kept_B[:, None]).long()
-
-
-def token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """Cross entropy of labels other than -100, summed in float32 at least, divided by `num_items` or their number."""
-    if labels_BT.shape != logits_BTV.shape[:2]:
-        expected = tuple(logits_BTV.shape[:2])
-        raise ValueError(f"labels: {describe(labels_BT)}; expected {expected}, one for each decoder token")
-    summed = F.cross_entropy(
-        promote(logits_BTV.flatten(0, 1)), labels_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-    )
-    if num_items is None:
-        num_items = (labels_BT != IGNORED_LABEL).sum().clamp(min=1)
-    return summed / num_items
 
 
 AUTO_CLASSES: dict[type, type] = {

@@ -55,6 +55,25 @@ def tiny_settings(shards: Path) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
+@pytest.fixture
+def exported_run(tiny_settings: list[str], tmp_path: Path) -> Path:
+    """RUN with a configuration and an export, of an untrained model: two documents are evaluated in a second."""
+    from transpooler.data_pipeline.tokenizer import load_tokenizer
+    from transpooler.trainer.config import load_config
+    from transpooler.trainer.config.load import save_config
+    from transpooler.trainer.weights.export import export_model
+    from transpooler.trainer.weights.models import build_model
+
+    run = tmp_path / "run"
+    config = load_config(
+        [], [*tiny_settings, f"run={run}", "evaluation.max_documents=2", "generation.max_new_tokens=2"]
+    )
+    tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+    export_model(build_model(config, tokenizer), tokenizer, run / "export", config, step=0)
+    save_config(config, run / "config.yaml")
+    return run
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tests run side by side and start ranks of their own; more threads than cores only cost time."""

@@ -116,7 +116,7 @@ def prepare_job(config: Config, stop: Stop | None = None) -> Job:
     check_machine(config.engine)
     check_wandb(config.train.wandb_project)
     check_lora(config.train.lora)
-    run = Path(config.run)
+    run = RunFolder(config.run).root
     check_run_folder(config, run)
     rank, world_size = init_distributed(config.engine)
     if rank:
@@ -187,7 +187,7 @@ def open_engine(
         state = TrainState()
     else:
         seed = _rank_seed(config.seed, rank, step)
-        state = checkpoint.load(engine, Path(config.run), step, facts, seed=seed, stage=stage.number)
+        state = checkpoint.load(engine, RunFolder(config.run).root, step, facts, seed=seed, stage=stage.number)
     if len(config.stages) > 1:
         say(f"step {state.step}: {stage.key}, to step {stage.last}")
     return engine, state

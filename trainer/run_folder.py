@@ -5,7 +5,7 @@ Only trainer/checkpoint/ knows what is inside a checkpoint. Nothing here needs t
 
 from pathlib import Path
 
-from transpooler.common import UserError
+from transpooler.common import UserError, local_path
 
 _CHECKPOINT, _ATTEMPT = "global_step", "attempt-"
 
@@ -14,7 +14,7 @@ class RunFolder:
     """The paths of a run, there or not. Nothing is created; only the three listings look at the disk."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = root = Path(root)
+        self.root = root = local_path(root)
         self.config = root / "config.yaml"
         """The whole configuration of the latest start; a folder that has it is a run folder."""
         self.metrics = root / "metrics.jsonl"
@@ -69,7 +69,7 @@ class EvaluationFolder:
     """The paths of what `transpooler evaluate` writes, below a run or wherever --output says."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = root = Path(root)
+        self.root = root = local_path(root)
         self.metrics = root / "metrics.json"
         """All numbers; written last."""
         self.generated = root / "generated.jsonl"

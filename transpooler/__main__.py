@@ -7,8 +7,9 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     try:
         from transpooler.common import exit_on_stop_signals
-        from transpooler.launch.exits import code_of_signals, ignore_signals
+        from transpooler.launch.exits import claim_standard_streams, code_of_signals, ignore_signals
 
+        claim_standard_streams()
         with exit_on_stop_signals(code_of_signals("".join(sys.argv[1:2]))):
             from transpooler.launch.cli import main as run
 

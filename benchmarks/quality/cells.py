@@ -129,7 +129,7 @@ def _read_scores(study: Study, run: StudyRun) -> tuple[dict[str, list[float | No
     if study.corpus:
         score = score_of(study.corpus)
         scores["facts"] = [score(row["reference"], row["generated"]) for row in rows]
-    elif all("evidence_recall" in row for row in rows):
+    if all("evidence_recall" in row for row in rows):
         scores["evidence"] = [None if _is_missing(row["evidence_recall"]) else row["evidence_recall"] for row in rows]
     return scores, dialect_of(read_json(run.evaluation.metrics))
 

@@ -72,7 +72,7 @@ def write_budget_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) ->
             [mean - low for mean, low in zip(means, lows, strict=True)],
             [high - mean for mean, high in zip(means, highs, strict=True)],
         ]
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style: Any = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         axis.errorbar([row["kept_tokens"] for row in found], means, yerr=around, capsize=3, label=name, **style)
     axis.set_xscale("log", base=2)
     axis.set_xlabel("tokens kept of a document, on average")

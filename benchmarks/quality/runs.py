@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,8 @@ class StudyRun:
         """Whether the trained model, and the one that it began with, have the settings of the plan."""
         if self.start is not None and self.start.is_trained and not self.start.is_as_planned():
             return False
-        trained, planned = load_config([RunFolder(self.folder).config]), self.config
-        return decisive_settings(trained, has_start=bool(self.start)) == decisive_settings(
-            planned, has_start=bool(self.start)
-        )
+        has_start, trained = self.start is not None, load_config([RunFolder(self.folder).config])
+        return decisive_settings(trained, has_start=has_start) == decisive_settings(self.config, has_start=has_start)
 
     @property
     def evaluation(self) -> EvaluationFolder:
@@ -178,9 +176,12 @@ def train(place: Workplace, run: StudyRun) -> None:
             problem = f"was trained with other settings than {place.study.path}"
             raise UserError(f"{run.folder}: {problem}; choose another --output")
         return
-    say(f"{run.folder.name}: {run.config.train.steps} steps")
+    config = run.config
+    if run.start is not None:  # it may have been planned before its start was trained
+        config = replace(config, train=replace(config.train, init_from=str(RunFolder(run.start.folder).export)))
+    say(f"{run.folder.name}: {config.train.steps} steps")
     _record_environment(run.folder)
-    _command(place, "train", run.config, run.folder.name, "--processes", str(place.study.processes))
+    _command(place, "train", config, run.folder.name, "--processes", str(place.study.processes))
 
 
 def _check_learned(run: Path, target_loss: float) -> None:
@@ -260,7 +261,9 @@ def _config(
     """The configuration of a run of `arm`; UserError names `who`."""
     train: dict[str, Any] = {"steps": steps}
     if start is not None:
-        train["init_from"] = str(RunFolder(start.folder).export)
+        # What a model is made of follows from weights; until the start has some, from those that it begins with itself.
+        export = str(RunFolder(start.folder).export)
+        train["init_from"] = export if start.is_trained else start.config.train.init_from or export
     values = {"run": str(folder), "seed": seed, "train": train}
     return resolve_config(place.study, who, [{"data": {"shards": str(place.shards)}}, arm.settings, values, more or {}])
 

@@ -114,7 +114,7 @@ def resolve_config(study: Study, who: str, fragments: Sequence[Mapping[str, Any]
         return load_config([*study.configs, study.settings, *fragments], study.overrides)
     except UserError as error:
         lines = [f"{study.path}: arms.{who}: {line}" for line in str(error).splitlines()]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(*lines) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

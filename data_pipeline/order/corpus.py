@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transpooler.common import UserError
+from transpooler.common import UserError, local_path
 from transpooler.data_pipeline.config import DataConfig
 from transpooler.data_pipeline.limits import cut_length
 from transpooler.data_pipeline.order.mixture import BatchOrder, Chunk
@@ -32,9 +32,7 @@ class Corpus:
 
 def make_cache(config: DataConfig) -> Cache:
     """Return the cache of shards behind URLs."""
-    return Cache(
-        folder=Path(config.cache).expanduser(), max_bytes=int(config.cache_gib * 2**30), retries=config.fetch_retries
-    )
+    return Cache(folder=local_path(config.cache), max_bytes=int(config.cache_gib * 2**30), retries=config.fetch_retries)
 
 
 def tokenizer_folder(config: DataConfig) -> Path:

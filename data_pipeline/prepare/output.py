@@ -14,6 +14,7 @@ from transpooler.common import (
     UserError,
     fsync_folder,
     is_disk_full,
+    local_path,
     progress,
     read_json,
     write_json,
@@ -53,7 +54,7 @@ def open_output(output: str) -> FileStore:
         if not text.split("://", 1)[1].strip("/"):
             raise UserError(f"prepare.output: {output!r} names no bucket or folder; for example s3://bucket/shards")
         return FileStore(text)
-    path = Path(text).expanduser()
+    path = local_path(text)
     if not text or not path.resolve().name:
         raise UserError(f"prepare.output: {output!r} names no folder that could be made; for example shards")
     return FileStore(path.resolve() if path.is_symlink() or ".." in path.parts else path.absolute())

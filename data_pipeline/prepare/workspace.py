@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transpooler.common import INCOMPLETE_SUFFIX, UserError, say
+from transpooler.common import INCOMPLETE_SUFFIX, UserError, local_path, say
 from transpooler.data_pipeline.config import PrepareConfig
 from transpooler.data_pipeline.shards.store import FileStore
 from transpooler.data_pipeline.sources.locations import is_remote
@@ -32,7 +32,7 @@ def scratch_folder(config: PrepareConfig, output: FileStore) -> Path:
         raise UserError(f"prepare.scratch: is {config.scratch!r}, a URL; name a folder that all processes see")
     name = Path(output.location).name + INCOMPLETE_SUFFIX
     if config.scratch is not None:
-        work = Path(config.scratch).expanduser().absolute() / name
+        work = local_path(config.scratch).absolute() / name
     else:
         work = output.folder.with_name(name) if output.folder else Path(name).absolute()
     if output.folder is not None:

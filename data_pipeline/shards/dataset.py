@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transpooler.common import UserError, read_json
+from transpooler.common import UserError, local_path, read_json
 from transpooler.data_pipeline.shards.remote import Cache, RemoteSplit, join
 from transpooler.data_pipeline.sources.locations import is_remote
 
@@ -96,7 +96,7 @@ class ShardDataset:
             self._remote = RemoteSplit(self.folder, cache, (INDEX_NAME, DOCUMENTS_NAME))
             self._local = self._remote.local
         else:
-            self.folder = self._local = Path(split_folder).expanduser()
+            self.folder = self._local = local_path(split_folder)
         if not (self._local / INDEX_NAME).is_file():
             raise UserError(f"{self.folder}: no shards here (no {INDEX_NAME}); run `transpooler prepare` first")
         self.index = _read_index(self._local, self.folder)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from transpooler.common import UserError, atomic_write, is_disk_full
+from transpooler.common import UserError, atomic_write, is_disk_full, local_path
 from transpooler.data_pipeline.sources.locations import file_system, is_remote
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -31,7 +31,7 @@ _BLOCK_BYTES = 16 << 20
 
 def join(folder: str | Path, name: str) -> str | Path:
     """Return the path or URL of a file in a folder or URL."""
-    return f"{str(folder).rstrip('/')}/{name}" if is_remote(folder) else Path(folder).expanduser() / name
+    return f"{str(folder).rstrip('/')}/{name}" if is_remote(folder) else local_path(folder) / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +164,8 @@ def fetch_folder(url: str, cache: Cache, names: tuple[str, ...]) -> Path:
 def fetch_tokenizer(shards: str | Path, cache: Cache | None) -> Path:
     """Return the local folder of the tokenizer of shards; fetches it first if they are remote."""
     folder = join(shards, "tokenizer")
-    if not is_remote(folder):
-        return Path(folder)
+    if isinstance(folder, Path):
+        return folder
     assert cache is not None, "shards behind a URL need a cache"
     return fetch_folder(str(folder), cache, TOKENIZER_FILES)
 

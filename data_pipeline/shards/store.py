@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transpooler.common import UserError, atomic_write, fsync_folder, sha256_of
+from transpooler.common import UserError, atomic_write, fsync_folder, local_path, sha256_of
 from transpooler.data_pipeline.sources.locations import file_system, is_remote
 
 _BLOCK_BYTES = 16 << 20
@@ -21,7 +21,7 @@ class FileStore:
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location).rstrip("/") or "/"
-        self.folder: Path | None = None if is_remote(location) else Path(location).expanduser()
+        self.folder: Path | None = None if is_remote(location) else local_path(location)
         """None where it is remote."""
         if self.folder is None:
             self._system, self._root = file_system(self.location)

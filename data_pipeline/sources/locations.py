@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
-from transpooler.common import UserError
+from transpooler.common import UserError, local_path
 from transpooler.data_pipeline.sources.zstd import open_zstd
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -91,7 +91,7 @@ def dataset_options(location: str) -> tuple[str, dict[str, str]]:
 
 def _place(name: str, folder: str | None) -> str:
     """A path, glob or URL as it is seen from the working folder."""
-    if folder is None or is_remote(name) or Path(name).expanduser().is_absolute():
+    if folder is None or is_remote(name) or local_path(name).is_absolute():
         return name
     if glob.has_magic(name) and not is_remote(folder):
         folder = glob.escape(folder)
@@ -101,7 +101,7 @@ def _place(name: str, folder: str | None) -> str:
 def _select(files: list[str], ids: str, prefix: str) -> list[str]:
     """The files that a list of ids names, in the list's order; UserError if one of them is missing."""
     by_name = {_name_without_ending(file): file for file in files}
-    path = ids if is_remote(ids) else str(Path(ids).expanduser())
+    path = ids if is_remote(ids) else str(local_path(ids))
     try:
         with open_location(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
@@ -124,7 +124,7 @@ def _name_without_ending(file: str) -> str:
 
 
 def _match_local(pattern: str, prefix: str) -> list[str]:
-    literal = Path(pattern).expanduser()
+    literal = local_path(pattern)
     if literal.exists() or not glob.has_magic(pattern):
         matches = [literal]
     else:

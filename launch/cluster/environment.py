@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transpooler.common import local_path
 from transpooler.trainer.config import Config
 from transpooler.trainer.run_folder import RunFolder
 
@@ -22,7 +23,7 @@ def working_directory(config: Config) -> Path:
 
 def run_folder(config: Config) -> RunFolder:
     """The run folder as ranks see it."""
-    return RunFolder(working_directory(config) / config.run)
+    return RunFolder(working_directory(config) / local_path(config.run))
 
 
 def rank_variables(config: Config, here: Mapping[str, str]) -> dict[str, str]:

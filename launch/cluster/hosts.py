@@ -39,7 +39,7 @@ def read_hostfile(path: Path) -> list[Host]:
         else:
             hosts[match[1]] = int(match[2] or 0)
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
     if not hosts:
         raise UserError(f"{path}: names no host; write lines `host slots=N`")
     return [Host(name, slots) for name, slots in hosts.items()]

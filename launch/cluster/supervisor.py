@@ -87,7 +87,7 @@ class Supervisor:
         if answers and not problems:
             problems = list(preflight.problems(self.config, self.hosts, answers))
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError(*problems)
         if answers:
             self.hosts = preflight.fill_slots(self.hosts, answers)
             self.config.engine.data_parallel_size(num_ranks(self.hosts))  # refuses ranks that make no whole groups

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transpooler.common import UserError, all_problems, say, show_controls, without_collection
+from transpooler.common import UserError, all_problems, one_line, say, without_collection
 from transpooler.launch.arguments import budget, finite, positive, require_targets, whole
 from transpooler.launch.input_documents import (
     InputDocument,
@@ -182,7 +182,7 @@ def _as_json(number: int, document: InputDocument, summary: "Summary", *, with_s
 
 def _as_text(number: int, document: InputDocument, summary: "Summary", *, total: int | None) -> str:
     """The summary, under a heading unless it is the only one."""
-    heading = f"{chr(10) if number else ''}== {show_controls(document.name)} ==\n" if total != 1 else ""
+    heading = f"{chr(10) if number else ''}== {one_line(document.name)} ==\n" if total != 1 else ""
     return f"{heading}{summary.text}"
 
 
@@ -198,5 +198,5 @@ def read_generation(parsed: argparse.Namespace) -> GenerationConfig:
 
     generation = GenerationConfig(**stored_generation(parsed.model) | given)
     if problems := [f"--{key.replace('_', '-')} {message}" for key, message in all_problems(generation)]:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
     return generation

@@ -6,7 +6,7 @@ examples:
 
 import argparse
 
-from transpooler.common import UserError
+from transpooler.common import UserError, one_line
 from transpooler.launch.arguments import add_shards
 
 
@@ -21,7 +21,7 @@ def run(parsed: argparse.Namespace) -> None:
 
     found = list(find_problems(parsed.shards))
     for line in found:
-        print(line)
+        print(one_line(line))
     if found:
         raise UserError(f"{parsed.shards}: {len(found)} problems; remove the output and prepare again")
-    print(f"{parsed.shards}: all well")
+    print(one_line(f"{parsed.shards}: all well"))

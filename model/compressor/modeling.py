@@ -16,7 +16,7 @@ from transpooler.model.compressor.encoder import CompressorEncoder, CompressorPr
 from transpooler.model.compressor.hosted import eager_view
 from transpooler.model.grounding import MeanAttention, Trace, averaged, check_single
 from transpooler.model.inspection import follow, pooling_statistics, select
-from transpooler.model.modeling import IGNORED_LABEL, token_loss
+from transpooler.model.layers.loss import IGNORED_LABEL, token_loss
 from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.outputs import EncoderOutput, Selection
 

@@ -44,7 +44,8 @@ class PoolingStage:
         """`slots` of a batch: int64 (B,) -> int64 (B,), without waiting for a GPU."""
         if isinstance(self.length, int):
             return num_tokens_B.clamp(max=self.length)
-        return -(-num_tokens_B // round(1 / self.single_ratio))
+        divisor = round(1 / self.single_ratio)  # of positive numbers alone: OpenVINO rounds others towards zero
+        return (num_tokens_B + (divisor - 1)) // divisor
 
     @property
     def single_ratio(self) -> float:

@@ -70,11 +70,15 @@ if sys.argv[2] == "deaf":
     (folder / f"ready{rank}-of-2").touch()
     time.sleep(1)
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGHUP, stop)
 sys.exit(run_continued(work) if sys.argv[2] == "ours" else work())
 """
 
 
-@pytest.mark.parametrize(("kind", "number", "code"), [("deaf", signal.SIGTERM, 75), ("", signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [("deaf", signal.SIGTERM, 75), ("", signal.SIGINT, 130), ("", signal.SIGHUP, 75)],
+)
 def test_the_end_reaches_the_ranks_and_their_code_the_caller(tmp_path: Path, kind: str, number: int, code: int) -> None:
     """Ranks that do not listen yet, too; the caller hears of the end when they have saved."""
     (tmp_path / "stub_rank.py").write_text(STUB)

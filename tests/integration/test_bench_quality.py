@@ -99,7 +99,9 @@ def _a_model_is_an_arm_at_another_budget(command: list[str], study: Path, out: P
     rows = {row["arm"]: row for row in json.loads((out / "quality.json").read_text())["rows"]}
     assert rows["narrow"]["steps"] == rows["warm"]["steps"] == 12
     assert rows["narrow"]["loss"] == pytest.approx(kept[1]["loss"], rel=1e-4)
-    assert rows["narrow"]["loss"] != pytest.approx(rows["warm"]["loss"], rel=1e-4)
+    assert [rows[arm]["kept_tokens"] for arm in ("warm", "narrow")] == [8, 4]
+    losses = [json.loads((out / "cells" / f"{arm}-seed0.json").read_text())["losses"] for arm in ("warm", "narrow")]
+    assert losses[0]["loss_sum"] != losses[1]["loss_sum"]
     study.write_text(yaml.safe_dump(STUDY))
 
 

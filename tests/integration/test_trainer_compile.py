@@ -1,4 +1,4 @@
-"""A run under torch.compile: the losses of the eager one, resumed without a trace. One real rank."""
+"""A run of two budgets under torch.compile: the losses of the eager one, resumed without a trace. One real rank."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SETTINGS = [
     "data.batch_size=4",
     "engine={zero_stage: 1, micro_batch_size: 4}",
     "model={d_model: 32, num_heads: 2, ffn_dim: 64, block_size: 16, encoder_layers: 1, decoder_layers: 1, dropout: 0}",
-    "model.pooling=[{after_layer: 1, length: 8}]",
+    "model.pooling=[{after_layer: 1, length: [4, 8]}]",
     "train={steps: 12, checkpoint_every_steps: 4, evaluate_every_steps: 0, log_every_steps: 1, tensorboard: false}",
     "guards.watchdog_timeout_s=0",
 ]

@@ -1,4 +1,4 @@
-"""Graphs for other engines write what the model writes, under ONNX Runtime, greedily; README's own example runs."""
+"""Graphs for other engines write what the model writes, under ONNX Runtime and OpenVINO; README's own example runs."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from transpooler.data_pipeline.tokenizer import load_tokenizer
 from transpooler.launch.cli import main
 from transpooler.trainer.config import load_config
 from transpooler.trainer.weights.export import export_model
-from transpooler.trainer.weights.graphs import export_graphs
+from transpooler.trainer.weights.graphs import RUNNERS, export_graphs
 from transpooler.trainer.weights.models import build_model, load_model
 
 KINDS = {
@@ -41,11 +41,12 @@ def folder(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.slow  # a minute, most of it torch's translation
-def test_onnx_runtime_writes_what_the_model_writes(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "onnx"
-    assert main(["export", str(folder), "--format", "onnx", "--length", "48,90", "--output", str(output)]) == 0
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_the_engine_writes_what_the_model_writes(folder: Path, tmp_path: Path, engine: str) -> None:
+    output = tmp_path / engine
+    assert main(["export", str(folder), "--format", engine, "--length", "48,90", "--output", str(output)]) == 0
     model: Any = load_model(folder)[0]
-    graphs = ExportedModel.from_pretrained(output).runners
+    graphs = ExportedModel.from_pretrained(output, **RUNNERS[engine]).runners
     assert sorted(graphs) == ["decode", "encoder-48", "encoder-90", "prefill"]
     for length, filled in ((48, [48, 20]), (90, [90, 61])):
         mask = (torch.arange(length) < torch.tensor(filled)[:, None]).long()

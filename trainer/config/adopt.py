@@ -154,7 +154,7 @@ def _saved(values: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with which the run was begun; empty if there is none."""
     from omegaconf import OmegaConf
 
-    path = RunFolder(Path(str(values.get("run", "")))).config
+    path = RunFolder(str(values.get("run", ""))).config
     if not path.is_file():
         return {}
     saved: Any = OmegaConf.to_container(OmegaConf.load(path))

@@ -69,22 +69,22 @@ def load_saved_config(path: Path) -> tuple[Config, list[str]]:
     try:
         return config_from_dict(values), [each.path for each in unknown]
     except UserError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        raise UserError(*(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Check a plain mapping against the schema and build the configuration (UserError lists all problems)."""
     if unknown := [f"{each.path}: unknown key; {each.remedy}" for each in _unknown_keys(values, Config, "")]:
-        raise UserError("\n".join(unknown))
+        raise UserError(*unknown)
     found: list[str] = []
 
     # A section of several kinds is built first: told apart by trying, its problems would be those of every kind.
     model = _validate(model_schema(values), values.get("model", {}), found, "model")
     config = _validate(Config, values | {"model": model}, found)
     if found:
-        raise UserError("\n".join(found))
+        raise UserError(*found)
     if problems := [f"{key} {message}" for key, message in all_problems(config)]:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
     return config
 
 
@@ -96,7 +96,7 @@ def section_from_dict(schema: type[Section], values: Mapping[str, Any]) -> Secti
     if section is not None and not found:
         found = [f"{key} {message}" for key, message in all_problems(section)]
     if section is None or found:
-        raise UserError("\n".join(found))
+        raise UserError(*found)
     return section
 
 

@@ -59,7 +59,7 @@ def check_patterns(model: nn.Module, stages: Sequence[Stage], patterns: Mapping[
         if all(_is_frozen(each, stage) for each in names)
     ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
 
 
 def _is_frozen(names: Sequence[str], stage: Stage) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from transpooler.model.architecture import Architecture
 from transpooler.model.compressor.architecture import CompressorArchitecture
 from transpooler.model.layers.context_parallel import Part
+from transpooler.model.layers.loss import PIECE_TARGETS
 from transpooler.model.layers.streaming import PIECE_TOKENS
 from transpooler.trainer.config.engine import EngineConfig
 from transpooler.trainer.estimate.products import EVERYTHING, Trained
@@ -61,7 +62,8 @@ def activation_bytes(
     and the inner width of its feed-forward network: once with ReLU, twice with GELU, four times with a gate. Dropout
     adds masks of one byte an element. With activation checkpointing a layer keeps only its input; the rest is kept for
     one layer at a time; with chunks, hidden states between poolings and one chunk of all layers between two. Layers
-    below all that is trained keep nothing. The logits are kept twice, once in float32. Of a schedule with several
+    below all that is trained keep nothing. The logits are kept twice, once in float32; with
+    activation checkpointing those of one piece. Of a schedule with several
     budgets the largest is counted. Ranks that share documents each keep their blocks, and documents after the last
     pooling.
     """
@@ -74,7 +76,7 @@ def activation_bytes(
             *_seq2seq_layers(model, sizes, source_tokens, target_tokens, trained),
             model.dropout > 0,
         )
-    kept = sum(layer.whole for layer in layers)
+    kept, logits = sum(layer.whole for layer in layers), target_tokens
     if engine.activation_checkpointing == "chunks":
         share = min(1.0, PIECE_TOKENS / max(1, sizes.shared(source_tokens)))
         encoder = [layer for layer in layers if layer.in_encoder]
@@ -83,9 +85,11 @@ def activation_bytes(
     elif engine.activation_checkpointing != "none":
         inputs = 0 if engine.checkpoint_in_cpu else sum(layer.least for layer in layers)
         kept = inputs + max((layer.whole for layer in layers), default=0)
+        if not isinstance(model, CompressorArchitecture):
+            logits = min(target_tokens, PIECE_TARGETS)
     targets = sizes.decoded * target_tokens
     embeddings = (sizes.shared(source_tokens) + targets) * width * (size + (1 if dropout else 0))
-    return kept + targets * vocab_size * (4 + size) + embeddings
+    return kept + sizes.decoded * logits * vocab_size * (4 + size) + embeddings
 
 
 def _seq2seq_layers(

@@ -8,14 +8,14 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from transpooler.common import UserError, atomic_write, percent, print_table, say, set_quiet, write_json
+from transpooler.common import UserError, atomic_write, delay_signals, percent, print_table, say, set_quiet
 from transpooler.data_pipeline.order.corpus import open_dataset, split_exists, tokenizer_folder
 from transpooler.data_pipeline.shards.dataset import Document
 from transpooler.data_pipeline.tokenizer import fingerprint, load_tokenizer
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 NUM_HIGHLIGHTED = 3
 LEAD_LENGTH_DOCUMENTS = 1000
+Rows = Sequence[Mapping[str, Any]]
 _TEXTS = ("generated", "reference", "lead")
 
 
@@ -89,12 +90,24 @@ def _evaluate(config: Config, model_folder: Path | None, files: EvaluationFolder
         results["seconds_per_document"] = elapsed_s / max(1, len(rows))
     if ranks.rank:
         return results
-    with atomic_write(files.generated) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with atomic_write(files.highlights) as file:
-        json.dump(_highlight_documents(model, tokenizer, documents, config), file, ensure_ascii=False)
-    write_json(files.metrics, results)
+    _write(files, results, rows, _highlight_documents(model, tokenizer, documents, config))
     return results
+
+
+def _write(files: EvaluationFolder, results: Mapping[str, Any], rows: Rows, highlights: Rows) -> None:
+    """Write the files, the numbers last: where they are, all three are of one evaluation."""
+    with (
+        delay_signals(),
+        atomic_write(files.metrics) as metrics,
+        atomic_write(files.highlights) as marks,
+        atomic_write(files.generated) as generated,
+    ):
+        json.dump(results, metrics, indent=2, ensure_ascii=False)
+        json.dump(highlights, marks, ensure_ascii=False)
+        generated.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for file in (metrics, marks, generated):
+            file.flush()  # an earlier evaluation stays where the disk is full
+        files.metrics.unlink(missing_ok=True)
 
 
 def print_evaluations(*evaluations: dict[str, Any]) -> None:

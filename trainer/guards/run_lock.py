@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transpooler.common import USER_ERROR, UserError, die_when, name_in_disk_problems, say, start_of
+from transpooler.common import USER_ERROR, UserError, die_when, name_in_disk_problems, one_line, say, start_of
 
 TOKEN = "TRANSPOOLER_LOCK"
 """Environment variable by which the processes of a job know the lock for their own."""
@@ -204,7 +204,8 @@ def _beat(path: Path, facts: Mapping[str, Any], ended: threading.Event) -> None:
             elif holder.token == facts["token"]:
                 os.utime(path)
             else:
-                print(f"transpooler: error: {path.parent}: was taken over by {holder}; ends here", file=sys.stderr)
+                problem = one_line(f"{path.parent}: was taken over by {holder}; ends here")
+                print(f"transpooler: error: {problem}", file=sys.stderr)
                 os._exit(USER_ERROR)
 
 

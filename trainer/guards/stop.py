@@ -49,7 +49,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside this context SIGTERM and SIGUSR1 ask this rank to stop."""
+        """Inside this context STOP_SIGNALS ask this rank to stop."""
 
         def handle(number: int) -> None:
             self.reason = f"got {signal.Signals(number).name}"

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import torch
 
-from transpooler.common import STALLED, list_some
+from transpooler.common import STALLED, list_some, one_line
 from transpooler.trainer.config.train import GuardsConfig
 from transpooler.trainer.run_folder import RunFolder
 
@@ -174,8 +174,9 @@ class Watchdog:
                     positions[rank] = (json.loads(sign)[1], json.loads(sign)[2])
             odd = odd_ranks(positions)
             hint = f"; odd one out: {odd}" if odd else ""
+            stacks = one_line(f"stacks in {RunFolder(self.run).stacks}")
             print(
-                f"transpooler: watchdog: {reason}{hint}; stacks in {RunFolder(self.run).stacks}; ending with code "
+                f"transpooler: watchdog: {reason}{hint}; {stacks}; ending with code "
                 f"{STALLED}, start the same command again to continue from the newest checkpoint",
                 file=sys.stderr,
                 flush=True,

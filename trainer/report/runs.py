@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transpooler.common import UserError, read_json
+from transpooler.common import UserError, local_path, read_json
 from transpooler.data_pipeline.sources.locations import is_remote
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.load import load_saved_config
@@ -106,7 +106,7 @@ def started_in(folder: Path, run: str) -> Path:
 
     That is where relative paths in the configuration start. The present one if `run` does not say.
     """
-    parts, end = folder.resolve().parts, Path(run).parts
+    parts, end = folder.resolve().parts, local_path(run).parts
     return Path(*parts[: -len(end)]) if end and parts[-len(end) :] == end else Path()
 
 
@@ -114,7 +114,7 @@ def _read_corpora(config: Config, start: Path) -> list[RunCorpus]:
     mixture = [(entry.shards, f"{entry.name}, weight {entry.weight:g}") for entry in config.data.mixture]
     corpora = []
     for shards, role in [(config.data.shards, "validation and tokenizer" if mixture else ""), *mixture]:
-        folder = shards if is_remote(shards) else str(start / Path(shards).expanduser())
+        folder = shards if is_remote(shards) else str(start / local_path(shards))
         report = Path(folder) / "report.json"
         splits = read_json(report).get("splits") if report.is_file() else None
         corpora.append(RunCorpus(folder=folder, splits=splits, role=role))

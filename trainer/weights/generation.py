@@ -37,5 +37,5 @@ def stored_generation(folder: Path) -> dict[str, Any]:
     try:
         section = section_from_dict(GenerationConfig, found)
     except UserError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        raise UserError(*(f"{path}: {line}" for line in str(error).splitlines())) from None
     return {name: getattr(section, name) for name in found}

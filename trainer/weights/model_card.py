@@ -7,6 +7,7 @@ from transpooler.common import TESTED, percent
 from transpooler.trainer.config import Config
 from transpooler.trainer.evaluation.rouge import ROUGE_TYPES, dialect_of
 from transpooler.trainer.metrics import read_metrics
+from transpooler.trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transpooler.model import PoolingModel
@@ -53,9 +54,9 @@ def model_card(model: "PoolingModel", config: Config, step: int, eos_token: str)
     stages = [
         f"{' or '.join(map(str, stage.budgets))} after layer {stage.after_layer}" for stage in config.model.pooling
     ]
-    rows = [row for row in read_metrics(Path(config.run)) if row["step"] <= step]
+    rows = [row for row in read_metrics(RunFolder(config.run).root) if row["step"] <= step]
     return CARD.format(
-        name=Path(config.run).resolve().name,
+        name=RunFolder(config.run).root.resolve().name,
         block=config.model.block_size or "any number of",
         oldest=TESTED["transformers"].oldest,
         newest=TESTED["transformers"].newest,

@@ -24,7 +24,7 @@ def check_token_ids(
         if ids and max(ids) >= rows
     ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
 
 
 def _named_ids(

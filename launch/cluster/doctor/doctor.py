@@ -119,4 +119,4 @@ def _split(problem: str) -> tuple[str, str]:
 def require_health(rows: Sequence[Row]) -> None:
     """UserError that names every check that failed."""
     if failing := [f"{row.host}: {row.check}: {row.finding}" for row in rows if row.state == FAILS]:
-        raise UserError("\n".join(failing))
+        raise UserError(*failing)

@@ -19,6 +19,7 @@ from transpooler.benchmarks.quality.needles import (
     write_needles,
 )
 from transpooler.benchmarks.quality.outcome import ArmResult, compare_arms, judge, list_seeds
+from transpooler.benchmarks.quality.plots import write_budget_plot
 from transpooler.benchmarks.quality.runs import Workplace, _check_learned, agree, check_study, plan_run
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import load_study, resolve_config
@@ -302,6 +303,17 @@ def test_tables_of_rouge_name_the_dialect(tmp_path: Path) -> None:
     assert rows[0]["rouge_dialect"] == "rouge-1.5.5"
     assert next(iter(format_arms(rows, study))).endswith("; ROUGE as rouge-1.5.5")
     assert list(format_seeds(each)) == ["each seed: ROUGE-1 (loss); ROUGE as rouge-1.5.5"]
+
+
+def test_arms_that_differ_in_what_they_keep_are_drawn_over_it(tmp_path: Path) -> None:
+    score = {"facts": 50.0, "facts_low": 40.0, "facts_high": 60.0}
+    kept = {"halving_4x": 64, "halving_8x": 32, "halving_16x": 16, "mean_4x": 64, "mean_8x": 32}
+    rows = [{"arm": arm, "kept_tokens": tokens} | score for arm, tokens in kept.items()]
+    path = tmp_path / "budgets.png"
+    assert write_budget_plot(rows, path, "title") == [path]
+    assert path.stat().st_size > 5_000
+    assert write_budget_plot(rows[2:], tmp_path / "none.png", "title") == []  # no family of three
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_a_broken_cell_is_named(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from transpooler.common import UserError, atomic_write, read_json, sha256_of, write_json
+from transpooler.common import UserError, atomic_write, local_path, read_json, sha256_of, write_json
 
 
 def test_a_written_file_is_complete_and_leaves_nothing_beside_it(tmp_path):
@@ -76,3 +77,18 @@ def test_broken_json_is_a_user_error_that_names_the_file(tmp_path):
 def test_sha256_of_known_content(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("~/a", "/home/me/a"),
+        ("./~/a", "~/a"),
+        ("runs/~a", "runs/~a"),
+        ("~nobody-has/a", "~nobody-has/a"),
+        (Path("~/a"), "~/a"),
+    ],
+)
+def test_what_a_leading_tilde_means(text, path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_path(text) == Path(path)

@@ -1,9 +1,12 @@
 """Small things done to text: names cannot steer a terminal, blank is what cannot be seen, pieces are the whole."""
 
+import io
+import pickle
+import sys
+
 import pytest
 
-from transpooler.common import cut_at_white_space, is_blank, list_some, show_controls
-from transpooler.common.log import say
+from transpooler.common import UserError, cut_at_white_space, is_blank, list_some, progress, say, show_controls
 
 
 @pytest.mark.parametrize(
@@ -31,8 +34,25 @@ def test_control_characters_are_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert (
         show_controls("a\x1b[2J\x9b1m\r\u202eb\udcff\tc\nd é") == "a\\u001b[2J\\u009b1m\\u000d\\u202eb\\udcff\tc\nd é"
     )
-    say("dropped: a\x1b[2J.jsonl")
-    assert "dropped: a\\u001b[2J.jsonl" in capsys.readouterr().err
+    say("dropped: a\x1b[2J.jsonl\nb")
+    assert capsys.readouterr().err.endswith(" dropped: a\\u001b[2J.jsonl\\nb\n")
+
+
+def test_a_problem_is_one_line_whatever_it_names() -> None:
+    problem = UserError("a\nb: missing", "c\rd: broken")
+    assert str(problem).splitlines() == ["a\\nb: missing", "c\\u000dd: broken"]
+    assert str(pickle.loads(pickle.dumps(problem))) == str(problem)
+
+
+def test_the_label_of_a_bar_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich would read brackets as markup."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress("train a[/b]\n\x1b[2J", 1) as bar:
+        bar.advance(note="[/c]")
+    assert r"train a[/b]\n\u001b[2J" in terminal.getvalue()
+    assert "[/c]" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("text", ["", "  a  bc def\n\nghi " * 9, "x" * 50, " " * 50])

@@ -235,7 +235,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     def mistaken() -> None:
-        raise UserError("first\nsecond")
+        raise UserError("first", "second")
 
     def broken() -> None:
         raise RuntimeError("a bug")

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -153,6 +154,35 @@ def test_activation_checkpointing_changes_no_gradient(model, batch):
     model.gradient_checkpointing_enable()
     for a, b in zip(plain, torch.autograd.grad(model(**batch).loss, parameters), strict=True):
         assert torch.equal(a, b)
+
+
+def _note(kept: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    kept.append(tensor)
+    return tensor
+
+
+def test_checkpointed_losses_of_long_texts_keep_no_logits(model, batch):
+    model.train()
+    parameters = list(model.parameters())
+    labels = torch.randint(6, 250, (3, 150), generator=torch.Generator().manual_seed(5))
+    labels[1, 90:] = -100
+    for more in ({}, {"num_items_in_batch": 17}):
+        model.gradient_checkpointing_disable()
+        plain = model(**batch | {"labels": labels, **more})
+        gradients = torch.autograd.grad(plain.loss, parameters)
+        assert plain.logits is not None
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor):
+            pieced = model(**batch | {"labels": labels, **more})
+        assert pieced.logits is None
+        assert model.config.vocab_size not in {size for tensor in kept for size in tensor.shape[1:]}
+        torch.testing.assert_close(pieced.loss, plain.loss, rtol=1e-6, atol=0)
+        for ours, theirs in zip(torch.autograd.grad(pieced.loss, parameters), gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert model.eval()(**batch | {"labels": labels}).logits is not None
+    with pytest.raises(ValueError, match="labels"):
+        model.train()(**batch | {"labels": labels, "decoder_input_ids": labels[:, :99].clamp(min=0)})
 
 
 def test_saved_and_loaded_is_the_same_model(model, batch, tmp_path):

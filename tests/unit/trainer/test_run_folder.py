@@ -43,3 +43,8 @@ def test_an_evaluation_is_finished_once_its_numbers_are_there(tmp_path):
 def test_the_layout_is_known_without_torch():
     program = "import sys, transpooler.trainer.run_folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_run_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert RunFolder("~/runs/a").metrics == Path("/home/me/runs/a/metrics.jsonl")

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from transpooler.common import UserError
+from transpooler.common import UserError, local_path
 from transpooler.data_pipeline.tokenizer import HUB_ID
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja")
@@ -17,7 +17,7 @@ def find_weights(source: str | Path) -> Path:
 
     A source that is neither is returned as it is. UserError where the hub cannot be reached or has no such repository.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.exists() or not HUB_ID.fullmatch(str(source)) or path.parent.exists():
         return path
     return _download(str(source))
