@@ -161,12 +161,7 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        loss, logits, states = None, None, outputs.last_hidden_state
-        if labels is not None and self.loss_piece.cuts(states, labels):
-            loss = self.loss_piece.sum_pieces(states, labels, self._logits) / count_items(labels, num_items_in_batch)
-        else:
-            logits = self._logits(states)
-            loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
+        loss, logits = self._read_out(outputs.last_hidden_state, labels, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -178,6 +173,15 @@ class TranspoolerForConditionalGeneration(TranspoolerPreTrainedModel, SharedMemo
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _read_out(
+        self, states: Tensor, labels: Tensor | None, num_items: int | Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Loss and logits, as far as there are any."""
+        if labels is not None and self.loss_piece.cuts(states, labels):
+            return self.loss_piece.sum_pieces(states, labels, self._logits) / count_items(labels, num_items), None
+        logits = self._logits(states)
+        return None if labels is None else token_loss(logits, labels, num_items), logits
 
     def _logits(self, states: Tensor) -> Tensor:
         scale = self.config.logits_scale

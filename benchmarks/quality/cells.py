@@ -30,12 +30,12 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 DIGITS = 6
 """Of the numbers in a cell."""
 
-Cells = dict[str, dict[int, "Cell"]]
+Cells = dict[str, dict[int, "StudyCell"]]
 """Arm -> seed -> cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class StudyCell:
     """A finished run. Lists are as long as the evaluated split, one number a document."""
 
     settings: list[dict[str, Any]]
@@ -70,7 +70,7 @@ def _round(number: str) -> float:
     return float(f"{float(number):.{DIGITS}g}")
 
 
-def find_cell(place: Workplace, run: StudyRun) -> Cell | None:
+def find_cell(place: Workplace, run: StudyRun) -> StudyCell | None:
     """The cell of a run that was made as planned from these documents; None if there is none at all.
 
     Raises UserError for one that was made otherwise, or that cannot be read.
@@ -79,7 +79,7 @@ def find_cell(place: Workplace, run: StudyRun) -> Cell | None:
     if not path.is_file():
         return None
     try:
-        cell = Cell(**read_json(path, "remove it"))
+        cell = StudyCell(**read_json(path, "remove it"))
     except TypeError:
         raise UserError(f"{path}: is no cell of a study; remove it") from None
     if not agree(cell.settings, run.settings):
@@ -105,10 +105,10 @@ def collect_cells(place: Workplace) -> Cells:
     return found
 
 
-def _make_cell(study: Study, run: StudyRun) -> Cell:
+def _make_cell(study: Study, run: StudyRun) -> StudyCell:
     parts = run.list_parts()
     scores, dialect = _read_scores(study, run)
-    return Cell(
+    return StudyCell(
         settings=run.settings,
         documents=fingerprint_documents(run.config),
         losses=measure_losses(run.folder, run.config, run.keep),

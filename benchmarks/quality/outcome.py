@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from transpooler.benchmarks.quality.cells import ROUGE, Cell
+from transpooler.benchmarks.quality.cells import ROUGE, StudyCell
 from transpooler.benchmarks.quality.statistics import Estimate, compare, estimate
 from transpooler.benchmarks.quality.study import Study
 
@@ -28,12 +28,12 @@ class ArmResult:
     could read, where the arm pools (NaN for a document without any)."""
     seeds: tuple[int, ...]
     facts_S: list[dict[str, float]]
-    """`Cell.numbers` of each seed."""
+    """`StudyCell.numbers` of each seed."""
     dialects: tuple[str, ...] = ()
     """How the runs' ROUGE was computed; one, unless settings changed in between."""
 
 
-def stack_cells(arm: str, cells: dict[int, Cell]) -> ArmResult:
+def stack_cells(arm: str, cells: dict[int, StudyCell]) -> ArmResult:
     """Put the cells of one arm together, one a seed."""
     each = list(cells.values())
     tokens_N = np.array(each[0].losses["target_tokens"], dtype=np.float64)

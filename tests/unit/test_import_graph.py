@@ -27,7 +27,7 @@ FLOORS = {
         {"train"},
     ),
     "data_pipeline": (
-        {"config", "limits", "objectives", "tokenizer", "tokenizer_rules", "sources"},
+        {"config", "limits", "objectives", "tokenizer", "tokenizer_rules", "text_tokens", "sources"},
         {"shards"},
         {"prepare", "order"},
         {"loading"},
