@@ -2,12 +2,13 @@
 
 hard: top-k by score, gated by the score (its gradient reaches the scorer straight through the choice).
 random: k tokens drawn evenly, again at every call in training, always the same ones in evaluation.
+strided: the first token of each of k equal runs of the document.
 strided_mean: means of equal runs of the document (Funnel-Transformer, arXiv 2006.03236; LCLM, arXiv 2606.09659).
 weighted_mean: the same runs, weighted by a softmax of the scorer within each: averaging that can be trained.
 iterative_softmax: k softmaxes, each after lowering what the one before chose (Goyal et al. 2017, arXiv 1708.00111).
 
 All take (embeddings_BND, scores_BN, k, *, mask_BN, slots) as `soft_topk` does, keep the document's order, and raise as
-it does, though not for the values of scores. random and strided_mean read no scores (None will do).
+it does, though not for the values of scores. random, strided and strided_mean read no scores (None will do).
 """
 
 import torch
@@ -55,6 +56,22 @@ def random(
     return keep_best(embeddings_BND, draws_BN, ones_BN, ones_BN, k_B, slots, mask_BN)
 
 
+def strided(
+    embeddings_BND: Tensor,
+    scores_BN: Tensor | None,
+    k: int | Tensor,
+    *,
+    mask_BN: Tensor | None = None,
+    slots: int | None = None,
+) -> SoftTopK:
+    """The first token of each of the runs of `strided_mean`."""
+    scores_BN, k_B, slots, mask_BN = _settle(embeddings_BND, scores_BN, k, mask_BN, slots)
+    run_BN = torch.where(mask_BN, _number_runs(mask_BN, k_B), -1)
+    begins_BN = run_BN > torch.cat([torch.full_like(run_BN[:, :1], -1), run_BN.cummax(1).values[:, :-1]], dim=1)
+    ones_BN = torch.ones(mask_BN.shape, device=mask_BN.device, dtype=scores_BN.dtype)
+    return keep_best(embeddings_BND, begins_BN.to(scores_BN.dtype), ones_BN, ones_BN, k_B, slots, mask_BN)
+
+
 def strided_mean(
     embeddings_BND: Tensor,
     scores_BN: Tensor | None,
@@ -87,14 +104,19 @@ def weighted_mean(
     return _average_runs(embeddings_BND, odds_BN / (1 - odds_BN), scores_BN, k_B, mask_BN, slots)
 
 
+def _number_runs(mask_BN: Tensor, k_B: Tensor) -> Tensor:
+    """The run (B, N) of each real token, from 0, where a document is cut into k of as equal length as can be."""
+    count_B1, k_B1 = mask_BN.sum(1, keepdim=True), k_B[:, None]
+    rank_BN = mask_BN.cumsum(1) - 1
+    return torch.where(count_B1 > k_B1, rank_BN * k_B1 // count_B1.clamp(min=1), rank_BN)
+
+
 def _average_runs(
     embeddings_BND: Tensor, shares_BN: Tensor, scores_BN: Tensor, k_B: Tensor, mask_BN: Tensor, slots: int
 ) -> SoftTopK:
     """Runs of as equal length as can be, each averaged by its tokens' positive shares."""
     check_forward_mode(embeddings_BND)
-    count_B1, k_B1 = mask_BN.sum(1, keepdim=True), k_B[:, None]
-    rank_BN = mask_BN.cumsum(1) - 1
-    run_BN = torch.where(count_B1 > k_B1, rank_BN * k_B1 // count_B1.clamp(min=1), rank_BN)
+    run_BN = _number_runs(mask_BN, k_B)
     groups_BN = torch.where(mask_BN, run_BN, -1)
     # Slot `slots` takes the padding, and is cut off. Its shares are 1, since 0 / 0 would have NaN for a gradient.
     bins_BN = torch.where(mask_BN, run_BN, slots)

@@ -55,6 +55,7 @@ OPERATORS = {
     "threshold": Operator(threshold, needs_scores=True),
     "hard": Operator(baselines.hard, needs_scores=True),
     "random": Operator(baselines.random, needs_scores=False, settings=("training",)),
+    "strided": Operator(baselines.strided, needs_scores=False),
     "strided_mean": Operator(baselines.strided_mean, needs_scores=False),
     "weighted_mean": Operator(baselines.weighted_mean, needs_scores=True),
     "iterative_softmax": Operator(

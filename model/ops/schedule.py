@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPERATOR_NAMES = (
-    *("successive_halving", "threshold", "hard", "random", "strided_mean", "weighted_mean", "iterative_softmax"),
+    *("successive_halving", "threshold", "hard", "random"),
+    *("strided", "strided_mean", "weighted_mean", "iterative_softmax"),
 )
 """The rows of `operators.OPERATORS`, which needs torch."""
 WHOLE_OPERATORS = ("iterative_softmax",)
@@ -32,7 +33,7 @@ class PoolingStage:
     """Share of the document's tokens kept, 1/2, 1/4, 1/8, ..., or a list of them. Give this or `length`."""
     operator: str = "successive_halving"
     """How tokens are pooled: successive_halving, threshold (a hard gather that every score learns from), or a baseline
-    (hard, random, strided_mean, weighted_mean, iterative_softmax)."""
+    (hard, random, strided, strided_mean, weighted_mean, iterative_softmax)."""
 
     def slots(self, num_tokens: int) -> int:
         """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n)."""

@@ -81,7 +81,7 @@ def test_compiled_without_graph_breaks_it_computes_the_same():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
-    "operator", ["successive_halving", "threshold", "hard", "random", "strided_mean", "weighted_mean"]
+    "operator", ["successive_halving", "threshold", "hard", "random", "strided", "strided_mean", "weighted_mean"]
 )
 @torch.no_grad()
 def test_the_selection_is_what_flowed_into_each_slot(operator, side):

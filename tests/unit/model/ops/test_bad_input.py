@@ -99,7 +99,13 @@ def test_only_a_debug_flag_makes_a_gpu_wait(monkeypatch):
 @pytest.mark.parametrize(
     "operator",
     [
-        *(baselines.hard, baselines.iterative_softmax, baselines.strided_mean, baselines.weighted_mean),
+        *(
+            baselines.hard,
+            baselines.iterative_softmax,
+            baselines.strided,
+            baselines.strided_mean,
+            baselines.weighted_mean,
+        ),
         *(baselines.random, threshold),
     ],
 )

@@ -7,7 +7,7 @@ from transpooler.model.ops import baselines
 from transpooler.model.ops.threshold import threshold
 
 OPERATORS = [
-    *(baselines.hard, baselines.random, baselines.strided_mean, baselines.weighted_mean),
+    *(baselines.hard, baselines.random, baselines.strided, baselines.strided_mean, baselines.weighted_mean),
     *(baselines.iterative_softmax, threshold),
 ]
 EMBEDDINGS = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [4.0, 0.0], [5.0, 1.0]]])
@@ -40,7 +40,7 @@ def test_the_gradient_of_hard_reaches_its_scores():
     assert of_scores.tolist() == [[0, 2, 0, 2, 0]]  # <e, g> of the chosen
 
 
-@pytest.mark.parametrize("operator", [baselines.hard, baselines.random, threshold])
+@pytest.mark.parametrize("operator", [baselines.hard, baselines.random, baselines.strided, threshold])
 def test_kept_tokens_pass_unchanged_in_every_dtype(operator):
     embeddings, scores, mask = (part.detach() for part in _inputs())
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -61,6 +61,16 @@ def test_strided_mean_by_hand():
     masked = baselines.strided_mean(EMBEDDINGS, None, 2, mask_BN=torch.tensor([[False, True, True, False, True]]))
     torch.testing.assert_close(masked.embeddings, torch.tensor([[[2.5, 0.5], [5.0, 1.0]]]))
     assert masked.positions.tolist() == [[1, 4]]
+
+
+def test_strided_by_hand():
+    assert baselines.strided(EMBEDDINGS, None, 2).positions.tolist() == [[0, 3]]
+    assert baselines.strided(EMBEDDINGS, None, 4).positions.tolist() == [[0, 2, 3, 4]]
+    masked = baselines.strided(EMBEDDINGS, None, 2, mask_BN=torch.tensor([[False, True, True, False, True]]))
+    assert masked.positions.tolist() == [[1, 4]]
+    assert masked.embeddings.tolist() == [[[2.0, 0.0], [5.0, 1.0]]]
+    short = baselines.strided(EMBEDDINGS, None, 9)
+    assert short.groups.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_weighted_mean_by_hand():
