@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from transpooler.common import set_quiet
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the commands that tests start would not hear it
 
 DOCUMENTS = {"train": 24, "validation": 5, "test": 5}
 

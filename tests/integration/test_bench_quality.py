@@ -100,8 +100,6 @@ def _a_model_is_an_arm_at_another_budget(command: list[str], study: Path, out: P
     assert rows["narrow"]["steps"] == rows["warm"]["steps"] == 12
     assert rows["narrow"]["loss"] == pytest.approx(kept[1]["loss"], rel=1e-4)
     assert [rows[arm]["kept_tokens"] for arm in ("warm", "narrow")] == [8, 4]
-    losses = [json.loads((out / "cells" / f"{arm}-seed0.json").read_text())["losses"] for arm in ("warm", "narrow")]
-    assert losses[0]["loss_sum"] != losses[1]["loss_sum"]
     study.write_text(yaml.safe_dump(STUDY))
 
 
@@ -110,7 +108,8 @@ def _roughly(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _a_part_leaves_the_whole_in_the_table(command: list[str], study: Path, out: Path) -> None:
-    (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version
+    (out / "runs" / "blockwise-seed0" / "environment.json").unlink()  # as of an earlier version, which made no cells
+    (out / "cells" / "blockwise-seed0.json").unlink()
     assert main([*command, "--arms", "blockwise, blockwise", "--seeds", "1,1"]) == 0
     rows = {row["arm"]: row for row in csv.DictReader((out / "quality.csv").open())}
     assert {arm: row["seeds"] for arm, row in rows.items()} == {"blockwise": "2", "warm": "1"}

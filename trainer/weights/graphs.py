@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 """Engines, and the packages that writing and trying their graphs takes."""
+WRITES = ("onnx",)
+"""Engines whose graphs also write. OpenVINO 2026.4 crashes (SIGSEGV) over a decoder that is given its cache."""
 RUNNERS: dict[str, dict[str, Any]] = {"onnx": {}, "openvino": {"config": {"INFERENCE_PRECISION_HINT": "f32"}}}
 """How their graphs are run. OpenVINO computes in bfloat16 wherever a CPU can, which takes other tokens."""
 MAX_DIFFERENCE = 1e-3
@@ -67,7 +69,8 @@ def export_graphs(
         exported.save_pretrained(incomplete)
         save_tokenizer(tokenizer, incomplete, leading_special_ids(tokenizer))
         settings = "".join(f", {name}={value!r}" for name, value in RUNNERS[engine].items())
-        (incomplete / "README.md").write_text(README.format(engine=engine, settings=settings), encoding="utf-8")
+        text = (README + (WRITING if engine in WRITES else READING)).format(engine=engine, settings=settings)
+        (incomplete / "README.md").write_text(text, encoding="utf-8")
 
 
 def _load(source: Path, step: int | None) -> "tuple[TranspoolerForConditionalGeneration, PreTrainedTokenizerFast]":
@@ -93,17 +96,26 @@ def _load(source: Path, step: int | None) -> "tuple[TranspoolerForConditionalGen
 def _trace(model: "TranspoolerForConditionalGeneration", engine: str, lengths: Sequence[int]) -> Any:
     """All graphs as one `ExportedModel`."""
     from transformers import GenerationConfig
-    from transformers.exporters import ExportedComponent, OnnxConfig, OnnxExporter, OpenVINOConfig, OpenVINOExporter
+    from transformers.exporters import (
+        ExportedComponent,
+        ExportedModel,
+        OnnxConfig,
+        OnnxExporter,
+        OpenVINOConfig,
+        OpenVINOExporter,
+    )
 
     exporter, settings = {"onnx": (OnnxExporter, OnnxConfig), "openvino": (OpenVINOExporter, OpenVINOConfig)}[engine]
-    # Two documents and three first tokens: sizes of one would be taken for constants.
-    document = _document(model, min(lengths), rows=2)
-    begin = torch.full((2, 3), int(model.config.decoder_start_token_id or 0))
-    greedy = GenerationConfig.from_model_config(model.config)
-    greedy.update(num_beams=1, do_sample=False, min_new_tokens=3)
-    exported = exporter().export_for_generation(
-        model, {**document, "decoder_input_ids": begin}, settings(dynamic=True), generation_config=greedy
-    )
+    exported = ExportedModel({}, exporter.export_format, model.config)
+    if engine in WRITES:
+        # Two documents and three first tokens: sizes of one would be taken for constants.
+        document = _document(model, min(lengths), rows=2)
+        begin = torch.full((2, 3), int(model.config.decoder_start_token_id or 0))
+        greedy = GenerationConfig.from_model_config(model.config)
+        greedy.update(num_beams=1, do_sample=False, min_new_tokens=3)
+        exported = exporter().export_for_generation(
+            model, {**document, "decoder_input_ids": begin}, settings(dynamic=True), generation_config=greedy
+        )
     exported.generation_config = model.generation_config
     for length in lengths:
         name = "encoder" if len(lengths) == 1 else f"encoder-{length}"
@@ -158,10 +170,8 @@ Written by `transpooler export --format {engine}`. The graphs are float32.
 
 - `encoder*`: `input_ids` and `attention_mask` (1, length), int64; a shorter document is padded at its end, its mask 0
   there. It returns the kept tokens: `last_hidden_state` (1, k, width), `attention_mask` (1, k), `positions` (1, k).
-- `prefill`: those three as `encoder_outputs.*`, one row a beam, and `decoder_input_ids`. It returns `logits` and the
-  cache, `past_key_values.*`.
-- `decode`: the same, one new token, and the cache.
-
+"""
+LOADING = """
 `export.json` describes the graphs for `transformers.exporters.ExportedModel`, which runs them:
 
 ```python
@@ -176,7 +186,15 @@ graphs = ExportedModel.from_pretrained(folder{settings}).runners
 name = next(name for name in graphs if name.startswith("encoder"))
 length = graphs[name].metadata.kwargs["input_ids"]["shape"][1]
 batch = tokenizer("The document ...", max_length=length, truncation=True, padding="max_length", return_tensors="pt")
-given = {{"attention_mask": batch.attention_mask}}
+"""
+READING = f"""{LOADING}kept = graphs[name](input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+print(kept["positions"][kept["attention_mask"].bool()])
+```
+"""
+WRITING = f"""- `prefill`: those three as `encoder_outputs.*`, one row a beam, and `decoder_input_ids`. It returns
+  `logits` and the cache, `past_key_values.*`.
+- `decode`: the same, one new token, and the cache.
+{LOADING}given = {{{{"attention_mask": batch.attention_mask}}}}
 given["encoder_outputs"] = graphs[name](input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 ids, cache = [config.decoder_start_token_id], EncoderDecoderCache(DynamicCache(), DynamicCache())
 while len(ids) < 200:

@@ -38,7 +38,7 @@ _NAMES = re.compile(
     |(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?
     |merges\.txt|chat_template\.jinja|README\.md
     |(transpooler_\w+|modeling_transpooler|configuration_transpooler)\.py
-    |(encoder(-\d+)?|prefill|decode)\.(onnx|xml|bin)(\.data|_data)?
+    |(openvino_)?(encoder(-\d+)?|prefill|decode)\.(onnx|xml|bin)(\.data|_data)?
     )"""
     rf"|{re.escape(LIST)}",
     re.VERBOSE,

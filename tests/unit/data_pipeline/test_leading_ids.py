@@ -82,7 +82,7 @@ def test_they_are_those_of_the_whole_text(kind: str, monkeypatch: pytest.MonkeyP
     if kind == "foreign" and not FOREIGN:
         pytest.skip("TRANSPOOLER_TEST_TOKENIZER names none")
     # So little is looked at first that the cut falls anywhere, and often more must be read.
-    monkeypatch.setattr("transpooler.data_pipeline.tokenizer._CHARACTERS_A_TOKEN", 3)
+    monkeypatch.setattr("transpooler.data_pipeline.text_tokens._CHARACTERS_A_TOKEN", 3)
     tokenizer = load_tokenizer(FOREIGN) if kind == "foreign" else make(kind)
     for seed in range(2):
         text = text_of(seed)

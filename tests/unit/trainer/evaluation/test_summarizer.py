@@ -225,17 +225,21 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         load(tmp_path / "nothing")
 
 
-def test_the_example_of_the_docs_runs_and_importing_loads_no_torch(folder: Path, tmp_path: Path) -> None:
+def test_the_examples_of_the_docs_run_and_importing_loads_no_torch(folder: Path, tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "summarizing.md").read_text(encoding="utf-8"), re.S)
-    assert len(examples) == 1
+    assert len(examples) == 2
     assert folder == tmp_path / "runs" / "finetune" / "export"  # where the example looks
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"alpha beta {name}. gamma delta.")
     light = "import sys, transpooler; assert 'torch' not in sys.modules\n"
-    command = [sys.executable, "-c", light + examples[0]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^ +\d+ % (alpha|gamma)", done.stdout, re.M), done.stdout
+    alone = "import sys; sys.modules['transpooler'] = None\ntexts = ['alpha beta. gamma.', 'delta']\n"
+    ours, theirs = (
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        for code in (light + examples[0], f"{alone}{examples[1]}print(found)")
+    )
+    assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
+    assert "'sentences'" in theirs.stdout
+    assert re.search(r"^ +\d+ % (alpha|gamma)", ours.stdout, re.M), ours.stdout
 
 
 def test_a_model_of_the_hub_is_loaded_by_its_id(folder: Path, tmp_path: Path) -> None:
