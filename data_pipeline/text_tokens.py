@@ -6,7 +6,7 @@ Exported models carry this file: it imports nothing of ours.
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -107,3 +107,11 @@ def leading_special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """Return the special tokens that it puts before a text that it ends by </s>, as BART's does with <s>."""
     ids = tokenizer("", add_special_tokens=True).input_ids
     return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else []
+
+
+def without_frame(
+    rows: Iterable[Sequence[int]], tokenizer: "PreTrainedTokenizerFast", forced_bos_token_id: int | None
+) -> list[list[int]]:
+    """Return written texts, as ids, without what begins, ends and pads them."""
+    frame = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, forced_bos_token_id}
+    return [[token for token in row if token not in frame] for row in rows]

@@ -20,14 +20,9 @@ FEWEST_BUDGETS = 3
 
 def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
     """Held-out loss against tokens and minutes; loss and, where there is one, a score at the end, with intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     score = _find_score(rows)
     count = 3 if score is None else 4
-    figure, axes = pyplot.subplots(1, count, figsize=(4.75 * count, 5), layout="constrained")
+    figure, axes = _pyplot().subplots(1, count, figsize=(4.75 * count, 5), layout="constrained")
     arms = [row["arm"] for row in rows]
     for axis, (key, label) in zip(
         axes, (("source_tokens", "source tokens read"), ("minutes", "minutes")), strict=False
@@ -41,13 +36,7 @@ def write_plot(rows: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]],
     if score is not None:
         dialect = f" ({rows[0]['rouge_dialect']})" if score == "rouge1" else ""
         _intervals(axes[3], rows, score, SCORES[score] + dialect)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(True, alpha=0.25)
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    save_figure(figure, path)
-    pyplot.close(figure)
-    return path
+    return _finish(figure, path, title)
 
 
 def write_budget_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> list[Path]:
@@ -62,9 +51,7 @@ def write_budget_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) ->
     score = _find_score(rows)
     if not families or score is None:
         return []
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    figure, axis = _pyplot().subplots(figsize=(7, 5), layout="constrained")
     for number, (name, found) in enumerate(families.items()):
         found.sort(key=lambda row: row["kept_tokens"])
         means, lows, highs = ([row[f"{score}{suffix}"] for row in found] for suffix in ("", "_low", "_high"))
@@ -78,12 +65,27 @@ def write_budget_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) ->
     axis.set_xlabel("tokens kept of a document, on average")
     axis.set_title(SCORES[score], loc="left", fontsize=11)
     axis.legend(fontsize=8, frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(True, alpha=0.25)
+    return [_finish(figure, path, title)]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _finish(figure: Any, path: Path, title: str) -> Path:
+    """Write a figure with what all have in common, and free it."""
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     save_figure(figure, path)
-    pyplot.close(figure)
-    return [path]
+    _pyplot().close(figure)
+    return path
 
 
 def _find_score(rows: Sequence[dict[str, Any]]) -> str | None:

@@ -12,7 +12,13 @@ from transformers import AutoTokenizer
 
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.objectives.sentences import SentenceEnds
-from transpooler.data_pipeline.text_tokens import head_of, leading_special_ids, leading_tokens, token_bytes
+from transpooler.data_pipeline.text_tokens import (
+    head_of,
+    leading_special_ids,
+    leading_tokens,
+    token_bytes,
+    without_frame,
+)
 from transpooler.trainer.evaluation.sources import ground, trace
 
 
@@ -73,5 +79,4 @@ def _write(model: Any, tokenizer: Any, read: list[list[int]], generation: dict[s
         input_ids=padded.input_ids, attention_mask=padded.attention_mask, do_sample=False, **generation
     )
     forced = getattr(model.generation_config, "forced_bos_token_id", None)
-    none = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, forced}
-    return [[token for token in row if token not in none] for row in rows.tolist()]
+    return without_frame(rows.tolist(), tokenizer, forced)

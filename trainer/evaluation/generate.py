@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transpooler.data_pipeline.limits import cut
 from transpooler.data_pipeline.loading.collate import pad
 from transpooler.data_pipeline.shards.dataset import Document
+from transpooler.data_pipeline.text_tokens import without_frame
 from transpooler.trainer.config import Config
 from transpooler.trainer.config.evaluation import GenerationConfig
 
@@ -62,8 +63,7 @@ def generate_ids(
         do_sample=False,
         **({"synced_gpus": True} if synced else {}),
     )
-    none = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, generation.forced_bos_token_id}
-    return [[token for token in row if token not in none] for row in generated.tolist()]
+    return without_frame(generated.tolist(), tokenizer, generation.forced_bos_token_id)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
