@@ -96,8 +96,11 @@ def collect_cells(place: Workplace) -> Cells:
         for seed in place.find_seeds(arm):
             run = plan_run(place, arm, seed)
             try:
-                if run.is_trained and run.is_as_planned() and is_evaluated(run):
+                is_ours = run.is_trained and run.is_as_planned()
+                if is_ours and is_evaluated(run):
                     keep_cell(place, run)
+                elif run.is_trained and not is_ours and not place.cell_file(run).is_file():
+                    raise UserError(f"{run.folder.name}: was trained with other settings than the study's")
                 if cell := find_cell(place, run):
                     found.setdefault(arm.name, {})[seed] = cell
             except UserError as error:
@@ -107,23 +110,22 @@ def collect_cells(place: Workplace) -> Cells:
 
 def _make_cell(study: Study, run: StudyRun) -> StudyCell:
     parts = run.list_parts()
-    scores, dialect = _read_scores(study, run)
+    curve, numbers = _read_training(parts)
+    evaluated = read_json(run.evaluation.metrics) if run.config.data.needs_summaries else None
     return StudyCell(
         settings=run.settings,
         documents=fingerprint_documents(run.config),
         losses=measure_losses(run.folder, run.config, run.keep),
-        scores=scores,
-        dialect=dialect,
-        numbers=_sum_up(parts) | _count_kept(run),
-        curve=_read_curve(parts),
+        scores=_read_scores(study, run) if evaluated else {},
+        dialect=dialect_of(evaluated) if evaluated else None,
+        numbers=numbers | ({"kept_tokens": evaluated["kept_tokens"]} if evaluated else {}),
+        curve=curve,
         trained_with={part.name: read_environments(part) for part in parts},
     )
 
 
-def _read_scores(study: Study, run: StudyRun) -> tuple[dict[str, list[float | None]], str | None]:
-    """Scores of each document, and ROUGE's dialect."""
-    if not run.config.data.needs_summaries:
-        return {}, None
+def _read_scores(study: Study, run: StudyRun) -> dict[str, list[float | None]]:
+    """Scores of each document."""
     rows = [json.loads(line) for line in run.evaluation.generated.read_text(encoding="utf-8").splitlines()]
     scores: dict[str, list[float | None]] = {name: [row["rouge"][name] for row in rows] for name in ROUGE}
     if study.corpus:
@@ -131,25 +133,11 @@ def _read_scores(study: Study, run: StudyRun) -> tuple[dict[str, list[float | No
         scores["facts"] = [score(row["reference"], row["generated"]) for row in rows]
     if all("evidence_recall" in row for row in rows):
         scores["evidence"] = [None if _is_missing(row["evidence_recall"]) else row["evidence_recall"] for row in rows]
-    return scores, dialect_of(read_json(run.evaluation.metrics))
+    return scores
 
 
 def _is_missing(value: float | None) -> bool:
     return value is None or math.isnan(value)
-
-
-def _sum_up(parts: list[Path]) -> dict[str, float]:
-    histories = [[row for row in read_metrics(part) if row["split"] == "train"] for part in parts]
-    return {
-        "steps": sum(history[-1]["step"] for history in histories),
-        "source_tokens": sum(history[-1]["source_tokens"] for history in histories),
-        "train_minutes": sum(sum_seconds(history)[-1] for history in histories) / 60,
-        "peak_memory_mib": max(row["peak_memory_mib"] for history in histories for row in history),
-    }
-
-
-def _count_kept(run: StudyRun) -> dict[str, float]:
-    return {"kept_tokens": read_json(run.evaluation.metrics)["kept_tokens"]} if run.config.data.needs_summaries else {}
 
 
 def sum_seconds(history: list[dict[str, Any]]) -> list[float]:
@@ -162,13 +150,15 @@ def sum_seconds(history: list[dict[str, Any]]) -> list[float]:
     return times
 
 
-def _read_curve(parts: list[Path]) -> list[dict[str, float]]:
+def _read_training(parts: list[Path]) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """The curve, and steps, source tokens, minutes and memory, of all parts together."""
     points: list[dict[str, float]] = []
-    tokens, minutes, steps = 0, 0.0, 0
+    tokens, minutes, steps, peak_memory_mib = 0, 0.0, 0, 0.0
     for part in parts:
         rows = read_metrics(part)
         history = [row for row in rows if row["split"] == "train"]
-        at = dict(zip([row["step"] for row in history], sum_seconds(history), strict=True))
+        times = sum_seconds(history)
+        at = dict(zip([row["step"] for row in history], times, strict=True))
         seen = {row["step"]: row["source_tokens"] for row in history}
         points += [
             {
@@ -182,5 +172,7 @@ def _read_curve(parts: list[Path]) -> list[dict[str, float]]:
         ]
         steps += history[-1]["step"]
         tokens += history[-1]["source_tokens"]
-        minutes += sum_seconds(history)[-1] / 60
-    return points
+        minutes += times[-1] / 60
+        peak_memory_mib = max(peak_memory_mib, *(row["peak_memory_mib"] for row in history))
+    spent = {"steps": steps, "source_tokens": tokens, "train_minutes": minutes, "peak_memory_mib": peak_memory_mib}
+    return points, spent

@@ -54,6 +54,9 @@ def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
     _a_model_is_an_arm_at_another_budget(command, study, out)
     _a_part_leaves_the_whole_in_the_table(command, study, out)
     assert "warm-seed0.json: was made with other settings" in capfd.readouterr().err
+    (out / "cells" / "warm-seed0.json").unlink()
+    assert main([*command, "--arms", "blockwise"]) == 0
+    assert "warm-seed0: was trained with other settings" in capfd.readouterr().err
 
 
 def _check_each_seed(out: Path, rows: dict[str, Any]) -> None:
