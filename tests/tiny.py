@@ -14,7 +14,7 @@ STUDY: dict[str, Any] = {
         "data": {"max_source_tokens": 64, "max_target_tokens": 12, "batch_size": 4},
         "model": MODEL,
         "engine": {"micro_batch_size": 4, "zero_stage": 0},
-        "optimizer": {"warmup_steps": 2, "learning_rate": 0.003},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 0.0030000000123},  # more digits than are rounded to
         "train": {"evaluate_every_steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 2, "tensorboard": False},
         "generation": {"num_beams": 1, "max_new_tokens": 6},
     },

@@ -21,7 +21,7 @@ from transpooler.benchmarks.quality.runs import (
 )
 from transpooler.benchmarks.quality.study import Study
 from transpooler.benchmarks.quality.table import format_arms, format_budget, format_notes, format_seeds
-from transpooler.common import print_table, say
+from transpooler.common import UserError, print_table, say
 
 NAME = "quality"
 
@@ -85,6 +85,8 @@ def write_outputs(study: Study, cells: Cells, output: Path) -> list[Path]:
     """Print tables and write quality.json, .csv, .md, seeds.csv, curves.csv, curves.png and, where arms differ
     in what they keep alone, budgets.png; returns their paths."""
     results = [stack_cells(arm, seeds) for arm, seeds in cells.items()]
+    if not results:
+        raise UserError(f"{output}: no run of {study.path} for a table; finish one, or choose another --output")
     rows, single = compare_arms(results, study), list_seeds(results)
     points = [
         {"arm": arm, "seed": seed} | point

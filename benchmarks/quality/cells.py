@@ -28,7 +28,7 @@ from transpooler.trainer.metrics import read_metrics
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 DIGITS = 6
-"""Of the numbers in a cell."""
+"""Of the numbers in a cell, but for its settings."""
 
 Cells = dict[str, dict[int, "StudyCell"]]
 """Arm -> seed -> cell."""
@@ -61,9 +61,11 @@ def keep_cell(place: Workplace, run: StudyRun) -> None:
     """Write the cell of a trained and evaluated run, unless it is there."""
     path = place.cell_file(run)
     if not is_current(path, run.folder):
-        rounded = json.loads(json.dumps(asdict(_make_cell(place.study, run))), parse_float=_round)
+        cell = asdict(_make_cell(place.study, run))
+        rounded = json.loads(json.dumps(cell), parse_float=_round)
+        # Settings are compared: weights may come with an eps of seventeen digits.
         with atomic_write(path) as file:
-            file.write(json.dumps(rounded, ensure_ascii=False) + "\n")
+            file.write(json.dumps(rounded | {"settings": cell["settings"]}, ensure_ascii=False) + "\n")
 
 
 def _round(number: str) -> float:

@@ -10,6 +10,7 @@ import yaml
 
 from tests.paths import ROOT
 from tests.tiny import STUDY
+from transpooler.benchmarks.quality.bench import write_outputs
 from transpooler.benchmarks.quality.cells import find_cell, sum_seconds
 from transpooler.benchmarks.quality.needles import (
     FACT_WORDS,
@@ -352,3 +353,9 @@ def _result(arm: str, losses: dict[int, float]) -> ArmResult:
         seeds=tuple(losses),
         facts_S=[{"steps": 12, "train_minutes": 1.0} for _ in losses],
     )
+
+
+def test_a_table_without_any_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    with pytest.raises(UserError, match=r"out: no run of .*study\.yaml for a table; finish one"):
+        write_outputs(load_study(tmp_path / "study.yaml"), {}, tmp_path / "out")
