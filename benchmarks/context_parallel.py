@@ -2,13 +2,15 @@
 
 A step (loss and gradients) of the deep preset on one document of 65,536 tokens, 512 target tokens, with activation
 checkpointing, on P = 1, 2 and 4 ranks of one thread each (P = 1 and 2 pinned to a core each); and one of 262,144 tokens
-in chunks. Written down: what each rank's memory rises by at its highest, seconds (the second step of two), and bytes
-that a rank sends, measured and by the formula 2 (P - 1) / P * 4 (n + k d), n scores and k slots of width d a stage,
+in chunks. Written down, of the second step of two: what a rank's memory rises by at its highest, seconds, and bytes
+that it sends, measured and by the formula 2 (P - 1) / P * 4 (n + k d), n scores and k slots of width d a stage,
 forward and backward. Weights are random: neither memory nor time depends on them. Results go to
 benchmarks/results/context_parallel.{json,csv,md}.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -16,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from transpooler.benchmarks.harness import high_water_mib, write_results
+from transpooler.benchmarks.harness import MIB, high_water_mib, peak_memory_bytes, write_results
 from transpooler.benchmarks.memory import NUM_TARGET_TOKENS, VOCAB_SIZE, build_preset
 from transpooler.common import free_port
 
@@ -24,9 +26,12 @@ CASES = {"layers": 65_536, "chunks": 262_144}
 """What is computed again in the backward pass: source tokens."""
 SIZES = (1, 2, 4)
 NOTES = (
-    "One document a step. Activations: the rise of a rank's peak memory over what it held before its first step, the "
-    "largest of its ranks. With more ranks than cores seconds say nothing and are left out."
+    "One document a step. Activations: the rise of a rank's peak memory in a step over what it held before, weights "
+    "and gradients included, the largest of its ranks; what is freed goes back at once (MALLOC_MMAP_THRESHOLD_). With "
+    "more ranks than cores seconds say nothing and are left out."
 )
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+"""glibc keeps freed pieces of up to 32 MiB otherwise, and counts what it keeps, not what the step needs."""
 
 
 def main() -> int:
@@ -64,7 +69,7 @@ def run_ranks(case: str, size: int) -> dict[str, Any]:
     ranks = [
         subprocess.Popen(
             ["taskset", "-c", str(cores[rank]), *command] if pinned else command,
-            env=environment | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env=environment | HEAP | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -107,28 +112,40 @@ def measure(case: str) -> dict[str, float]:
         model.gradient_checkpointing_enable()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # there from the start, as under ZeRO
-    before = high_water_mib()
-    seconds, sent = 0.0, 0.0
-    for _ in range(2):
+    seconds, sent, loss = 0.0, 0.0, torch.zeros(())
+
+    def step() -> None:
+        nonlocal seconds, sent, loss
         distributed.barrier()
-        start, sent = time.perf_counter(), 0.0 if group is None else group.bytes_sent
+        start, before = time.perf_counter(), 0.0 if group is None else group.bytes_sent
         with sharing(group), cutting("always" if case == "chunks" else "without_gradients"):
             loss = model(input_ids=input_ids, labels=labels, num_items_in_batch=NUM_TARGET_TOKENS).loss
         loss.backward()
         distributed.barrier()
         seconds = time.perf_counter() - start
-        sent = 0.0 if group is None else group.bytes_sent - sent
+        sent = 0.0 if group is None else group.bytes_sent - before
+
+    activations_mib = peak_memory_bytes(step, release=_give_back) / MIB
     numbers, length = 0, CASES[case]
     for stage in model.stages:
         numbers, length = numbers + length + stage.slots(length) * config.d_model, stage.slots(length)
     return {
-        "activations_mib": round(high_water_mib() - before, 1),
+        "activations_mib": round(activations_mib, 1),
         "peak_mib": round(high_water_mib(), 1),
         "step_s": round(seconds, 2),
         "sent_mib": round(sent / 2**20, 3),
         "formula_mib": round(2 * 2 * (size - 1) / size * 4 * numbers / 2**20, 3),
         "loss": float(loss.detach()),
     }
+
+
+def _give_back() -> None:
+    """Return freed memory to the system."""
+    from transpooler.model.ops.soft_topk import cpp_backend
+
+    cpp_backend.release()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ FLAGS = {
     "AVX2": ("-mavx2", "-mfma"),
 }
 """By instruction set, not -march=native: machines of different types may share the disk of the compiled file."""
+OPTIONAL_FLAGS = {
+    "-mavx512vnni": torch.cpu._is_vnni_supported,
+    "-mavx512bf16": torch.cpu._is_avx512_bf16_supported,
+}
+"""Instructions that only some machines with AVX512 have."""
 FAILURES = (OSError, RuntimeError, ImportError, subprocess.SubprocessError)
 """What `load_extension` raises where there is no compiler, or no ninja."""
 
@@ -28,6 +33,8 @@ def load_extension(source: Path, headers: Sequence[Path], prefix: str = "transpo
 
     capability = torch.backends.cpu.get_cpu_capability()
     flags = ["-O3", "-fopenmp", *FLAGS.get(capability, ())]
+    if capability == "AVX512":
+        flags += [flag for flag, is_there in OPTIONAL_FLAGS.items() if is_there()]
     identity = "".join([*(file.read_text() for file in (source, *headers)), torch.__version__, *flags])
     name = f"{prefix}_{capability.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     with lock_build(name) as folder:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transpooler.model.ops.cpp_extension import FAILURES, load_extension
 
-NAMES = ("cpp_decoding.cpp", "cpp_attention.h", "cpp_packed_linear.h", "cpp_vectors.h")
+NAMES = ("cpp_decoding.cpp", "cpp_attention.h", "cpp_formats.h", "cpp_packed_linear.h", "cpp_vectors.h")
 
 
 class NoKernelsError(RuntimeError):
@@ -36,10 +36,11 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int) -> Tensor:
-    """x float32 (rows, width) -> x · (scales · weight)ᵀ + bias, float32 (rows, outputs).
+    """x float32 (..., width) -> x · (scales · weight)ᵀ + bias, float32 (..., outputs).
 
     `packed` is what `pack` made of weights of any of its dtypes; scales and bias are float32 (outputs,). Sums are
-    float32. Has no gradient.
+    float32 or exact. Where the CPU multiplies such numbers itself (AVX512 with BF16, with VNNI), inputs are rounded, to
+    bfloat16 for bfloat16 weights, and for int8 to 15 bits and one scale a row. Has no gradient.
     """
     return extension().packed_linear(x, packed, scales, bias, outputs)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transpooler.model.ops.decoding.huge_pages import HugePages
 from transpooler.model.ops.decoding.kernels import pack, packed_linear, quantize
 
 MANY_ROWS = 64
@@ -26,11 +27,9 @@ class PackedLinear(nn.Linear):
         """(..., in_features) -> (..., out_features), in the dtype of x; RuntimeError where a gradient is asked for."""
         if x.requires_grad and torch.is_grad_enabled():
             refuse("give gradients")
-        rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] > MANY_ROWS and self.packed.dtype == torch.float32:
+        if x.numel() > MANY_ROWS * self.in_features and self.packed.dtype == torch.float32:
             return F.linear(x, self.weight, self.bias)
-        out = packed_linear(rows.float().contiguous(), self.packed, self.scales, self.packed_bias, self.out_features)
-        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return packed_linear(x.float(), self.packed, self.scales, self.packed_bias, self.out_features).to(x.dtype)
 
     def train(self, mode: bool = True) -> "PackedLinear":
         if mode:
@@ -50,7 +49,7 @@ def refuse(what: str) -> NoReturn:
 
 
 @torch.no_grad()
-def pack_linear(linear: nn.Linear, precision: str) -> None:
+def pack_linear(linear: nn.Linear, precision: str, pages: HugePages) -> None:
     """Turn a linear map into a PackedLinear, or one of another precision; "fp32" keeps the weights' own dtype."""
     weight, scales = linear.weight.detach(), None
     packable: Any = linear  # becomes a PackedLinear
@@ -60,5 +59,5 @@ def pack_linear(linear: nn.Linear, precision: str) -> None:
         weight = weight.bfloat16()
     packable.__class__ = PackedLinear
     # Plain attributes, no buffers: the state dict must not know them.
-    packable.packed, packable.scales = pack(weight), scales
+    packable.packed, packable.scales = pages.copy(pack(weight)), scales
     packable.packed_bias = None if linear.bias is None else linear.bias.detach().float()

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from transpooler.model.ops.decoding import attention
+from transpooler.model.ops.decoding.huge_pages import HugePages
 from transpooler.model.ops.decoding.kernels import NoKernelsError, extension
 from transpooler.model.ops.decoding.packed_linear import PackedLinear, pack_linear
 from transpooler.model.ops.decoding.precisions import PRECISIONS
@@ -46,8 +47,9 @@ def prepare_for_inference(model: Any, precision: str = "fp32") -> Any:
             raise
         warnings.warn(f"{error}; plain torch serves, about four times slower", stacklevel=2)
         return model
+    pages = HugePages()
     for linear in _writing(model):
-        pack_linear(linear, precision)
+        pack_linear(linear, precision, pages)
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.NAME)
     return model
