@@ -19,6 +19,7 @@ from transpooler.model.ops.operators import OPERATORS
 from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
+from transpooler.model.ops.spans import pool_spans, spread_spans
 from transpooler.model.outputs import PooledStage
 
 SCORE_FLOOR = 1e-5
@@ -117,16 +118,27 @@ class Pooler(GradientCheckpointingLayer):
         return plan._replace(embeddings=embeddings)
 
     def _pool(self, embeddings_BND: Tensor, scores_BN: Tensor | None, mask_BN: Tensor) -> SoftTopK:
+        if self.stage.span == 1:
+            return self._choose(embeddings_BND, scores_BN, mask_BN, self.stage)
+
+        def choose(scores_BM: Tensor | None, mask_BM: Tensor, spans: PoolingStage) -> SoftTopK:
+            return self._choose(embeddings_BND.new_empty(*mask_BM.shape, 0), scores_BM, mask_BM, spans)
+
+        return pool_spans(choose, embeddings_BND, scores_BN, mask_BN, self.stage)
+
+    def _choose(
+        self, embeddings_BND: Tensor, scores_BN: Tensor | None, mask_BN: Tensor, stage: PoolingStage
+    ) -> SoftTopK:
         # A document without tokens counts as one of one, of which nothing is real.
-        k_B = self.stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
-        settings: dict[str, Any] = {"stage": self.stage, "base": self.base, "training": self.training}
-        operator = OPERATORS[self.stage.operator]
+        k_B = stage.slots_of_each(mask_BN.sum(1).clamp(min=1))
+        settings: dict[str, Any] = {"stage": stage, "base": self.base, "training": self.training}
+        operator = OPERATORS[stage.operator]
         return operator.pool(
             embeddings_BND,
             scores_BN,
             k_B,
             mask_BN=mask_BN,
-            slots=self.stage.slots(mask_BN.shape[1]),
+            slots=stage.slots(mask_BN.shape[1]),
             **{name: settings[name] for name in operator.settings},
         )
 
@@ -136,8 +148,10 @@ class Pooler(GradientCheckpointingLayer):
             return None
         assert keys_B is not None
         draw = torch.randint(2**62, ()) if self.draw is None else self.draw
-        num_places = num_tokens if share is None else share.mask_BN.shape[1]
-        noise_BN = self.exploration * gumbel_noise(keys_B, num_places, self.stage.after_layer, draw)
+        num_tokens = num_tokens if share is None else share.mask_BN.shape[1]
+        span = self.stage.span
+        noise_BM = self.exploration * gumbel_noise(keys_B, -(-num_tokens // span), self.stage.after_layer, draw)
+        noise_BN = noise_BM if span == 1 else spread_spans(noise_BM, span, num_tokens) * span**-0.5
         return noise_BN if share is None else share.own(noise_BN)
 
     def _read(self, x_BND: Tensor, noise_BN: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,8 @@ OPERATOR_NAMES = (
     *("strided", "strided_mean", "weighted_mean", "iterative_softmax"),
 )
 """The rows of `operators.OPERATORS`, which needs torch."""
+SPAN_OPERATORS = ("successive_halving", "threshold", "hard", "random", "strided")
+"""Those that keep tokens, and so can keep spans of them."""
 WHOLE_OPERATORS = ("iterative_softmax",)
 """Those whose slots take from every token of the document: ranks that share it cannot each sum their own part."""
 HIGHEST_BASE = 1e30
@@ -34,15 +36,33 @@ class PoolingStage:
     operator: str = "successive_halving"
     """How tokens are pooled: successive_halving, threshold (a hard gather that every score learns from), or a baseline
     (hard, random, strided, strided_mean, weighted_mean, iterative_softmax)."""
+    span: int = 1
+    """Neighbouring tokens that are kept or dropped together, so that what is kept reads as text; `length` is a
+    multiple of it. Language models read spans of 16 better than single tokens."""
+
+    @property
+    def spans(self) -> "PoolingStage":
+        """The same stage, counted in spans."""
+        return replace(self, span=1, length=self.length // self.span if isinstance(self.length, int) else None)
 
     def slots(self, num_tokens: int) -> int:
-        """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n)."""
+        """Slots that a document of `num_tokens` fills after the stage: min(length, n) or ceil(ratio · n).
+
+        Spans are counted so, too: with a ratio the whole ones alone, so that a shorter last one is left out.
+        """
+        if self.span > 1:
+            spans = max(1, num_tokens // self.span) if self.length is None else -(-num_tokens // self.span)
+            return min(self.span * self.spans.slots(spans), num_tokens)
         if isinstance(self.length, int):
             return min(self.length, num_tokens)
         return -(-num_tokens // round(1 / self.single_ratio))
 
     def slots_of_each(self, num_tokens_B: "Tensor") -> "Tensor":
         """`slots` of a batch: int64 (B,) -> int64 (B,), without waiting for a GPU."""
+        if self.span > 1:
+            rest = 0 if self.length is None else self.span - 1
+            spans_B = ((num_tokens_B + rest) // self.span).clamp(min=1)
+            return (self.span * self.spans.slots_of_each(spans_B)).minimum(num_tokens_B)
         if isinstance(self.length, int):
             return num_tokens_B.clamp(max=self.length)
         divisor = round(1 / self.single_ratio)  # of positive numbers alone: OpenVINO rounds others towards zero
@@ -137,6 +157,12 @@ def schedule_problems(pooling: Sequence[PoolingStage], *, first: int, last: int)
         if (stage.length is None) == (stage.ratio is None):
             yield key, "needs exactly one of length and ratio"
             return
+        if stage.span < 1:
+            yield f"{key}.span", f"is {stage.span}; must be at least 1"
+            return
+        if stage.span > 1 and stage.operator not in SPAN_OPERATORS:
+            able = ", ".join(SPAN_OPERATORS)
+            yield f"{key}.span", f"is {stage.span}, but {stage.operator} keeps no tokens; use 1, or one of {able}"
         yield from _budget_problems(key, stage)
         numbers.add(len(stage.budgets))
     if len(numbers - {1}) > 1 or 0 in numbers:
@@ -154,6 +180,8 @@ def _budget_problems(key: str, stage: PoolingStage) -> Iterator[tuple[str, str]]
     for value in stage.budgets:
         if stage.length is not None and value < 1:
             yield f"{key}.length", f"is {value}; must be at least 1"
+        if stage.length is not None and value % stage.span:
+            yield f"{key}.length", f"is {value}; must be a multiple of span = {stage.span}"
         if stage.ratio is not None and not (0 < value < 1 and math.frexp(value)[0] == 0.5):
             yield f"{key}.ratio", f"is {value}; must be 1/2, 1/4, 1/8, ..."
     if len(set(stage.budgets)) < len(stage.budgets):

@@ -3,8 +3,8 @@
 With the few rows of a decoder's step (documents times beams) a product reads every weight once and computes little, yet
 torch's own takes four times as long as reading: x [4, 512] by W [32000, 512] took 31 ms on one core of an AMD EPYC
 (AVX2) that reads the 62 MiB in 7; oneDNN with packed weights 15; the kernel here 8. With AVX512, VNNI and BF16 it
-streams 4 rows' weights at 28 GB/s as float, 25 as bfloat16 and 15 as int8, where memory gives 31. Attention of 4 queries
-to 8,192 keys, 8 heads: 9.0 ms, here 5.6. docs/benchmarks.md has whole tokens.
+streams weights for 4 rows at 28 GB/s as float, 25 as bfloat16 and 15 as int8, where memory gives 31. Attention of 4
+queries to 8,192 keys, 8 heads: 9.0 ms, here 5.6. docs/benchmarks.md has whole tokens.
 
 It costs a second copy of the decoder's weights (half or a quarter of it as bf16 or int8). Caches and sums stay float32;
 what is rounded beside the weights is said in kernels.py.
