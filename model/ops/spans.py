@@ -36,7 +36,7 @@ def pool_spans(
     length_B = mask_BN.sum(1)
     is_whole_B = stage.slots_of_each(length_B) >= length_B
     real_BMG = _cut(mask_BN, span)
-    mask_BM = torch.where(is_whole_B[:, None], real_BMG.any(-1), real_BMG.all(-1))
+    mask_BM = real_BMG.all(-1) | (is_whole_B[:, None] & real_BMG.any(-1))
     scores_BM = None if scores_BN is None else _score_spans(scores_BN, real_BMG)
     plan = choose(scores_BM, mask_BM, stage.spans)
 

@@ -13,7 +13,7 @@ from tests.integration.test_data_training import copied, damage_document
 from tests.unit.model.compressor.test_compressor import compressor
 from tests.unit.model.test_layout import encoder, ragged
 from transpooler.model.layers.context_parallel import ContextGroup, Part, sharing
-from transpooler.model.ops.schedule import OPERATOR_NAMES, WHOLE_OPERATORS
+from transpooler.model.ops.schedule import OPERATOR_NAMES, SPAN_OPERATORS, WHOLE_OPERATORS
 from transpooler.trainer.metrics import TIMED, read_metrics
 
 LENGTHS = (61, 8, 1, 40, 33)
@@ -42,7 +42,9 @@ def encode_shared() -> None:
             {"after_layer": 1, "ratio": 0.5, "operator": operator},
             {"after_layer": 2, "length": 4, "operator": operator},
         ]
-        for pooling in (stages, stages[1:]):
+        # Spans across the borders of blocks, and so of ranks.
+        spans = [[{"after_layer": 2, "length": 6, "span": 3, "operator": operator}]] * (operator in SPAN_OPERATORS)
+        for pooling in (stages, stages[1:], *spans):
             models: list[Any] = [
                 encoder(pooling=pooling, block_size=BLOCK, positions="rotary"),
                 compressor("llama", pooling=pooling, block_size=BLOCK).encoder,

@@ -21,15 +21,15 @@ from transpooler.trainer.weights.graphs import RUNNERS, export_graphs
 from transpooler.trainer.weights.models import build_model, load_model
 
 KINDS = {
-    "halving": ["model.pooling=[{after_layer: 1, ratio: 0.5}, {after_layer: 2, length: 8}]"],
-    "threshold": ["model.pooling=[{after_layer: 2, length: 8, operator: threshold}]", "model.stagger_blocks=true"],
+    "halving": ["model.pooling=[{after_layer: 1, ratio: 0.5, span: 4}, {after_layer: 2, length: 8}]"],
+    "threshold": ["model.pooling=[{after_layer: 2, length: 8, span: 2, operator: threshold}]", "model.stagger_blocks=true"],
 }
 NUM_TOKENS = 10
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported model: of a ratio and a length, and of another operator over staggered blocks."""
+    """An exported model: of a ratio of spans and a length, and of another operator over staggered blocks."""
     more = [f"data.shards={shards}", "data.max_source_tokens=90", *KINDS[request.param], "model.exploration_noise=0.5"]
     more += ["model.d_model=32", "model.num_heads=2", "model.ffn_dim=64", "model.block_size=16"]
     more += ["model.encoder_layers=2", "model.decoder_layers=1", "generation.max_new_tokens=10"]
