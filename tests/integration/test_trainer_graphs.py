@@ -22,7 +22,10 @@ from transpooler.trainer.weights.models import build_model, load_model
 
 KINDS = {
     "halving": ["model.pooling=[{after_layer: 1, ratio: 0.5, span: 4}, {after_layer: 2, length: 8}]"],
-    "threshold": ["model.pooling=[{after_layer: 2, length: 8, span: 2, operator: threshold}]", "model.stagger_blocks=true"],
+    "threshold": [
+        "model.pooling=[{after_layer: 2, length: 8, span: 2, operator: threshold}]",
+        "model.stagger_blocks=true",
+    ],
 }
 NUM_TOKENS = 10
 
