@@ -51,6 +51,8 @@ def prepare_for_inference(model: Any, precision: str = "fp32") -> Any:
     for linear in _writing(model):
         pack_linear(linear, precision, pages)
     if model.config._attn_implementation == "sdpa":
+        # Of every part's settings first: models hold copies, and `transformers` warns of parts that it does not find.
+        model.config._attn_implementation = attention.NAME
         model.set_attn_implementation(attention.NAME)
     return model
 

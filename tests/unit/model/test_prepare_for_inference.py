@@ -1,6 +1,7 @@
 """A model that was prepared for inference writes what it wrote before, and is saved as it was."""
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_what_is_saved_stays_as_it_was(kind, tmp_path):
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["tied", "wide"])
+def test_every_part_attends_through_the_kernel_and_nothing_is_said(kind, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        model = prepare_for_inference(make(kind))
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records
+    assert {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")} == {attention.NAME}
 
 
 def test_the_encoder_and_the_embeddings_stay_as_they_are():
