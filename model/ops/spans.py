@@ -41,15 +41,18 @@ def pool_spans(
     plan = choose(scores_BM, mask_BM, stage.spans)
 
     slots = stage.slots(num_tokens)
-    place_G = torch.arange(span, device=mask_BN.device)
-    groups_BN = torch.where(plan.groups[..., None] >= 0, plan.groups[..., None] * span + place_G, -1)
-    groups_BN = torch.where(mask_BN, groups_BN.flatten(1)[:, :num_tokens], -1)
+    place_N, place_S = (torch.arange(number, device=mask_BN.device) % span for number in (num_tokens, slots))
+    groups_BN = spread_spans(plan.groups, span, num_tokens)
+    groups_BN = torch.where(mask_BN & (groups_BN >= 0), groups_BN * span + place_N, -1)
     weights_BN = spread_spans(plan.weights, span, num_tokens) * mask_BN
-    positions_BS = (plan.positions[..., None] * span + place_G).flatten(1)[:, :slots]
+    positions_BS = spread_spans(plan.positions, span, slots) * span + place_S
     is_real_BS = mask_BN.gather(1, positions_BS.clamp(max=num_tokens - 1))
     mask_BS = spread_spans(plan.mask, span, slots) & (positions_BS < num_tokens) & is_real_BS
+    embeddings = group_sum(embeddings_BND, weights_BN, groups_BN, slots, "auto")
+    if scores_BN is not None:  # the scorer takes part where everything is kept, too, as in `successive_halving`
+        embeddings = embeddings + 0 * scores_BN.sum().to(embeddings.dtype)
     return SoftTopK(
-        embeddings=group_sum(embeddings_BND, weights_BN, groups_BN, slots, "auto"),
+        embeddings=embeddings,
         mask=mask_BS,
         scores=spread_spans(plan.scores, span, slots),
         positions=torch.where(mask_BS, positions_BS, 0),
@@ -68,9 +71,13 @@ def _score_spans(scores_BN: Tensor, real_BMG: Tensor) -> Tensor:
 
 def _cut(x_BN: Tensor, span: int) -> Tensor:
     """(B, N) -> (B, M, G), zeros behind the last token."""
-    return F.pad(x_BN, (0, -x_BN.shape[1] % span)).unflatten(1, (-1, span))
+    num_tokens = x_BN.shape[1]
+    # No remainder: torch's compiler knows none of lengths that change.
+    return F.pad(x_BN, (0, -(-num_tokens // span) * span - num_tokens)).unflatten(1, (-1, span))
 
 
 def spread_spans(x_BM: Tensor, span: int, length: int) -> Tensor:
     """(B, M) of spans -> (B, length) of their tokens, or of the slots that these take."""
-    return x_BM.repeat_interleave(span, 1)[:, :length]
+    spread = x_BM.repeat_interleave(span, 1)
+    # Not sliced: torch's compiler would make one graph where something is cut off, and one where nothing is.
+    return F.pad(spread, (0, length - spread.shape[1]))

@@ -36,6 +36,7 @@ TINY: dict[str, Any] = {
 }
 FIXED = [{"after_layer": 1, "length": 16}, {"after_layer": 2, "length": 4}]
 RATIOS = [{"after_layer": 1, "ratio": 0.5}, {"after_layer": 2, "ratio": 0.25}]
+SPANS = [{"after_layer": 1, "ratio": 0.5, "span": 2}, {"after_layer": 2, "length": 4, "span": 4}]
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"pooling": FIXED},
     "modern": {"pooling": RATIOS, "norm": "pre", "positions": "rotary", "activation": "swiglu"},
@@ -69,7 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "relative_buckets": 8,
         "relative_max_distance": 12,
     },
-    "staggered_pyramid": {"stagger_blocks": True, "pooling": RATIOS, "norm": "pre", "positions": "rotary"},
+    "staggered_spans": {"stagger_blocks": True, "pooling": SPANS, "norm": "pre", "positions": "rotary"},
     "blockwise": {},
     "vanilla": {"block_size": None},
 }
