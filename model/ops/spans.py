@@ -37,7 +37,7 @@ def pool_spans(
     is_whole_B = stage.slots_of_each(length_B) >= length_B
     real_BMG = _cut(mask_BN, span)
     mask_BM = real_BMG.all(-1) | (is_whole_B[:, None] & real_BMG.any(-1))
-    scores_BM = None if scores_BN is None else _score_spans(scores_BN, real_BMG)
+    scores_BM = None if scores_BN is None else _score_spans(scores_BN, mask_BN, span)
     plan = choose(scores_BM, mask_BM, stage.spans)
 
     slots = stage.slots(num_tokens)
@@ -61,12 +61,16 @@ def pool_spans(
     )
 
 
-def _score_spans(scores_BN: Tensor, real_BMG: Tensor) -> Tensor:
-    """The sum of a span's logits over √G, which spreads as those of single tokens do, through the sigmoid again."""
-    span = real_BMG.shape[-1]
-    logits_BN = scores_BN.clamp(LEAST_SCORE, 1 - LEAST_SCORE).logit()
-    sums_BM = torch.where(real_BMG, _cut(logits_BN, span), 0).sum(-1)
-    return (sums_BM * span**-0.5).sigmoid().clamp(min=LEAST_SCORE)
+def _score_spans(scores_BN: Tensor, mask_BN: Tensor, span: int) -> Tensor:
+    """The mean of a span's logits, its distance to the document's stretched by √G, through the sigmoid again.
+
+    So spans differ as much as single tokens that know nothing of each other, around the same level. Plain means lie so
+    close together that a tournament averages them, and so do sums, whose sigmoid is 1.
+    """
+    logits_BN = scores_BN.clamp(LEAST_SCORE, 1 - LEAST_SCORE).logit().where(mask_BN, 0)
+    level_B1 = logits_BN.sum(1, keepdim=True) / mask_BN.sum(1, keepdim=True).clamp(min=1)
+    mean_BM = _cut(logits_BN, span).sum(-1) / _cut(mask_BN, span).sum(-1).clamp(min=1)
+    return (level_B1 + (mean_BM - level_B1) * span**0.5).sigmoid().clamp(min=LEAST_SCORE)
 
 
 def _cut(x_BN: Tensor, span: int) -> Tensor:
