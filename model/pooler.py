@@ -15,7 +15,7 @@ from transpooler.model.layers.norms import FinalNorm
 from transpooler.model.layers.streaming import map_in_pieces
 from transpooler.model.layout import Layout
 from transpooler.model.ops.exploration import document_keys, gumbel_noise
-from transpooler.model.ops.operators import OPERATORS
+from transpooler.model.ops.operators import OPERATORS, tie_scores
 from transpooler.model.ops.schedule import PoolingStage, schedule_that_keeps
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.argument_checks import promote
@@ -114,7 +114,7 @@ class Pooler(GradientCheckpointingLayer):
             plan = self._pool(pooled_BND.new_empty(*share.mask_BN.shape, 0), scores_BN, share.mask_BN)
         embeddings = share.sum_slots(pooled_BND, plan)
         if scores_BN is not None:  # all ranks go back through the sum of the scores, whether or not anything was chosen
-            embeddings = embeddings + 0 * scores_BN.sum().to(embeddings.dtype)
+            embeddings = tie_scores(embeddings, scores_BN)
         return plan._replace(embeddings=embeddings)
 
     def _pool(self, embeddings_BND: Tensor, scores_BN: Tensor | None, mask_BN: Tensor) -> SoftTopK:

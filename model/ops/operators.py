@@ -45,9 +45,16 @@ def successive_halving(
         rounds = round(-math.log2(stage.single_ratio))
         return soft_topk(embeddings_BND, scores_BN, k_B, slots=slots, rounds=rounds, **settings)
     pooled = soft_topk(embeddings_BND, scores_BN, stage.length, **settings)
-    # Where nothing is pooled the result does not depend on the scorer. It takes part with zero all the same: ranks
-    # whose documents are short must reduce the same gradients as the others.
-    return pooled._replace(embeddings=pooled.embeddings + 0 * scores_BN.sum().to(embeddings_BND.dtype))
+    return pooled._replace(embeddings=tie_scores(pooled.embeddings, scores_BN))
+
+
+def tie_scores(embeddings_BSD: Tensor, scores_BN: Tensor) -> Tensor:
+    """The same embeddings, to which the scores contribute zero.
+
+    Where nothing is pooled they do not depend on the scorer otherwise, and ranks whose documents are short must reduce
+    the same gradients as the others.
+    """
+    return embeddings_BSD + 0 * scores_BN.sum().to(embeddings_BSD.dtype)
 
 
 OPERATORS = {

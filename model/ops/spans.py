@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transpooler.model.ops.operators import tie_scores
 from transpooler.model.ops.schedule import PoolingStage
 from transpooler.model.ops.soft_topk import SoftTopK
 from transpooler.model.ops.soft_topk.plain import group_sum
@@ -33,26 +34,23 @@ def pool_spans(
     Scores lie in (0, 1], as of `Pooler`; mask_BN bool, real tokens in front. Embeddings are summed as in `soft_topk`.
     """
     span, num_tokens = stage.span, mask_BN.shape[1]
-    length_B = mask_BN.sum(1)
-    is_whole_B = stage.slots_of_each(length_B) >= length_B
+    length_B1 = mask_BN.sum(1, keepdim=True)
+    kept_B1 = stage.slots_of_each(length_B1)
     real_BMG = _cut(mask_BN, span)
-    mask_BM = real_BMG.all(-1) | (is_whole_B[:, None] & real_BMG.any(-1))
+    mask_BM = real_BMG.all(-1) | ((kept_B1 >= length_B1) & real_BMG.any(-1))
     scores_BM = None if scores_BN is None else _score_spans(scores_BN, mask_BN, span)
     plan = choose(scores_BM, mask_BM, stage.spans)
 
     slots = stage.slots(num_tokens)
-    place_N, place_S = (torch.arange(number, device=mask_BN.device) % span for number in (num_tokens, slots))
+    token_N, slot_S = (torch.arange(number, device=mask_BN.device) for number in (num_tokens, slots))
     groups_BN = spread_spans(plan.groups, span, num_tokens)
-    groups_BN = torch.where(mask_BN & (groups_BN >= 0), groups_BN * span + place_N, -1)
+    groups_BN = torch.where(mask_BN & (groups_BN >= 0), groups_BN * span + token_N % span, -1)
     weights_BN = spread_spans(plan.weights, span, num_tokens) * mask_BN
-    positions_BS = spread_spans(plan.positions, span, slots) * span + place_S
-    is_real_BS = mask_BN.gather(1, positions_BS.clamp(max=num_tokens - 1))
-    mask_BS = spread_spans(plan.mask, span, slots) & (positions_BS < num_tokens) & is_real_BS
+    positions_BS = spread_spans(plan.positions, span, slots) * span + slot_S % span
+    mask_BS = slot_S < kept_B1
     embeddings = group_sum(embeddings_BND, weights_BN, groups_BN, slots, "auto")
-    if scores_BN is not None:  # the scorer takes part where everything is kept, too, as in `successive_halving`
-        embeddings = embeddings + 0 * scores_BN.sum().to(embeddings.dtype)
     return SoftTopK(
-        embeddings=embeddings,
+        embeddings=embeddings if scores_BN is None else tie_scores(embeddings, scores_BN),
         mask=mask_BS,
         scores=spread_spans(plan.scores, span, slots),
         positions=torch.where(mask_BS, positions_BS, 0),
